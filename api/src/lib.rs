@@ -1,1 +1,22 @@
-//! placeholder
+//! `TargetGroupBinding`: its versions, their conversion, defaulting and rules.
+//!
+//! Everything here is a function of values: no clock, no network, no async. The webhook and the controller read
+//! objects through the same types and hold them against the same rules, so what admission admits is what the
+//! controller parses.
+//!
+//! - [`v1`]: the hub version as types; v1beta1 and v1alpha1 are only ever seen as JSON, by [`convert`].
+//! - [`arn`], [`target_group`], [`service`]: the values that bindings refer to.
+//! - [`crd`]: the CustomResourceDefinition with all versions.
+//! - [`convert`]: the conversion between versions, on JSON.
+//! - [`defaulting`], [`rules`]: what admission fills in, refuses and warns of.
+//! - [`names`]: names that are shared with the AWS Load Balancer Controller and must stay.
+
+pub mod arn;
+pub mod convert;
+pub mod crd;
+pub mod defaulting;
+pub mod names;
+pub mod rules;
+pub mod service;
+pub mod target_group;
+pub mod v1;
