@@ -1,1 +1,15 @@
-//! placeholder
+//! What tgb needs from AWS, as values, and the one adapter that speaks to it.
+//!
+//! - [`values`]: targets, security groups and their rules, network interfaces: plain data that the pure parts of the
+//!   controller work on.
+//! - [`Aws`]: the calls, each one request (or its pages) and no decision; the only place that names the AWS SDK.
+//! - [`AwsError`]: what AWS answered, with a class that says what to do about it.
+
+mod client;
+mod error;
+mod limits;
+pub mod values;
+
+pub use client::{Aws, Identity, Settings, TargetGroupQuery};
+pub use error::{AwsError, Class};
+pub use limits::{CallClass, Limits};

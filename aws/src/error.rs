@@ -1,0 +1,93 @@
+//! What went wrong at AWS, and what to do about it.
+
+/// What to do about an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// The same call may go through later.
+    Retry,
+    /// The same call will fail again until a person or another call changes something.
+    Terminal,
+    /// AWS (or our own budget) asks for patience; only this class of calls slows down.
+    Throttled,
+}
+
+/// An AWS call that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{operation}: {code}: {message}")]
+pub struct AwsError {
+    /// The action, as in `RegisterTargets`.
+    pub operation: &'static str,
+    /// AWS's code, as in `TargetGroupNotFound`; ours for failures without an answer: `Timeout`, `Unreachable`,
+    /// `NoCredentials`.
+    pub code: String,
+    /// AWS's sentence.
+    pub message: String,
+}
+
+impl AwsError {
+    /// What to do about it. Codes as AWS's SDKs class them (AWS SDK reference guide, "Retry behavior").
+    pub fn class(&self) -> Class {
+        match self.code.as_str() {
+            "Throttling"
+            | "ThrottlingException"
+            | "ThrottledException"
+            | "RequestThrottled"
+            | "RequestThrottledException"
+            | "TooManyRequestsException"
+            | "RequestLimitExceeded"
+            | "BandwidthLimitExceeded"
+            | "SlowDown"
+            | "PriorRequestNotComplete"
+            | "EC2ThrottledException" => Class::Throttled,
+            "Timeout"
+            | "Unreachable"
+            | "RequestTimeout"
+            | "RequestTimeoutException"
+            | "InternalError"
+            | "InternalFailure"
+            | "ServiceUnavailable"
+            | "Unavailable"
+            | "HealthUnavailable"
+            | "ExpiredToken"
+            | "ExpiredTokenException"
+            | "RequestExpired" => Class::Retry,
+            _ => Class::Terminal,
+        }
+    }
+
+    /// The target group is gone (DescribeTargetGroups, RegisterTargets, …).
+    pub fn is_target_group_not_found(&self) -> bool {
+        matches!(self.code.as_str(), "TargetGroupNotFound" | "TargetGroupNotFoundException")
+    }
+
+    /// AWS refuses the caller: a missing permission, or credentials that do not hold.
+    pub fn is_access_denied(&self) -> bool {
+        matches!(
+            self.code.as_str(),
+            "AccessDenied"
+                | "AccessDeniedException"
+                | "UnauthorizedOperation"
+                | "AuthFailure"
+                | "InvalidClientTokenId"
+                | "UnrecognizedClientException"
+                | "SignatureDoesNotMatch"
+                | "OptInRequired"
+                | "NoCredentials"
+        )
+    }
+
+    /// RegisterTargets wants an availability zone, or another one (the texts of `ValidationError` vary by load
+    /// balancer, so all known ones are looked for).
+    pub fn wants_zone(&self) -> bool {
+        let text = self.message.to_ascii_lowercase();
+        self.code == "ValidationError" && text.contains("must specify") && text.contains("availability zone")
+    }
+
+    /// A target group or load balancer is full.
+    pub fn is_target_limit(&self) -> bool {
+        matches!(
+            self.code.as_str(),
+            "TooManyTargets" | "TooManyTargetsException" | "TooManyRegistrationsForTargetId"
+        )
+    }
+}

@@ -1,0 +1,169 @@
+//! Plain data that AWS takes and answers.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// What RegisterTargets takes. Its key in a target group is (id, port).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Target {
+    /// An IP address or an instance id.
+    pub id: String,
+    /// The port.
+    pub port: u16,
+    /// `all` or a zone; only for addresses outside of the VPC.
+    pub zone: Option<String>,
+    /// `0x` and 16 hexadecimal digits; only for QUIC protocols.
+    pub quic_server_id: Option<String>,
+}
+
+/// A target as DescribeTargetHealth shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObservedTarget {
+    /// What is registered; send it as it stands here to deregister it.
+    pub target: Target,
+    /// How it fares.
+    pub state: TargetState,
+    /// AWS's machine reason, as in `Target.FailedHealthChecks`.
+    pub reason: Option<String>,
+    /// AWS's sentence for people.
+    pub description: Option<String>,
+}
+
+/// The states of DescribeTargetHealth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TargetState {
+    /// Being registered or checked for the first time.
+    Initial,
+    /// Gets traffic.
+    Healthy,
+    /// Fails its health checks.
+    Unhealthy,
+    /// Being deregistered (also `unhealthy.draining`).
+    Draining,
+    /// Gets no traffic: not attached, zone not enabled, not registered, stopped.
+    Unused,
+    /// No health to speak of.
+    Unavailable,
+}
+
+impl TargetState {
+    /// AWS's word; the two kinds of draining are one.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Initial => "initial",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+            Self::Draining => "draining",
+            Self::Unused => "unused",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
+
+/// A VPC's own networks; blocks that are not associated are left out.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Vpc {
+    /// `vpc-…`.
+    pub id: String,
+    /// IPv4 and IPv6 blocks.
+    pub cidrs: Vec<String>,
+}
+
+/// A subnet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Subnet {
+    /// `subnet-…`.
+    pub id: String,
+    /// Its zone.
+    pub zone: String,
+    /// IPv4 and IPv6 blocks.
+    pub cidrs: Vec<String>,
+}
+
+/// A network interface.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NetworkInterface {
+    /// `eni-…`.
+    pub id: String,
+    /// The instance that it is attached to.
+    pub instance_id: Option<String>,
+    /// 0 is the primary one.
+    pub device_index: Option<i32>,
+    /// Single addresses, IPv4 and IPv6.
+    pub addresses: Vec<IpAddr>,
+    /// Delegated prefixes in CIDR notation, IPv4 and IPv6.
+    pub prefixes: Vec<String>,
+    /// Its security groups.
+    pub security_groups: Vec<String>,
+}
+
+/// A security group.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SecurityGroup {
+    /// `sg-…`.
+    pub id: String,
+    /// Its tags.
+    pub tags: BTreeMap<String, String>,
+}
+
+/// Transport protocol of a rule, as EC2 writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RuleProtocol {
+    /// `tcp`.
+    Tcp,
+    /// `udp`.
+    Udp,
+}
+
+impl RuleProtocol {
+    /// EC2's word.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        }
+    }
+}
+
+/// Where a rule admits traffic from.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Source {
+    /// The members of a security group.
+    SecurityGroup(String),
+    /// A network in canonical CIDR notation (no host bits), IPv4 or IPv6.
+    Cidr(String),
+}
+
+/// What makes a rule for EC2: its identity. The description is no part of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Permission {
+    /// Transport.
+    pub protocol: RuleProtocol,
+    /// The first port.
+    pub from_port: u16,
+    /// The last port.
+    pub to_port: u16,
+    /// From where.
+    pub source: Source,
+}
+
+/// An inbound rule of a security group that a [`Permission`] can say. Others (all protocols, prefix lists, ICMP) are
+/// never ours and are left out, but counted by [`SecurityGroupRules::others`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// `sgr-…`.
+    pub id: String,
+    /// Its identity.
+    pub permission: Permission,
+    /// Its description; empty if there is none.
+    pub description: String,
+}
+
+/// The inbound rules of one security group.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SecurityGroupRules {
+    /// Those that a permission can say.
+    pub rules: Vec<Rule>,
+    /// How many more there are.
+    pub others: usize,
+}
