@@ -66,7 +66,7 @@ struct Inner {
     vpc_id: Option<String>,
     cluster_name: String,
     /// Clients with assumed roles, by (role, external id). The lock is held only to find the cell of a role.
-    assumed: Mutex<HashMap<(String, Option<String>), Arc<OnceCell<aws_sdk_elasticloadbalancingv2::Client>>>>,
+    assumed: Mutex<HashMap<(String, Option<String>), RoleClient>>,
     elb_describe: Bucket,
     elb_targets: Bucket,
     ec2_describe: Bucket,
@@ -78,6 +78,9 @@ impl std::fmt::Debug for Aws {
         f.debug_struct("Aws").field("region", &self.0.region).finish_non_exhaustive()
     }
 }
+
+/// A client that is made once, by whoever needs it first.
+type RoleClient = Arc<OnceCell<aws_sdk_elasticloadbalancingv2::Client>>;
 
 type Answer<T> = Result<T, AwsError>;
 
