@@ -1,2 +1,183 @@
-//! placeholder
-fn main() {}
+//! `tgb-controller`: keeps target groups and security groups as TargetGroupBindings say.
+//!
+//! Watches feed an [`index`]; every binding has a worker ([`reconcile`]) that asks pure functions what is wanted
+//! ([`desired`]) and what to do about it ([`plan`]), does it, and reports ([`status`]).
+
+mod desired;
+mod index;
+mod plan;
+mod reconcile;
+mod run;
+mod status;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+/// Keeps target groups and security groups as TargetGroupBindings say.
+///
+/// Exit codes: 0 after a clean stop, 1 when something is missing at start or the lease is lost, 2 for wrong flags.
+#[derive(Debug, Parser)]
+#[command(name = "tgb-controller", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the controller.
+    Run(Box<Flags>),
+}
+
+/// Flags of `run`; each also by environment variable.
+#[derive(Debug, Clone, Args)]
+struct Flags {
+    /// Name of the cluster: in rule descriptions and tags, and in session names.
+    #[arg(long, env = "TGB_CLUSTER_NAME")]
+    cluster_name: String,
+    /// Region; otherwise from the environment, the profile or the instance metadata service.
+    #[arg(long, env = "TGB_AWS_REGION")]
+    aws_region: Option<String>,
+    /// VPC of the cluster.
+    #[arg(long, env = "TGB_AWS_VPC_ID")]
+    aws_vpc_id: Option<String>,
+    /// Kubeconfig; otherwise from $KUBECONFIG or the pod's service account.
+    #[arg(long, env = "TGB_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+    /// Look at these namespaces only; needs --rule-owner.
+    #[arg(long, env = "TGB_WATCH_NAMESPACES", value_delimiter = ',', requires = "rule_owner")]
+    watch_namespaces: Vec<String>,
+    /// Marks the security group rules of this installation beside others in the same cluster.
+    #[arg(long, env = "TGB_RULE_OWNER")]
+    rule_owner: Option<String>,
+    /// How log lines look.
+    #[arg(long, env = "TGB_LOG_FORMAT", default_value = "text")]
+    log_format: LogFormat,
+    /// What is logged: error, warn, info, debug, trace, or filters by target.
+    #[arg(long, env = "TGB_LOG_LEVEL", default_value = "info")]
+    log_level: String,
+    /// Address of /livez, /readyz and /metrics.
+    #[arg(long, env = "TGB_HTTP_LISTEN", default_value = ":8080")]
+    http_listen: String,
+    /// Namespace of the leader's lease; the pod's own by default.
+    #[arg(long, env = "TGB_LEASE_NAMESPACE")]
+    lease_namespace: Option<String>,
+    /// Name of the leader's lease.
+    #[arg(long, env = "TGB_LEASE_NAME", default_value = "tgb-controller")]
+    lease_name: String,
+    /// Compute and show plans, write nothing to AWS.
+    #[arg(long, env = "TGB_OBSERVE")]
+    observe: bool,
+    /// If no endpoint qualifies, those on nodes of unknown state do.
+    #[arg(long, env = "TGB_ENDPOINTS_FAIL_OPEN", num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
+    endpoints_fail_open: bool,
+    /// Register endpoints without a pod, too: whoever may write EndpointSlices can then register any address.
+    #[arg(long, env = "TGB_ENDPOINTS_WITHOUT_PODS")]
+    endpoints_without_pods: bool,
+    /// Where the last targets stay while pods run but none is ready.
+    #[arg(long, env = "TGB_KEEP_LAST_TARGETS", default_value = "instance")]
+    keep_last_targets: run::KeepLast,
+    /// How long targets that run outlive their Service or port.
+    #[arg(long, env = "TGB_MISSING_BACKEND_GRACE", default_value = "30s", value_parser = duration)]
+    missing_backend_grace: Duration,
+    /// How long a healthy target that runs waits for a healthy successor.
+    #[arg(long, env = "TGB_SWAP_GRACE", default_value = "5m", value_parser = duration)]
+    swap_grace: Duration,
+    /// Register at most this many targets per target group.
+    #[arg(long, env = "TGB_MAX_TARGETS_PER_TARGET_GROUP")]
+    max_targets_per_target_group: Option<usize>,
+    /// How often target health is read.
+    #[arg(long, env = "TGB_HEALTH_POLL", default_value = "60s", value_parser = duration)]
+    health_poll: Duration,
+    /// Most reads of target health per second, over all target groups.
+    #[arg(long, env = "TGB_POLL_RATE", default_value_t = 2.0)]
+    poll_rate: f64,
+    /// How often everything is compared again.
+    #[arg(long, env = "TGB_RESYNC", default_value = "10m", value_parser = duration)]
+    resync: Duration,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Json,
+    Text,
+}
+
+impl Flags {
+    fn settings(&self) -> run::Settings {
+        run::Settings {
+            observe: self.observe,
+            switches: desired::Switches {
+                endpoints_fail_open: self.endpoints_fail_open,
+                endpoints_without_pods: self.endpoints_without_pods,
+            },
+            keep_last: self.keep_last_targets,
+            missing_backend_grace: self.missing_backend_grace,
+            swap_grace: self.swap_grace,
+            max_targets: self.max_targets_per_target_group,
+            health_poll: self.health_poll,
+            poll_rate: self.poll_rate.max(0.01),
+            resync: self.resync,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let Command::Run(flags) = Cli::parse().command;
+    log(&flags);
+    // Two providers in one binary would make rustls panic at the first connection.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: no runtime: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run::run(*flags)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            eprintln!("error: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn log(flags: &Flags) {
+    let filter = tracing_subscriber::EnvFilter::new(&flags.log_level);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match flags.log_format {
+        LogFormat::Json => builder.json().init(),
+        LogFormat::Text => builder.init(),
+    }
+}
+
+/// Reads `500ms`, `30s`, `5m`, `1h`.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: f64 =
+        digits.parse().map_err(|_| "expected a number and ms, s, m or h, as in 30s".to_owned())?;
+    let unit = match text.strip_prefix(digits) {
+        Some("ms") => 0.001,
+        Some("s") => 1.0,
+        Some("m") => 60.0,
+        Some("h") => 3600.0,
+        _ => return Err("expected a number and ms, s, m or h, as in 30s".to_owned()),
+    };
+    Duration::try_from_secs_f64(number * unit).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_written_with_a_unit() {
+        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert!(duration("5").is_err() && duration("-1s").is_err() && duration("").is_err());
+    }
+}

@@ -1,0 +1,443 @@
+//! What the cluster looks like, stripped to what decisions need, and which bindings a change concerns.
+//!
+//! Nothing here waits or calls: watches put objects in ([`Index::put_pod`], …) and get back the keys of the bindings
+//! to look at; [`crate::desired`] reads it.
+
+use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::api::discovery::v1 as discovery;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use tgb_api::names;
+use tgb_api::service::Service;
+use tgb_api::v1::TargetGroupBinding;
+
+/// Namespace and name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Key {
+    pub(crate) namespace: Arc<str>,
+    pub(crate) name: Arc<str>,
+}
+
+impl Key {
+    pub(crate) fn new(namespace: &str, name: &str) -> Self {
+        Self { namespace: Arc::from(namespace), name: Arc::from(name) }
+    }
+
+    pub(crate) fn of(meta: &ObjectMeta) -> Self {
+        Self::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// The bindings that a change concerns.
+pub(crate) type Concerned = BTreeSet<Key>;
+
+/// An EndpointSlice.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Slice {
+    /// `IPv4`, `IPv6` or `FQDN`.
+    pub(crate) address_type: String,
+    pub(crate) ports: Vec<SlicePort>,
+    pub(crate) endpoints: Vec<Endpoint>,
+}
+
+/// A port of a slice: the Service port's name (empty where it has none) and what the pods listen on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct SlicePort {
+    pub(crate) name: String,
+    pub(crate) protocol: String,
+    pub(crate) port: u16,
+}
+
+/// An endpoint of a slice.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Endpoint {
+    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) ready: bool,
+    /// The pod of the slice's namespace that `targetRef` names.
+    pub(crate) pod: Option<Arc<str>>,
+    pub(crate) node: Option<String>,
+}
+
+/// A pod.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Pod {
+    pub(crate) uid: String,
+    pub(crate) ips: Vec<IpAddr>,
+    /// Neither finished nor terminating.
+    pub(crate) running: bool,
+    pub(crate) containers_ready: bool,
+    pub(crate) node: Option<String>,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// Readiness gates of ours with the condition's (status, reason, message), if it is set.
+    pub(crate) gates: BTreeMap<String, Option<(String, String, String)>>,
+    /// Container ports by name.
+    pub(crate) ports: BTreeMap<String, u16>,
+    /// The annotation `vpc.amazonaws.com/pod-eni`.
+    pub(crate) eni: Option<String>,
+    /// QUIC server ids by container port.
+    pub(crate) quic: BTreeMap<u16, String>,
+}
+
+/// Whether a node is ready, as its condition says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum NodeReady {
+    Yes,
+    No,
+    #[default]
+    Unknown,
+}
+
+/// A node.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Node {
+    pub(crate) ready: NodeReady,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// About to be taken away by cluster-autoscaler or Karpenter.
+    pub(crate) leaving: bool,
+    pub(crate) provider_id: String,
+    pub(crate) addresses: Vec<IpAddr>,
+}
+
+impl Node {
+    /// The EC2 instance, if the provider id names one (`aws:///eu-west-1a/i-0123`).
+    pub(crate) fn instance_id(&self) -> Option<&str> {
+        let (scheme, rest) = self.provider_id.split_once("://")?;
+        let id = rest.rsplit('/').next()?;
+        let digits = id.strip_prefix("i-")?;
+        (scheme == "aws" && !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_alphanumeric()))
+            .then_some(id)
+    }
+
+    /// The zone label.
+    pub(crate) fn zone(&self) -> Option<&str> {
+        self.labels.get("topology.kubernetes.io/zone").map(String::as_str)
+    }
+}
+
+/// Everything that is watched.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    pub(crate) bindings: BTreeMap<Key, Arc<TargetGroupBinding>>,
+    pub(crate) services: HashMap<Key, Service>,
+    pub(crate) pods: HashMap<Key, Pod>,
+    pub(crate) nodes: BTreeMap<Arc<str>, Node>,
+    slices: HashMap<Key, BTreeMap<Arc<str>, Slice>>,
+    slice_owner: HashMap<Key, Key>,
+    by_service: HashMap<Key, Concerned>,
+    by_ip: HashMap<IpAddr, BTreeSet<Key>>,
+}
+
+impl Index {
+    /// The slices of a Service.
+    pub(crate) fn slices(&self, service: &Key) -> impl Iterator<Item = &Slice> {
+        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+    }
+
+    /// Every slice.
+    pub(crate) fn slice_keys(&self) -> impl Iterator<Item = &Key> {
+        self.slice_owner.keys()
+    }
+
+    /// The pods that have an address.
+    pub(crate) fn pods_at(&self, ip: &IpAddr) -> impl Iterator<Item = (&Key, &Pod)> {
+        self.by_ip.get(ip).into_iter().flatten().filter_map(|key| self.pods.get_key_value(key))
+    }
+
+    /// The bindings that name a target group, the oldest first.
+    pub(crate) fn bindings_of(&self, arn: &str) -> Vec<&Arc<TargetGroupBinding>> {
+        let mut found: Vec<_> = self
+            .bindings
+            .values()
+            .filter(|binding| binding.spec.target_group.arn().or_else(|| resolved_arn(binding)) == Some(arn))
+            .collect();
+        found.sort_by_key(|binding| {
+            let created = binding.metadata.creation_timestamp.as_ref().map(|time| time.0);
+            (created, binding.namespace().to_owned(), binding.name().to_owned())
+        });
+        found
+    }
+
+    pub(crate) fn put_binding(&mut self, binding: TargetGroupBinding) -> Concerned {
+        let key = Key::of(&binding.metadata);
+        let mut concerned = Concerned::from([key.clone()]);
+        if let Some(old) = self.bindings.get(&key) {
+            let service = Key::new(&key.namespace, &old.spec.service_ref.name);
+            if let Some(users) = self.by_service.get_mut(&service) {
+                users.remove(&key);
+            }
+            if !old.is_terminating() && binding.is_terminating() {
+                concerned.extend(self.companions(old));
+            }
+        }
+        let service = Key::new(&key.namespace, &binding.spec.service_ref.name);
+        self.by_service.entry(service).or_default().insert(key.clone());
+        self.bindings.insert(key, Arc::new(binding));
+        concerned
+    }
+
+    pub(crate) fn remove_binding(&mut self, key: &Key) -> Concerned {
+        let mut concerned = Concerned::from([key.clone()]);
+        if let Some(old) = self.bindings.remove(key) {
+            let service = Key::new(&key.namespace, &old.spec.service_ref.name);
+            if let Some(users) = self.by_service.get_mut(&service) {
+                users.remove(key);
+                if users.is_empty() {
+                    self.by_service.remove(&service);
+                }
+            }
+            concerned.extend(self.companions(&old));
+        }
+        concerned
+    }
+
+    pub(crate) fn put_service(&mut self, service: &core::Service) -> Concerned {
+        let key = Key::of(&service.metadata);
+        self.services.insert(key.clone(), Service::read(service));
+        self.users(&key)
+    }
+
+    pub(crate) fn remove_service(&mut self, key: &Key) -> Concerned {
+        self.services.remove(key);
+        self.users(key)
+    }
+
+    pub(crate) fn put_slice(&mut self, slice: &discovery::EndpointSlice) -> Concerned {
+        let key = Key::of(&slice.metadata);
+        let label = slice.metadata.labels.as_ref().and_then(|labels| labels.get(names::SERVICE_NAME_LABEL));
+        let Some(service) = label.map(|name| Key::new(&key.namespace, name)) else {
+            return self.remove_slice(&key);
+        };
+        let mut concerned = Concerned::new();
+        if self.slice_owner.get(&key).is_some_and(|owner| *owner != service) {
+            concerned.extend(self.remove_slice(&key));
+        }
+        let read = read_slice(slice);
+        self.slice_owner.insert(key.clone(), service.clone());
+        let slices = self.slices.entry(service.clone()).or_default();
+        if slices.get(&key.name) != Some(&read) {
+            slices.insert(key.name, read);
+            concerned.extend(self.users(&service));
+        }
+        concerned
+    }
+
+    pub(crate) fn remove_slice(&mut self, key: &Key) -> Concerned {
+        let Some(service) = self.slice_owner.remove(key) else { return Concerned::new() };
+        if let Some(slices) = self.slices.get_mut(&service) {
+            slices.remove(&key.name);
+            if slices.is_empty() {
+                self.slices.remove(&service);
+            }
+        }
+        self.users(&service)
+    }
+
+    pub(crate) fn put_pod(&mut self, pod: &core::Pod) -> Concerned {
+        let key = Key::of(&pod.metadata);
+        let read = read_pod(pod);
+        if self.pods.get(&key) == Some(&read) {
+            return Concerned::new();
+        }
+        self.forget_addresses(&key);
+        for ip in &read.ips {
+            self.by_ip.entry(*ip).or_default().insert(key.clone());
+        }
+        self.pods.insert(key.clone(), read);
+        self.users_of_pod(&key)
+    }
+
+    pub(crate) fn remove_pod(&mut self, key: &Key) -> Concerned {
+        let concerned = self.users_of_pod(key);
+        self.forget_addresses(key);
+        self.pods.remove(key);
+        concerned
+    }
+
+    pub(crate) fn put_node(&mut self, node: &core::Node) -> Concerned {
+        let name: Arc<str> = Arc::from(node.metadata.name.as_deref().unwrap_or_default());
+        let read = read_node(node);
+        if self.nodes.get(&name) == Some(&read) {
+            return Concerned::new();
+        }
+        self.nodes.insert(name, read);
+        self.bindings.keys().cloned().collect()
+    }
+
+    pub(crate) fn remove_node(&mut self, key: &Key) -> Concerned {
+        self.nodes.remove(&key.name);
+        self.bindings.keys().cloned().collect()
+    }
+
+    // ---- details ----
+
+    fn companions(&self, binding: &TargetGroupBinding) -> Concerned {
+        let arn = binding.spec.target_group.arn().or_else(|| resolved_arn(binding));
+        arn.map(|arn| self.bindings_of(arn).iter().map(|other| Key::of(&other.metadata)).collect())
+            .unwrap_or_default()
+    }
+
+    fn users(&self, service: &Key) -> Concerned {
+        self.by_service.get(service).cloned().unwrap_or_default()
+    }
+
+    /// The bindings whose Service has the pod in a slice or selects it.
+    fn users_of_pod(&self, key: &Key) -> Concerned {
+        let in_namespace = self.by_service.iter().filter(|(service, _)| service.namespace == key.namespace);
+        in_namespace
+            .filter(|(service, _)| {
+                let is_endpoint = self
+                    .slices(service)
+                    .flat_map(|slice| &slice.endpoints)
+                    .any(|endpoint| endpoint.pod.as_deref() == Some(&*key.name));
+                let pod = self.pods.get(key);
+                is_endpoint
+                    || pod
+                        .zip(self.services.get(*service))
+                        .is_some_and(|(pod, service)| service.selects(&pod.labels))
+            })
+            .flat_map(|(_, users)| users.iter().cloned())
+            .collect()
+    }
+
+    fn forget_addresses(&mut self, key: &Key) {
+        let Some(old) = self.pods.get(key) else { return };
+        for ip in &old.ips {
+            if let Some(keys) = self.by_ip.get_mut(ip) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.by_ip.remove(ip);
+                }
+            }
+        }
+    }
+}
+
+/// The ARN that an earlier pass resolved.
+pub(crate) fn resolved_arn(binding: &TargetGroupBinding) -> Option<&str> {
+    binding.status.as_ref().and_then(|status| status.target_group_arn.as_deref())
+}
+
+fn port(number: Option<i32>) -> Option<u16> {
+    number.and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0)
+}
+
+fn read_slice(slice: &discovery::EndpointSlice) -> Slice {
+    let ports = slice.ports.as_deref().unwrap_or_default().iter().filter_map(|entry| {
+        Some(SlicePort {
+            name: entry.name.clone().unwrap_or_default(),
+            protocol: entry.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+            port: port(entry.port)?,
+        })
+    });
+    let endpoints = slice.endpoints.as_deref().unwrap_or_default().iter().map(|endpoint| Endpoint {
+        addresses: endpoint.addresses.iter().filter_map(|text| text.parse().ok()).collect(),
+        ready: endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true),
+        pod: endpoint
+            .target_ref
+            .as_ref()
+            .filter(|reference| reference.kind.as_deref() == Some("Pod"))
+            .and_then(|reference| reference.name.as_deref())
+            .map(Arc::from),
+        node: endpoint.node_name.clone(),
+    });
+    Slice { address_type: slice.address_type.clone(), ports: ports.collect(), endpoints: endpoints.collect() }
+}
+
+fn read_pod(pod: &core::Pod) -> Pod {
+    let spec = pod.spec.as_ref();
+    let status = pod.status.as_ref();
+    let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let condition = |kind: &str| conditions.iter().find(|condition| condition.type_ == kind);
+    let finished = matches!(status.and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"));
+    let mut ips: Vec<IpAddr> = status
+        .and_then(|status| status.pod_ips.as_deref())
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|entry| entry.ip.parse().ok())
+        .collect();
+    if let (true, Some(ip)) = (ips.is_empty(), status.and_then(|status| status.pod_ip.as_deref())) {
+        ips.extend(ip.parse::<IpAddr>());
+    }
+    let gates = spec.and_then(|spec| spec.readiness_gates.as_deref()).unwrap_or_default();
+    let gates = gates
+        .iter()
+        .map(|gate| &gate.condition_type)
+        .filter(|kind| kind.starts_with(names::READINESS_GATE_PREFIX))
+        .map(|kind| {
+            let state = condition(kind).map(|condition| {
+                (
+                    condition.status.clone(),
+                    condition.reason.clone().unwrap_or_default(),
+                    condition.message.clone().unwrap_or_default(),
+                )
+            });
+            (kind.clone(), state)
+        });
+    let containers = spec.map(|spec| spec.containers.as_slice()).unwrap_or_default();
+    let mut ports = BTreeMap::new();
+    let mut quic = BTreeMap::new();
+    for container in containers {
+        let id = container
+            .env
+            .iter()
+            .flatten()
+            .find(|variable| variable.name == names::QUIC_ENVIRONMENT_VARIABLE)
+            .and_then(|variable| variable.value.clone());
+        for entry in container.ports.iter().flatten() {
+            let Some(number) = port(Some(entry.container_port)) else { continue };
+            if let Some(name) = &entry.name {
+                ports.insert(name.clone(), number);
+            }
+            if let Some(id) = &id {
+                quic.insert(number, id.clone());
+            }
+        }
+    }
+    Pod {
+        uid: pod.metadata.uid.clone().unwrap_or_default(),
+        ips,
+        running: !finished && pod.metadata.deletion_timestamp.is_none(),
+        containers_ready: condition("ContainersReady").is_some_and(|condition| condition.status == "True"),
+        node: spec.and_then(|spec| spec.node_name.clone()),
+        labels: pod.metadata.labels.clone().unwrap_or_default(),
+        gates: gates.collect(),
+        ports,
+        eni: pod.metadata.annotations.as_ref().and_then(|all| all.get("vpc.amazonaws.com/pod-eni")).cloned(),
+        quic,
+    }
+}
+
+fn read_node(node: &core::Node) -> Node {
+    let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
+    let ready = conditions.iter().find(|condition| condition.type_ == "Ready");
+    let spec = node.spec.as_ref();
+    let leaving = spec.and_then(|spec| spec.taints.as_deref()).unwrap_or_default().iter().any(|taint| {
+        taint.key == "ToBeDeletedByClusterAutoscaler"
+            || (taint.key == "karpenter.sh/disrupted" && taint.effect == "NoSchedule")
+    });
+    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
+    Node {
+        ready: match ready.map(|condition| condition.status.as_str()) {
+            Some("True") => NodeReady::Yes,
+            Some("False") => NodeReady::No,
+            _ => NodeReady::Unknown,
+        },
+        labels: node.metadata.labels.clone().unwrap_or_default(),
+        leaving,
+        provider_id: spec.and_then(|spec| spec.provider_id.clone()).unwrap_or_default(),
+        addresses: addresses
+            .iter()
+            .filter(|entry| entry.type_ == "InternalIP")
+            .filter_map(|entry| entry.address.parse().ok())
+            .collect(),
+    }
+}

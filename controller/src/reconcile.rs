@@ -1,0 +1,846 @@
+//! One binding's worker: resolves, compares, applies, reports. Workers of different bindings run side by side and share
+//! no lock over a call.
+
+use crate::desired::{Desired, Origin, TargetKey, desired, is_alive, is_of_cluster, zone};
+use crate::index::{Index, Key, resolved_arn};
+use crate::plan::{Plan, Situation, plan};
+use crate::run::{Ctx, Wake};
+use crate::status::{
+    self, BACKEND_RESOLVED, NETWORKING_READY, Report, TARGET_GROUP_RESOLVED, TARGETS_REGISTERED,
+};
+use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tgb_api::arn::TargetGroupArn;
+use tgb_api::names;
+use tgb_api::target_group::{TargetGroup, TargetType};
+use tgb_api::v1::{Sharing, Status, TargetCounts, TargetGroupBinding};
+use tgb_aws::values::{ObservedTarget, Target, TargetState};
+use tgb_aws::{AwsError, Class, TargetGroupQuery};
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+/// RegisterTargets takes more, but larger calls fail at times.
+const BATCH: usize = 200;
+/// Calls that one pass may spend on registering when AWS refuses some targets.
+const CALLS: usize = 16;
+/// Counts are written at most this often.
+const COUNTS_EVERY: Duration = Duration::from_secs(15);
+const BACKOFF_FIRST: Duration = Duration::from_secs(1);
+const BACKOFF_LAST: Duration = Duration::from_secs(60);
+
+/// The worker of a binding; ends when the binding is gone.
+pub(crate) async fn work(ctx: Arc<Ctx>, key: Key, wake: Arc<Wake>) {
+    let mut worker = Worker { ctx, key, memory: Memory::default() };
+    loop {
+        let changed = wake.take_changed();
+        if changed {
+            worker.memory.failures = 0;
+        }
+        let Some(next) = worker.pass().await else { return };
+        tokio::select! {
+            () = wake.notify.notified() => {}
+            () = tokio::time::sleep_until(next) => {}
+        }
+    }
+}
+
+/// What a worker knows from AWS and remembers between passes; lost at a restart without harm.
+#[derive(Default)]
+struct Memory {
+    /// What `group` was resolved from.
+    resolved_from: Option<(Option<String>, Option<String>, Option<String>)>,
+    group: Option<TargetGroup>,
+    group_read: Option<Instant>,
+    /// The last DescribeTargetHealth plus our acknowledged writes since.
+    observed: Option<BTreeMap<TargetKey, ObservedTarget>>,
+    next_poll: Option<Instant>,
+    /// UIDs of the pods that targets were registered for.
+    uids: BTreeMap<TargetKey, String>,
+    unwanted_since: BTreeMap<TargetKey, Instant>,
+    rejected: BTreeMap<TargetKey, (Instant, String)>,
+    first_contact: Option<Instant>,
+    failures: u32,
+    written: Option<Written>,
+}
+
+struct Written {
+    sent_version: Option<String>,
+    version: Option<String>,
+    status: Status,
+    at: Instant,
+}
+
+struct Worker {
+    ctx: Arc<Ctx>,
+    key: Key,
+    memory: Memory,
+}
+
+/// How a pass ended.
+enum Outcome {
+    /// Look again at the next poll, or earlier.
+    Done(Option<Duration>),
+    /// Look again after a backoff.
+    Failed,
+}
+
+impl Worker {
+    /// One pass; the time of the next, or `None` when the binding is gone.
+    async fn pass(&mut self) -> Option<Instant> {
+        let binding = self.ctx.index().bindings.get(&self.key).cloned()?;
+        let mut report = Report::default();
+        let outcome = if binding.is_terminating() {
+            if !self.has_finalizer(&binding) {
+                return Some(Instant::now() + Duration::from_secs(3600));
+            }
+            if self.clean_up(&binding, &mut report).await {
+                return Some(Instant::now() + Duration::from_secs(60));
+            }
+            Outcome::Failed
+        } else {
+            self.reconcile(&binding, &mut report).await
+        };
+        let status_again = self.write_status(&binding, &report).await;
+        let now = Instant::now();
+        let mut next = match outcome {
+            Outcome::Done(again) => {
+                self.memory.failures = 0;
+                let poll = self.memory.next_poll.unwrap_or(now + self.ctx.settings.health_poll);
+                again.map_or(poll, |again| poll.min(now + again))
+            }
+            Outcome::Failed => {
+                self.memory.failures = self.memory.failures.saturating_add(1);
+                let doubled = BACKOFF_FIRST * 2u32.saturating_pow(self.memory.failures.min(8) - 1);
+                now + doubled.min(BACKOFF_LAST).mul_f64(0.8 + fastrand::f64() * 0.4)
+            }
+        };
+        if let Some(again) = status_again {
+            next = next.min(now + again);
+        }
+        Some(next)
+    }
+
+    fn has_finalizer(&self, binding: &TargetGroupBinding) -> bool {
+        binding.metadata.finalizers.iter().flatten().any(|entry| entry == names::FINALIZER)
+    }
+
+    async fn reconcile(&mut self, binding: &Arc<TargetGroupBinding>, report: &mut Report) -> Outcome {
+        let writes = !self.ctx.settings.observe && binding.annotation(names::PAUSED) != Some("true");
+        if binding.spec.networking.is_none() {
+            report.ok(
+                NETWORKING_READY,
+                "NotManaged",
+                "spec.networking is absent: security groups are left alone",
+            );
+        }
+        if writes && !self.has_finalizer(binding) {
+            if let Err(error) = self.set_finalizer(binding, true).await {
+                warn!(binding = %self.key, %error, "could not set the finalizer");
+                return Outcome::Failed;
+            }
+        }
+        let group = match self.resolve(binding, report).await {
+            Ok(group) => group,
+            Err(outcome) => return outcome,
+        };
+        let arn = group.arn.as_str().to_owned();
+        report.target_group_arn = Some(arn.clone());
+        if let Some(owner) = self.owner(binding, &arn) {
+            report.stalled(
+                TARGET_GROUP_RESOLVED,
+                "InUseByAnotherBinding",
+                format!("TGB115 the target group is bound by {owner} already"),
+            );
+            return Outcome::Done(None);
+        }
+        report.ok(TARGET_GROUP_RESOLVED, "Resolved", format!("target group {} exists", group.arn.name()));
+
+        let wanted = desired(&self.ctx.index(), binding, &group, &self.ctx.settings.switches);
+        match &wanted.missing {
+            None => report.ok(
+                BACKEND_RESOLVED,
+                "Resolved",
+                format!("Service {}/{} has the port", self.key.namespace, binding.spec.service_ref.name),
+            ),
+            Some(missing) if missing.is_gone => {
+                report.bad(BACKEND_RESOLVED, missing.reason, missing.message.clone());
+            }
+            // A frozen rule: nothing is registered or deregistered.
+            Some(missing) => {
+                report.stalled(BACKEND_RESOLVED, missing.reason, missing.message.clone());
+                return Outcome::Done(None);
+            }
+        }
+        let targets = match self.with_zones(&wanted, &group).await {
+            Ok(targets) => targets,
+            Err(error) => {
+                report.bad(TARGETS_REGISTERED, "RegistrationFailed", error.to_string());
+                return Outcome::Failed;
+            }
+        };
+
+        if let Err(error) = self.observe(binding, &arn).await {
+            if error.is_target_group_not_found() {
+                self.memory.group = None;
+            }
+            report.bad(TARGETS_REGISTERED, "RegistrationFailed", error.to_string());
+            return Outcome::Failed;
+        }
+        let first_contact = self.foreign_at_first_contact(binding);
+        let plan = self.plan(binding, &arn, &wanted, &targets, &first_contact);
+        let outcome = if writes {
+            self.apply(binding, &arn, &wanted, &plan, report).await
+        } else {
+            report.bad(
+                TARGETS_REGISTERED,
+                "Paused",
+                format!("would register {} and deregister {}", plan.register.len(), plan.deregister.len()),
+            );
+            Outcome::Done(None)
+        };
+        self.report_targets(&wanted, &targets, &plan, &first_contact, report);
+        match outcome {
+            Outcome::Done(_) => Outcome::Done(plan.again_in),
+            failed @ Outcome::Failed => failed,
+        }
+    }
+
+    /// The target group, from memory or from AWS, and whether the rules that are enforced here again let it through.
+    async fn resolve(
+        &mut self,
+        binding: &TargetGroupBinding,
+        report: &mut Report,
+    ) -> Result<TargetGroup, Outcome> {
+        let reference = &binding.spec.target_group;
+        if let Err((reason, message)) = check_reference(binding, &self.ctx) {
+            report.stalled(TARGET_GROUP_RESOLVED, reason, message);
+            return Err(Outcome::Done(None));
+        }
+        let from = (
+            reference.arn().map(str::to_owned),
+            reference.name().map(str::to_owned),
+            reference.role().map(|role| role.role_arn.to_owned()),
+        );
+        if self.memory.resolved_from.as_ref() != Some(&from) {
+            let written = self.memory.written.take();
+            self.memory = Memory { resolved_from: Some(from), written, ..Default::default() };
+        }
+        let fresh = self.memory.group_read.is_some_and(|at| at.elapsed() < self.ctx.settings.resync);
+        if self.memory.group.is_none() || !fresh {
+            let query = match (reference.arn(), reference.name()) {
+                (Some(arn), _) => TargetGroupQuery::Arn(arn),
+                (None, name) => TargetGroupQuery::Name(name.unwrap_or_default()),
+            };
+            match self.ctx.aws.target_groups(reference.role(), query).await {
+                Ok(groups) => {
+                    self.memory.group = groups.into_iter().next();
+                    self.memory.group_read = Some(Instant::now());
+                }
+                Err(error) => {
+                    let (reason, stalled) = reason_of(&error);
+                    let message = match reason {
+                        "TargetGroupNotFound" => format!("TGB110 the target group does not exist: {error}"),
+                        _ => error.to_string(),
+                    };
+                    match stalled {
+                        true => report.stalled(TARGET_GROUP_RESOLVED, reason, message),
+                        false => report.bad(TARGET_GROUP_RESOLVED, reason, message),
+                    }
+                    if reason == "TargetGroupNotFound" {
+                        self.memory.group = None;
+                    }
+                    return Err(Outcome::Failed);
+                }
+            }
+        }
+        let Some(group) = self.memory.group.clone() else {
+            report.stalled(
+                TARGET_GROUP_RESOLVED,
+                "TargetGroupNotFound",
+                "TGB110 the target group does not exist",
+            );
+            return Err(Outcome::Failed);
+        };
+        if let Err((reason, message)) = check_group(binding, &group) {
+            report.stalled(TARGET_GROUP_RESOLVED, reason, message);
+            return Err(Outcome::Done(None));
+        }
+        Ok(group)
+    }
+
+    /// The older binding that owns the target group, if this one may not touch it.
+    fn owner(&self, binding: &TargetGroupBinding, arn: &str) -> Option<String> {
+        let index = self.ctx.index();
+        let all = index.bindings_of(arn);
+        let mut living = all.iter().filter(|other| !other.is_terminating());
+        let owner = living.next()?;
+        let is_me = owner.namespace() == binding.namespace() && owner.name() == binding.name();
+        let both_shared = owner.spec.target_group.sharing() == Sharing::Shared
+            && binding.spec.target_group.sharing() == Sharing::Shared;
+        (!is_me && !both_shared).then(|| format!("{}/{}", owner.namespace(), owner.name()))
+    }
+
+    async fn with_zones(
+        &self,
+        wanted: &Desired,
+        group: &TargetGroup,
+    ) -> Result<BTreeMap<TargetKey, Target>, AwsError> {
+        let is_ip = group.binding_target_type() == Some(TargetType::Ip);
+        let mut targets: BTreeMap<TargetKey, Target> =
+            wanted.targets.iter().map(|(key, wanted)| (key.clone(), wanted.target.clone())).collect();
+        let (true, Some(vpc), false) = (is_ip, group.vpc_id.as_deref(), targets.is_empty()) else {
+            return Ok(targets);
+        };
+        let ips: Vec<IpAddr> = targets.keys().filter_map(|key| key.id.parse().ok()).collect();
+        let subnets = self.ctx.subnets(vpc, &ips).await?;
+        for target in targets.values_mut() {
+            target.zone = target.id.parse().ok().and_then(|ip: IpAddr| zone(&ip, &subnets));
+        }
+        Ok(targets)
+    }
+
+    /// Reads DescribeTargetHealth if nothing is known or a poll is due.
+    async fn observe(&mut self, binding: &TargetGroupBinding, arn: &str) -> Result<(), AwsError> {
+        let due = self.memory.next_poll.is_none_or(|at| at <= Instant::now());
+        if self.memory.observed.is_some() && !due {
+            return Ok(());
+        }
+        let seen = self.ctx.aws.target_health(binding.spec.target_group.role(), arn).await?;
+        self.memory.observed =
+            Some(seen.into_iter().map(|seen| (TargetKey::of(&seen.target), seen)).collect());
+        let period = self.ctx.poll_period().mul_f64(0.9 + fastrand::f64() * 0.2);
+        self.memory.next_poll = Some(Instant::now() + period);
+        Ok(())
+    }
+
+    /// At first contact, what is registered and not of this cluster stays for one resync.
+    fn foreign_at_first_contact(&mut self, binding: &TargetGroupBinding) -> BTreeSet<TargetKey> {
+        let never_seen = binding.status.as_ref().is_none_or(|status| status.observed_generation.is_none());
+        if never_seen && self.memory.first_contact.is_none() && self.memory.written.is_none() {
+            self.memory.first_contact = Some(Instant::now());
+        }
+        let contact = self.memory.first_contact.is_some_and(|at| at.elapsed() < self.ctx.settings.resync);
+        if !contact || binding.spec.target_group.sharing() == Sharing::Shared {
+            return BTreeSet::new();
+        }
+        let index = self.ctx.index();
+        let observed = self.memory.observed.iter().flatten();
+        observed
+            .filter(|(key, seen)| {
+                seen.state != TargetState::Draining
+                    && !self.memory.uids.contains_key(key)
+                    && !is_of_cluster(&index, key)
+            })
+            .map(|(key, _)| key.clone())
+            .collect()
+    }
+
+    fn plan(
+        &mut self,
+        binding: &TargetGroupBinding,
+        arn: &str,
+        wanted: &Desired,
+        targets: &BTreeMap<TargetKey, Target>,
+        first_contact: &BTreeSet<TargetKey>,
+    ) -> Plan {
+        let index = self.ctx.index();
+        let now = Instant::now();
+        let empty = BTreeMap::new();
+        let observed = self.memory.observed.as_ref().unwrap_or(&empty);
+        let alive: BTreeSet<TargetKey> = observed
+            .keys()
+            .filter(|key| is_alive(&index, binding, key, self.memory.uids.get(key).map(String::as_str)))
+            .cloned()
+            .collect();
+        let unwanted: BTreeSet<&TargetKey> = observed
+            .iter()
+            .filter(|(key, seen)| seen.state != TargetState::Draining && !targets.contains_key(key))
+            .map(|(key, _)| key)
+            .collect();
+        self.memory.unwanted_since.retain(|key, _| unwanted.contains(key));
+        for key in unwanted {
+            self.memory.unwanted_since.entry(key.clone()).or_insert(now);
+        }
+        let unwanted_for = self
+            .memory
+            .unwanted_since
+            .iter()
+            .map(|(key, since)| (key.clone(), now.saturating_duration_since(*since)))
+            .collect();
+        self.memory.rejected.retain(|key, (until, _)| *until > now && targets.contains_key(key));
+        let mut protected = wanted_by_others(&index, &self.ctx, binding, arn);
+        protected.extend(first_contact.iter().cloned());
+        let settings = &self.ctx.settings;
+        let keep = match binding.annotation(names::WHEN_NONE_READY) {
+            Some("keep") => true,
+            Some("deregister") => false,
+            _ => settings.keep_last.applies(self.memory.group.as_ref()),
+        };
+        let none_ready = wanted.missing.is_none() && targets.is_empty() && !wanted.unready.is_empty();
+        plan(&Situation {
+            desired: targets,
+            observed,
+            alive: &alive,
+            tracked: (binding.spec.target_group.sharing() == Sharing::Shared).then_some(&BTreeSet::new()),
+            protected: &protected,
+            rejected: &self.memory.rejected.keys().cloned().collect(),
+            unwanted_for: &unwanted_for,
+            grace: wanted.missing.as_ref().map(|_| settings.missing_backend_grace),
+            keep_last: keep && none_ready,
+            swap_grace: settings.swap_grace,
+            max_targets: settings.max_targets,
+        })
+    }
+
+    /// Registers, then deregisters; what AWS acknowledged becomes part of what is observed.
+    async fn apply(
+        &mut self,
+        binding: &TargetGroupBinding,
+        arn: &str,
+        wanted: &Desired,
+        plan: &Plan,
+        report: &mut Report,
+    ) -> Outcome {
+        let mut failed = None;
+        let mut full = false;
+        if let Err(error) = self.register(binding, arn, wanted, &plan.register).await {
+            full = error.is_target_limit();
+            failed = Some(error);
+        }
+        // A swap that makes room comes first only when AWS says that there is none.
+        let go_on = failed.as_ref().is_none_or(|error| full || error.class() == Class::Terminal);
+        if go_on && !plan.deregister.is_empty() {
+            if let Err(error) = self.deregister(binding, arn, &plan.deregister).await {
+                failed.get_or_insert(error);
+            } else if full {
+                let left: Vec<Target> = plan
+                    .register
+                    .iter()
+                    .filter(|target| !self.is_registered(&TargetKey::of(target)))
+                    .cloned()
+                    .collect();
+                failed = self.register(binding, arn, wanted, &left).await.err();
+            }
+        }
+        let Some(error) = failed else { return Outcome::Done(None) };
+        warn!(binding = %self.key, %error, "could not change targets");
+        self.memory.next_poll = None;
+        if error.is_target_group_not_found() {
+            self.memory.group = None;
+        }
+        let reason = if error.is_target_limit() { "TargetLimitReached" } else { "RegistrationFailed" };
+        report.bad(TARGETS_REGISTERED, reason, error.to_string());
+        Outcome::Failed
+    }
+
+    async fn register(
+        &mut self,
+        binding: &TargetGroupBinding,
+        arn: &str,
+        wanted: &Desired,
+        targets: &[Target],
+    ) -> Result<(), AwsError> {
+        let role = binding.spec.target_group.role();
+        let mut batches: Vec<Vec<Target>> = targets.chunks(BATCH).map(<[Target]>::to_vec).collect();
+        batches.reverse();
+        let mut calls = 0;
+        let mut failed = None;
+        while let Some(batch) = batches.pop() {
+            if calls == CALLS + targets.len() / BATCH {
+                break;
+            }
+            calls += 1;
+            let error = match self.ctx.aws.register(role, arn, &batch).await {
+                Ok(()) => {
+                    info!(binding = %self.key, targets = batch.len(), "registered");
+                    self.registered(wanted, batch);
+                    continue;
+                }
+                Err(error) => error,
+            };
+            let is_about_targets = matches!(error.code.as_str(), "InvalidTarget" | "ValidationError");
+            if !is_about_targets {
+                return Err(error);
+            }
+            let (bad, good): (Vec<Target>, Vec<Target>) =
+                batch.into_iter().partition(|target| names_id(&error.message, &target.id));
+            if bad.is_empty() && good.len() > 1 {
+                let (left, right) = good.split_at(good.len() / 2);
+                batches.extend([right.to_vec(), left.to_vec()]);
+                continue;
+            }
+            let (bad, good) = if bad.is_empty() { (good, bad) } else { (bad, good) };
+            let until = Instant::now() + self.ctx.settings.health_poll;
+            for target in bad {
+                self.memory.rejected.insert(TargetKey::of(&target), (until, error.to_string()));
+            }
+            if !good.is_empty() {
+                batches.push(good);
+            }
+            debug!(binding = %self.key, %error, "targets refused");
+            if self.memory.rejected.is_empty() {
+                failed = Some(error);
+            }
+        }
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn registered(&mut self, wanted: &Desired, batch: Vec<Target>) {
+        for target in batch {
+            let key = TargetKey::of(&target);
+            if let Some(Origin::Pod { uid, .. }) = wanted.targets.get(&key).map(|wanted| &wanted.origin) {
+                self.memory.uids.insert(key.clone(), uid.clone());
+            }
+            let seen =
+                ObservedTarget { target, state: TargetState::Initial, reason: None, description: None };
+            self.memory.observed.get_or_insert_default().insert(key, seen);
+        }
+    }
+
+    fn is_registered(&self, key: &TargetKey) -> bool {
+        let observed = self.memory.observed.as_ref();
+        observed
+            .and_then(|observed| observed.get(key))
+            .is_some_and(|seen| seen.state != TargetState::Draining)
+    }
+
+    async fn deregister(
+        &mut self,
+        binding: &TargetGroupBinding,
+        arn: &str,
+        targets: &[Target],
+    ) -> Result<(), AwsError> {
+        for batch in targets.chunks(BATCH) {
+            let answer = self.ctx.aws.deregister(binding.spec.target_group.role(), arn, batch).await;
+            match answer {
+                // None of them is registered there any more.
+                Err(error) if error.code == "InvalidTarget" => {}
+                other => other?,
+            }
+            info!(binding = %self.key, targets = batch.len(), "deregistered");
+            for target in batch {
+                let key = TargetKey::of(target);
+                self.memory.uids.remove(&key);
+                if let Some(seen) = self.memory.observed.get_or_insert_default().get_mut(&key) {
+                    seen.state = TargetState::Draining;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn report_targets(
+        &self,
+        wanted: &Desired,
+        targets: &BTreeMap<TargetKey, Target>,
+        plan: &Plan,
+        foreign: &BTreeSet<TargetKey>,
+        report: &mut Report,
+    ) {
+        let empty = BTreeMap::new();
+        let observed = self.memory.observed.as_ref().unwrap_or(&empty);
+        let count = |state: fn(TargetState) -> bool| {
+            let found = targets.keys().filter_map(|key| observed.get(key)).filter(|seen| state(seen.state));
+            u32::try_from(found.count()).unwrap_or(u32::MAX)
+        };
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let (all, healthy) = (number(targets.len()), count(|state| state == TargetState::Healthy));
+        let registered = count(|state| state != TargetState::Draining);
+        report.targets = Some(TargetCounts {
+            desired: all,
+            registered,
+            healthy,
+            unhealthy: count(|state| state == TargetState::Unhealthy),
+            draining: number(observed.values().filter(|seen| seen.state == TargetState::Draining).count()),
+            summary: format!("{healthy}/{all}"),
+            observed_at: None,
+            other: BTreeMap::new(),
+        });
+        let left_out = match wanted.left_out.is_empty() {
+            true => String::new(),
+            false => format!("; left out: {}", wanted.left_out.join(", ")),
+        };
+        if let Some((key, (_, why))) = self.memory.rejected.first_key_value() {
+            let others = self.memory.rejected.len() - 1;
+            report.bad(
+                TARGETS_REGISTERED,
+                "TargetsRejected",
+                format!("AWS refuses {key} and {others} others: {why}{left_out}"),
+            );
+        }
+        if plan.no_room > 0 {
+            let message =
+                format!("{} targets more than --max-targets-per-target-group{left_out}", plan.no_room);
+            report.bad(TARGETS_REGISTERED, "TargetLimitReached", message);
+        }
+        if let Some(first) = foreign.first() {
+            report.bad(
+                TARGETS_REGISTERED,
+                "ForeignTargets",
+                format!(
+                    "{} targets that are not this cluster's were registered before this binding, as {first}; they \
+                     are left alone until the next resync",
+                    foreign.len()
+                ),
+            );
+        }
+        if plan.keeps_last {
+            let message = format!(
+                "no endpoint is ready although pods run; the last {} targets stay{left_out}",
+                plan.kept.len()
+            );
+            report.bad(TARGETS_REGISTERED, "BackendUnready", message);
+        }
+        report.ok(
+            TARGETS_REGISTERED,
+            "Registered",
+            format!("{registered} of {all} targets are registered{left_out}"),
+        );
+    }
+
+    /// Undoes what the binding did, and lets it go. Whether that is done.
+    async fn clean_up(&mut self, binding: &Arc<TargetGroupBinding>, report: &mut Report) -> bool {
+        let retain = binding.annotation(names::ON_DELETE) == Some("retain");
+        let release = binding.annotation(names::RELEASE) == Some("true");
+        let arn = binding.spec.target_group.arn().or_else(|| resolved_arn(binding)).map(str::to_owned);
+        let mut outcome = Ok(());
+        if let (Some(arn), false, false) = (&arn, retain, self.ctx.settings.observe) {
+            outcome = self.deregister_all(binding, arn).await;
+        }
+        if let Err(error) = outcome {
+            warn!(binding = %self.key, %error, "clean-up failed");
+            report.cleanup_failed = Some(error.to_string());
+            if !release {
+                return false;
+            }
+        }
+        match self.set_finalizer(binding, false).await {
+            Ok(()) => true,
+            Err(error) => {
+                report.cleanup_failed = Some(error.to_string());
+                false
+            }
+        }
+    }
+
+    async fn deregister_all(&mut self, binding: &TargetGroupBinding, arn: &str) -> Result<(), AwsError> {
+        // A binding that never owned the group registered nothing.
+        if resolved_arn(binding).is_none() && self.memory.observed.is_none() {
+            return Ok(());
+        }
+        let role = binding.spec.target_group.role();
+        let seen = match self.ctx.aws.target_health(role, arn).await {
+            Err(error) if error.is_target_group_not_found() => return Ok(()),
+            other => other?,
+        };
+        let ours: Vec<Target> = {
+            let index = self.ctx.index();
+            let protected = wanted_by_others(&index, &self.ctx, binding, arn);
+            let is_shared = binding.spec.target_group.sharing() == Sharing::Shared;
+            let was_loser = index.bindings_of(arn).iter().any(|other| {
+                !other.is_terminating()
+                    && other.metadata.creation_timestamp.as_ref().map(|time| time.0)
+                        < binding.metadata.creation_timestamp.as_ref().map(|time| time.0)
+            });
+            seen.iter()
+                .filter(|seen| seen.state != TargetState::Draining)
+                .map(|seen| &seen.target)
+                .filter(|target| {
+                    let key = TargetKey::of(target);
+                    !protected.contains(&key)
+                        && !was_loser
+                        && !is_shared
+                        && (self.memory.uids.contains_key(&key) || is_of_cluster(&index, &key))
+                })
+                .cloned()
+                .collect()
+        };
+        match self.deregister(binding, arn, &ours).await {
+            Err(error) if error.is_target_group_not_found() => Ok(()),
+            other => other,
+        }
+    }
+
+    async fn set_finalizer(&self, binding: &TargetGroupBinding, wanted: bool) -> Result<(), kube::Error> {
+        let mut finalizers = binding.metadata.finalizers.clone().unwrap_or_default();
+        finalizers.retain(|entry| entry != names::FINALIZER);
+        if wanted {
+            finalizers.push(names::FINALIZER.to_owned());
+        }
+        let version = self.current_version(binding);
+        let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": version}});
+        let api: Api<TargetGroupBinding> = Api::namespaced(self.ctx.client.clone(), &self.key.namespace);
+        let answer = api.patch(&self.key.name, &PatchParams::default(), &Patch::Merge(&patch)).await;
+        match answer {
+            Ok(_) => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The newest resourceVersion that is known: our own last write's, until the watch has shown it.
+    fn current_version(&self, binding: &TargetGroupBinding) -> Option<String> {
+        let seen = binding.metadata.resource_version.clone();
+        match &self.memory.written {
+            Some(written) if written.sent_version == seen => written.version.clone(),
+            _ => seen,
+        }
+    }
+
+    /// Writes the status if it differs from what is there; `Some` if that must be tried again.
+    async fn write_status(&mut self, binding: &TargetGroupBinding, report: &Report) -> Option<Duration> {
+        let old = match &self.memory.written {
+            Some(written) if written.sent_version == binding.metadata.resource_version => {
+                Some(&written.status)
+            }
+            _ => binding.status.as_ref(),
+        };
+        let now = Time(k8s_openapi::jiff::Timestamp::now());
+        let mut new = status::status(report, old, binding.metadata.generation, now.clone());
+        let substance = old.is_none_or(|old| status::differs_in_substance(old, &new));
+        let old_counts = old.and_then(|old| old.targets.clone());
+        if let Some(counts) = &mut new.targets {
+            counts.observed_at = old_counts.as_ref().and_then(|counts| counts.observed_at.clone());
+        }
+        if !substance && old_counts == new.targets {
+            return None;
+        }
+        if let Some(counts) = &mut new.targets {
+            counts.observed_at = Some(now.0.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+        }
+        let since = self.memory.written.as_ref().map(|written| written.at.elapsed());
+        if let (false, Some(since)) = (substance, since.filter(|since| *since < COUNTS_EVERY)) {
+            return Some(COUNTS_EVERY - since);
+        }
+        let version = self.current_version(binding);
+        let patch = json!({"metadata": {"resourceVersion": version}, "status": new});
+        let api: Api<TargetGroupBinding> = Api::namespaced(self.ctx.client.clone(), &self.key.namespace);
+        match api.patch_status(&self.key.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
+            Ok(answer) => {
+                self.memory.written = Some(Written {
+                    sent_version: binding.metadata.resource_version.clone(),
+                    version: answer.metadata.resource_version,
+                    status: new,
+                    at: Instant::now(),
+                });
+                None
+            }
+            Err(kube::Error::Api(status)) if status.is_not_found() => None,
+            Err(error) => {
+                let is_conflict = matches!(&error, kube::Error::Api(status) if status.is_conflict());
+                if is_conflict {
+                    self.memory.written = None;
+                } else {
+                    warn!(binding = %self.key, %error, "could not write the status");
+                }
+                Some(if is_conflict { Duration::from_millis(200) } else { BACKOFF_FIRST })
+            }
+        }
+    }
+}
+
+/// What the other living bindings of a target group want there.
+fn wanted_by_others(
+    index: &Index,
+    ctx: &Ctx,
+    binding: &TargetGroupBinding,
+    arn: &str,
+) -> BTreeSet<TargetKey> {
+    let Ok(parsed) = TargetGroupArn::parse(arn) else { return BTreeSet::new() };
+    let others = index.bindings_of(arn).into_iter().filter(|other| {
+        !other.is_terminating() && (other.namespace(), other.name()) != (binding.namespace(), binding.name())
+    });
+    others
+        .flat_map(|other| {
+            let reference = &other.spec.target_group;
+            let group = TargetGroup {
+                arn: parsed.clone(),
+                target_type: reference.target_type.map(|word| word.as_str()).unwrap_or("ip").to_owned(),
+                protocol: reference.protocol.map(|word| word.as_str()).unwrap_or_default().to_owned(),
+                ip_address_type: reference
+                    .ip_address_type
+                    .map(|word| word.as_str())
+                    .unwrap_or_default()
+                    .to_owned(),
+                vpc_id: None,
+                port: None,
+                health_check_port: None,
+                load_balancer_arns: Vec::new(),
+            };
+            desired(index, other, &group, &ctx.settings.switches).targets.into_keys()
+        })
+        .collect()
+}
+
+/// The rules that need only the object and who we are: TGB101–104 and 401.
+fn check_reference(binding: &TargetGroupBinding, ctx: &Ctx) -> Result<(), (&'static str, String)> {
+    let reference = &binding.spec.target_group;
+    let Some(arn) = reference.arn() else {
+        return match reference.name() {
+            Some(_) => Ok(()),
+            None => {
+                Err(("InvalidSpec", "TGB101 neither targetGroup.arn nor targetGroup.name is set".to_owned()))
+            }
+        };
+    };
+    let arn =
+        TargetGroupArn::parse(arn).map_err(|error| ("InvalidSpec", format!("TGB102 the ARN is {error}")))?;
+    if arn.region() != ctx.aws.region() {
+        let message =
+            format!("TGB103 the target group is in {}, the controller in {}", arn.region(), ctx.aws.region());
+        return Err(("NotAllowed", message));
+    }
+    Ok(())
+}
+
+/// The rules that need the target group: TGB111 and 112.
+fn check_group(binding: &TargetGroupBinding, group: &TargetGroup) -> Result<(), (&'static str, String)> {
+    let reference = &binding.spec.target_group;
+    let Some(target_type) = group.binding_target_type() else {
+        let message = format!("TGB111 a target group of type {} cannot be bound", group.target_type);
+        return Err(("TargetTypeMismatch", message));
+    };
+    if reference.target_type.is_some_and(|wanted| wanted != target_type) {
+        let message = format!("TGB111 the target group's type is {target_type}, not what targetType says");
+        return Err(("TargetTypeMismatch", message));
+    }
+    let family = group.binding_ip_address_type();
+    if reference.ip_address_type.is_some_and(|wanted| wanted != family) {
+        let message = format!("TGB112 the target group's ipAddressType is {family}");
+        return Err(("TargetTypeMismatch", message));
+    }
+    Ok(())
+}
+
+/// The reason of `TargetGroupResolved=False`, and whether waiting does not help.
+fn reason_of(error: &AwsError) -> (&'static str, bool) {
+    if error.is_target_group_not_found() {
+        ("TargetGroupNotFound", true)
+    } else if error.is_access_denied() {
+        ("AccessDenied", true)
+    } else {
+        ("AwsUnavailable", false)
+    }
+}
+
+/// Whether AWS's sentence names a target as a whole word.
+fn names_id(message: &str, id: &str) -> bool {
+    let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | ':');
+    message.match_indices(id).any(|(at, found)| {
+        let before = message.get(..at).and_then(|text| text.chars().next_back());
+        let after = message.get(at + found.len()..).and_then(|text| text.chars().next());
+        !before.is_some_and(is_part) && !after.is_some_and(|c| c.is_ascii_alphanumeric() || c == '-')
+    })
+}
+
+/// Subnets of a VPC as networks.
+pub(crate) fn networks(subnets: &[tgb_aws::values::Subnet]) -> Vec<IpNet> {
+    subnets.iter().flat_map(|subnet| &subnet.cidrs).filter_map(|cidr| cidr.parse().ok()).collect()
+}

@@ -1,0 +1,359 @@
+//! `tgb-controller run`: watches feed the index, the index wakes workers, one per binding.
+
+use crate::Flags;
+use crate::desired::Switches;
+use crate::index::{Concerned, Index, Key};
+use crate::reconcile;
+use futures::{StreamExt, TryStreamExt};
+use ipnet::IpNet;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use kube::core::DeserializeGuard;
+use kube::runtime::{WatchStreamExt, watcher};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt::Debug;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+use tgb_api::target_group::TargetGroup;
+use tgb_api::v1::TargetGroupBinding;
+use tgb_aws::{Aws, AwsError};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+/// `--keep-last-targets`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum KeepLast {
+    /// Where targets are instances.
+    Instance,
+    /// Everywhere.
+    All,
+    /// Nowhere.
+    None,
+}
+
+impl KeepLast {
+    pub(crate) fn applies(self, group: Option<&TargetGroup>) -> bool {
+        match self {
+            Self::All => true,
+            Self::None => false,
+            Self::Instance => group.is_some_and(|group| group.target_type == "instance"),
+        }
+    }
+}
+
+/// How the controller behaves; the flags, read.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) observe: bool,
+    pub(crate) switches: Switches,
+    pub(crate) keep_last: KeepLast,
+    pub(crate) missing_backend_grace: Duration,
+    pub(crate) swap_grace: Duration,
+    pub(crate) max_targets: Option<usize>,
+    pub(crate) health_poll: Duration,
+    pub(crate) poll_rate: f64,
+    pub(crate) resync: Duration,
+}
+
+/// What wakes a worker.
+#[derive(Debug, Default)]
+pub(crate) struct Wake {
+    pub(crate) notify: Notify,
+    changed: AtomicBool,
+}
+
+impl Wake {
+    fn wake(&self) {
+        self.changed.store(true, Ordering::Release);
+        self.notify.notify_one();
+    }
+
+    /// Whether something changed since the last call.
+    pub(crate) fn take_changed(&self) -> bool {
+        self.changed.swap(false, Ordering::AcqRel)
+    }
+}
+
+/// What all workers share.
+pub(crate) struct Ctx {
+    pub(crate) client: Client,
+    pub(crate) aws: Aws,
+    pub(crate) settings: Settings,
+    index: RwLock<Index>,
+    workers: Mutex<HashMap<Key, Arc<Wake>>>,
+    subnets: Mutex<BTreeMap<String, (Instant, Arc<Vec<IpNet>>)>>,
+    leading: AtomicBool,
+    unsynced: AtomicUsize,
+    synced: Notify,
+}
+
+impl Ctx {
+    pub(crate) fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often a worker polls: `--health-poll`, or less often if there are so many that `--poll-rate` is reached.
+    pub(crate) fn poll_period(&self) -> Duration {
+        let bindings = u32::try_from(self.index().bindings.len()).unwrap_or(u32::MAX);
+        self.settings.health_poll.max(Duration::from_secs_f64(f64::from(bindings) / self.settings.poll_rate))
+    }
+
+    /// The subnets of a VPC, read again when an address is in none of them and the answer is a minute old. A VPC that
+    /// this account cannot see has none, so that its targets are registered for all zones.
+    pub(crate) async fn subnets(&self, vpc: &str, ips: &[IpAddr]) -> Result<Arc<Vec<IpNet>>, AwsError> {
+        let known = self.subnets.lock().unwrap_or_else(PoisonError::into_inner).get(vpc).cloned();
+        if let Some((read, networks)) = known {
+            let covers = |ip: &IpAddr| networks.iter().any(|network| network.contains(ip));
+            if ips.iter().all(covers) || read.elapsed() < Duration::from_secs(60) {
+                return Ok(networks);
+            }
+        }
+        let networks = match self.aws.subnets(vpc).await {
+            Ok(subnets) => Arc::new(reconcile::networks(&subnets)),
+            Err(error) if error.code == "InvalidVpcID.NotFound" => Arc::default(),
+            Err(error) => return Err(error),
+        };
+        let entry = (Instant::now(), Arc::clone(&networks));
+        self.subnets.lock().unwrap_or_else(PoisonError::into_inner).insert(vpc.to_owned(), entry);
+        Ok(networks)
+    }
+
+    /// Wakes the workers of these bindings; starts those that are not there yet.
+    fn wake(self: &Arc<Self>, concerned: &Concerned) {
+        if !self.leading.load(Ordering::Acquire) {
+            return;
+        }
+        let mut workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        for key in concerned {
+            if let Some(wake) = workers.get(key) {
+                wake.wake();
+                continue;
+            }
+            if !self.index().bindings.contains_key(key) {
+                continue;
+            }
+            let wake = Arc::new(Wake::default());
+            workers.insert(key.clone(), Arc::clone(&wake));
+            let (ctx, key) = (Arc::clone(self), key.clone());
+            tokio::spawn(async move {
+                let worker = tokio::spawn(reconcile::work(Arc::clone(&ctx), key.clone(), Arc::clone(&wake)));
+                if let Err(error) = worker.await {
+                    error!(binding = %key, %error, "a worker broke off");
+                }
+                ctx.ended(&key, &wake);
+            });
+        }
+    }
+
+    /// A worker has ended; if its binding is back, another begins.
+    fn ended(self: &Arc<Self>, key: &Key, wake: &Wake) {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        if wake.take_changed() || self.index().bindings.contains_key(key) {
+            self.wake(&Concerned::from([key.clone()]));
+        }
+    }
+
+    /// Starts the work: every binding gets its first pass.
+    fn lead(self: &Arc<Self>) {
+        self.leading.store(true, Ordering::Release);
+        let all: Concerned = self.index().bindings.keys().cloned().collect();
+        info!(bindings = all.len(), "leading");
+        self.wake(&all);
+    }
+}
+
+/// Runs until a signal.
+///
+/// # Errors
+/// A line for people about what is missing at start.
+pub(crate) async fn run(flags: Flags) -> Result<(), String> {
+    let client = client(&flags).await?;
+    let settings = tgb_aws::Settings {
+        region: flags.aws_region.clone(),
+        vpc_id: flags.aws_vpc_id.clone(),
+        cluster_name: flags.cluster_name.clone(),
+        limits: tgb_aws::Limits::default(),
+    };
+    let aws = Aws::connect(settings).await.map_err(|error| error.message)?;
+    let namespaces = flags.watch_namespaces.clone();
+    let ctx = Arc::new(Ctx {
+        client: client.clone(),
+        aws,
+        settings: flags.settings(),
+        index: RwLock::default(),
+        workers: Mutex::default(),
+        subnets: Mutex::default(),
+        leading: AtomicBool::new(false),
+        unsynced: AtomicUsize::new(0),
+        synced: Notify::new(),
+    });
+    watch(
+        &ctx,
+        Api::all(client.clone()),
+        |index, node: &Node| index.put_node(node),
+        Index::remove_node,
+        |i| i.nodes.keys().map(|name| Key::new("", name)).collect(),
+    );
+    watch_all::<DeserializeGuard<TargetGroupBinding>>(
+        &ctx,
+        &namespaces,
+        put_binding,
+        Index::remove_binding,
+        |i| i.bindings.keys().cloned().collect(),
+    );
+    watch_all::<Service>(
+        &ctx,
+        &namespaces,
+        |i, s| i.put_service(s),
+        Index::remove_service,
+        |i| i.services.keys().cloned().collect(),
+    );
+    watch_all::<EndpointSlice>(
+        &ctx,
+        &namespaces,
+        |i, s| i.put_slice(s),
+        Index::remove_slice,
+        |i| i.slice_keys().cloned().collect(),
+    );
+    watch_all::<Pod>(
+        &ctx,
+        &namespaces,
+        |i, p| i.put_pod(p),
+        Index::remove_pod,
+        |i| i.pods.keys().cloned().collect(),
+    );
+    while ctx.unsynced.load(Ordering::Acquire) > 0 {
+        ctx.synced.notified().await;
+    }
+    ctx.lead();
+    shutdown_signal().await;
+    info!("stopping");
+    Ok(())
+}
+
+async fn client(flags: &Flags) -> Result<Client, String> {
+    let config = match &flags.kubeconfig {
+        Some(path) => {
+            let file = kube::config::Kubeconfig::read_from(path)
+                .map_err(|error| format!("--kubeconfig {}: {error}", path.display()))?;
+            kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
+                .await
+                .map_err(|error| format!("--kubeconfig {}: {error}", path.display()))?
+        }
+        None => kube::Config::infer()
+            .await
+            .map_err(|error| format!("no cluster to talk to ({error}); give --kubeconfig or run in a pod"))?,
+    };
+    Client::try_from(config).map_err(|error| error.to_string())
+}
+
+async fn shutdown_signal() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+}
+
+fn put_binding(index: &mut Index, binding: &DeserializeGuard<TargetGroupBinding>) -> Concerned {
+    match &binding.0 {
+        Ok(binding) => index.put_binding(binding.clone()),
+        Err(error) => {
+            let key = Key::of(&error.metadata);
+            warn!(binding = %key, error = %error.error, "a binding that cannot be read");
+            Concerned::new()
+        }
+    }
+}
+
+/// As [`watch`], in every namespace or in each of some.
+fn watch_all<K>(
+    ctx: &Arc<Ctx>,
+    namespaces: &[String],
+    put: fn(&mut Index, &K) -> Concerned,
+    remove: fn(&mut Index, &Key) -> Concerned,
+    keys: fn(&Index) -> Vec<Key>,
+) where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + 'static,
+{
+    if namespaces.is_empty() {
+        watch(ctx, Api::<K>::all(ctx.client.clone()), put, remove, keys);
+    }
+    for namespace in namespaces {
+        watch(ctx, Api::<K>::namespaced(ctx.client.clone(), namespace), put, remove, keys);
+    }
+}
+
+/// Keeps a part of the index like the cluster, for ever.
+fn watch<K>(
+    ctx: &Arc<Ctx>,
+    api: Api<K>,
+    put: fn(&mut Index, &K) -> Concerned,
+    remove: fn(&mut Index, &Key) -> Concerned,
+    keys: fn(&Index) -> Vec<Key>,
+) where
+    K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
+{
+    ctx.unsynced.fetch_add(1, Ordering::AcqRel);
+    let ctx = Arc::clone(ctx);
+    tokio::spawn(async move {
+        let scope = api.namespace().map(str::to_owned);
+        let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+        let mut listed = HashSet::new();
+        let mut synced = false;
+        loop {
+            let event = match events.try_next().await {
+                Ok(Some(event)) => event,
+                Ok(None) => return,
+                Err(error) => {
+                    warn!(kind = %K::kind(&()), %error, "watch failed; trying again");
+                    continue;
+                }
+            };
+            let concerned = {
+                let mut index = ctx.index.write().unwrap_or_else(PoisonError::into_inner);
+                match event {
+                    watcher::Event::Init => {
+                        listed.clear();
+                        Concerned::new()
+                    }
+                    watcher::Event::InitApply(object) => {
+                        listed.insert(Key::of(object.meta()));
+                        put(&mut index, &object)
+                    }
+                    watcher::Event::InitDone => {
+                        let mut concerned = Concerned::new();
+                        for key in keys(&index) {
+                            let in_scope = scope.as_deref().is_none_or(|scope| *key.namespace == *scope);
+                            if in_scope && !listed.contains(&key) {
+                                concerned.extend(remove(&mut index, &key));
+                            }
+                        }
+                        listed = HashSet::new();
+                        if !synced {
+                            synced = true;
+                            ctx.unsynced.fetch_sub(1, Ordering::AcqRel);
+                            ctx.synced.notify_one();
+                        }
+                        concerned
+                    }
+                    watcher::Event::Apply(object) => put(&mut index, &object),
+                    watcher::Event::Delete(object) => remove(&mut index, &Key::of(object.meta())),
+                }
+            };
+            ctx.wake(&concerned);
+        }
+    });
+}
