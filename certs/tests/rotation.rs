@@ -358,3 +358,100 @@ fn lifetimes_that_leave_no_time_for_a_rotation_are_refused() {
     let short = Lifetimes { retention: HOUR * 24 * 365, ..Lifetimes::default() };
     assert!(short.check().is_err());
 }
+
+/// What a replica has read, between two of its requests.
+enum Doing {
+    Nothing,
+    ReadConfigurations(Vec<(u64, Option<Vec<u8>>)>),
+    Publishing { read: Vec<(u64, Option<Vec<u8>>)>, bundle: String, at: usize },
+}
+
+#[test]
+fn replicas_whose_requests_interleave_at_random_never_serve_what_is_not_published() {
+    let lifetimes = Lifetimes {
+        authority: HOUR * 2,
+        leaf: HOUR,
+        settle: Duration::from_secs(60),
+        retention: Duration::from_secs(1200),
+    };
+    let replica = || {
+        let serving = Arc::new(Serving::default());
+        let signed = SelfSigned::new(service_names("w", "n"), lifetimes, Arc::clone(&serving)).unwrap();
+        (Replica { signed, serving }, Doing::Nothing)
+    };
+    let mut random = 42_u64;
+    let mut below = |n: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % n
+    };
+    let (mut now, mut version) = (start(), 0_u64);
+    let mut secret: Option<(u64, SecretData)> = None;
+    let mut configurations: Vec<(u64, Option<Vec<u8>>)> = vec![(0, None); 3];
+    let mut replicas = [replica(), replica(), replica()];
+    let (mut conflicts, mut deleted, mut authorities) = (0, 0, std::collections::BTreeSet::new());
+    for _ in 0..8000 {
+        now += Duration::from_secs(below(40));
+        let settled = configurations.iter().all(|c| c.1.is_some());
+        match below(2000) {
+            0 if settled => {
+                secret = None;
+                deleted += 1;
+            }
+            1 => replicas[usize::try_from(below(3)).unwrap()] = replica(),
+            _ => {}
+        }
+        let (replica, doing) = &mut replicas[usize::try_from(below(3)).unwrap()];
+        *doing = match std::mem::replace(doing, Doing::Nothing) {
+            Doing::Nothing => Doing::ReadConfigurations(configurations.clone()),
+            Doing::ReadConfigurations(read) => {
+                let seen: Vec<_> = read.iter().map(|c| c.1.clone()).collect();
+                let stored = secret.clone();
+                let step = replica.signed.step(stored.as_ref().map(|s| &s.1), &seen, now).unwrap();
+                // Reading the Secret and writing it are one turn here or two: another may come between.
+                if let Some(write) = step.write {
+                    if below(4) == 0 {
+                        conflicts += 1; // somebody else was faster: the API server says 409
+                    } else {
+                        version += 1;
+                        secret = Some((version, write.data));
+                    }
+                    Doing::Nothing
+                } else if let Some(bundle) = step.publish {
+                    Doing::Publishing { read, bundle, at: 0 }
+                } else {
+                    Doing::Nothing
+                }
+            }
+            Doing::Publishing { read, bundle, at } => {
+                if configurations[at].0 == read[at].0 {
+                    version += 1;
+                    configurations[at] = (version, Some(bundle.clone().into_bytes()));
+                } else {
+                    conflicts += 1;
+                }
+                if at < 2 { Doing::Publishing { read, bundle, at: at + 1 } } else { Doing::Nothing }
+            }
+        };
+        authorities.extend(secret.as_ref().and_then(|s| s.1.get("ca.crt").cloned()));
+        if !settled {
+            continue;
+        }
+        for (replica, _) in &replicas {
+            let Some(pair) = replica.serving.pair() else { continue };
+            // A replica that has just started may serve what is not published yet; it is not ready then.
+            let leaf = x509_parser::parse_x509_certificate(&pair.chain()[0]).unwrap().1;
+            let known = configurations.iter().filter_map(|c| c.1.as_deref()).all(|bundle| {
+                CertificateDer::pem_slice_iter(bundle).any(|c| {
+                    let c = c.unwrap();
+                    x509_parser::parse_x509_certificate(&c).unwrap().1.subject() == leaf.issuer()
+                })
+            });
+            assert!(known || replica.serving.state().swaps == 1, "an unpublished leaf at {now}");
+        }
+    }
+    assert!(
+        authorities.len() > 10 && conflicts > 10 && deleted > 0,
+        "{} {conflicts} {deleted}",
+        authorities.len()
+    );
+}
