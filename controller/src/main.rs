@@ -5,9 +5,11 @@
 
 mod desired;
 mod index;
+mod network;
 mod plan;
 mod reconcile;
 mod run;
+mod security;
 mod status;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -55,6 +57,15 @@ struct Flags {
     /// How log lines look.
     #[arg(long, env = "TGB_LOG_FORMAT", default_value = "text")]
     log_format: LogFormat,
+    /// Treat security group rules with exactly LBC's description as ours.
+    #[arg(long, env = "TGB_ADOPT_UNMARKED_RULES")]
+    adopt_unmarked_rules: bool,
+    /// More tags (KEY or KEY=VALUE) of the security group that gets the rules where an interface has several.
+    #[arg(long, env = "TGB_SECURITY_GROUP_TAGS", value_delimiter = ',')]
+    security_group_tags: Vec<String>,
+    /// Also manage the bindings that LBC made for its own Ingresses, Services and Gateways.
+    #[arg(long, env = "TGB_MANAGE_LBC_BINDINGS")]
+    manage_lbc_bindings: bool,
     /// What is logged: error, warn, info, debug, trace, or filters by target.
     #[arg(long, env = "TGB_LOG_LEVEL", default_value = "info")]
     log_level: String,
@@ -120,6 +131,20 @@ impl Flags {
             health_poll: self.health_poll,
             poll_rate: self.poll_rate.max(0.01),
             resync: self.resync,
+            cluster_name: self.cluster_name.clone(),
+            rule_owner: self.rule_owner.clone(),
+            adopt_unmarked_rules: self.adopt_unmarked_rules,
+            security_group_tags: std::iter::once((
+                format!("kubernetes.io/cluster/{}", self.cluster_name),
+                None,
+            ))
+            .chain(self.security_group_tags.iter().map(|tag| match tag.split_once('=') {
+                Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+                None => (tag.clone(), None),
+            }))
+            .collect(),
+            watches_some: !self.watch_namespaces.is_empty(),
+            manage_lbc_bindings: self.manage_lbc_bindings,
         }
     }
 }

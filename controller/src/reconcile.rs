@@ -3,8 +3,10 @@
 
 use crate::desired::{Desired, Origin, TargetKey, desired, is_alive, is_of_cluster, zone};
 use crate::index::{Index, Key, resolved_arn};
+use crate::network::{Claim, anywhere};
 use crate::plan::{Plan, Situation, plan};
 use crate::run::{Ctx, Wake};
+use crate::security::{self, Standing};
 use crate::status::{
     self, BACKEND_RESOLVED, NETWORKING_READY, Report, TARGET_GROUP_RESOLVED, TARGETS_REGISTERED,
 };
@@ -58,6 +60,8 @@ struct Memory {
     resolved_from: Option<(Option<String>, Option<String>, Option<String>)>,
     group: Option<TargetGroup>,
     group_read: Option<Instant>,
+    /// AWS said that there is no such target group.
+    group_is_gone: bool,
     /// The last DescribeTargetHealth plus our acknowledged writes since.
     observed: Option<BTreeMap<TargetKey, ObservedTarget>>,
     next_poll: Option<Instant>,
@@ -84,6 +88,7 @@ struct Worker {
 }
 
 /// How a pass ended.
+#[derive(Debug, Clone, Copy)]
 enum Outcome {
     /// Look again at the next poll, or earlier.
     Done(Option<Duration>),
@@ -95,6 +100,10 @@ impl Worker {
     /// One pass; the time of the next, or `None` when the binding is gone.
     async fn pass(&mut self) -> Option<Instant> {
         let binding = self.ctx.index().bindings.get(&self.key).cloned()?;
+        if binding.is_owned_by_lbc() && !self.ctx.settings.manage_lbc_bindings {
+            security::put_claim(&self.ctx, &self.key, anywhere(&binding));
+            return Some(Instant::now() + Duration::from_secs(3600));
+        }
         let mut report = Report::default();
         let outcome = if binding.is_terminating() {
             if !self.has_finalizer(&binding) {
@@ -131,7 +140,74 @@ impl Worker {
         binding.metadata.finalizers.iter().flatten().any(|entry| entry == names::FINALIZER)
     }
 
+    /// One pass over a living binding. Security groups come last, so that they never hold back a target.
     async fn reconcile(&mut self, binding: &Arc<TargetGroupBinding>, report: &mut Report) -> Outcome {
+        let found = self.register_targets(binding, report).await;
+        let outcome = match &found {
+            Ok((_, _, outcome)) => *outcome,
+            Err(outcome) => *outcome,
+        };
+        if binding.spec.networking.is_none() {
+            security::put_claim(&self.ctx, &self.key, Claim::Groups(BTreeMap::new()));
+            return outcome;
+        }
+        let keeps = || match security::claim_of(&self.ctx, &self.key) {
+            Some(Claim::Groups(groups)) if !groups.is_empty() => Claim::Groups(groups),
+            _ => anywhere(binding),
+        };
+        let claim = match &found {
+            Ok((wanted, group, _)) if !wanted.targets.is_empty() => {
+                let vpc = self.ctx.aws.vpc_id().or(group.vpc_id.as_deref());
+                match security::claim(&self.ctx, binding, &wanted.targets, vpc).await {
+                    Ok((claim, problem)) => {
+                        if let Some((reason, message)) = problem {
+                            report.bad(NETWORKING_READY, reason, message);
+                        }
+                        Some(claim)
+                    }
+                    Err(error) => {
+                        report.bad(NETWORKING_READY, "AccessDenied", error.to_string());
+                        security::put_claim(
+                            &self.ctx,
+                            &self.key,
+                            match keeps() {
+                                known @ Claim::Groups(_) => known,
+                                _ => Claim::Unknown,
+                            },
+                        );
+                        return Outcome::Failed;
+                    }
+                }
+            }
+            // No endpoint, or sick for good: it keeps the rules that it had.
+            Ok(_) | Err(Outcome::Done(_)) => Some(keeps()),
+            Err(Outcome::Failed) if self.memory.group_is_gone => Some(keeps()),
+            Err(Outcome::Failed) => None,
+        };
+        match claim {
+            Some(claim) => security::put_claim(&self.ctx, &self.key, claim),
+            None if security::claim_of(&self.ctx, &self.key).is_none() => {
+                security::put_claim(&self.ctx, &self.key, Claim::Unknown);
+            }
+            None => {}
+        }
+        match security::standing(&self.ctx, &self.key) {
+            Standing::Authorized(groups) => {
+                report.ok(NETWORKING_READY, "Authorized", format!("{groups} security groups have the rules"));
+            }
+            Standing::Failed(reason, message) => report.bad(NETWORKING_READY, reason, message),
+            Standing::Pending => {
+                report.unknown(NETWORKING_READY, "Pending", "the security groups are not done yet");
+            }
+        }
+        outcome
+    }
+
+    async fn register_targets(
+        &mut self,
+        binding: &Arc<TargetGroupBinding>,
+        report: &mut Report,
+    ) -> Result<(Desired, TargetGroup, Outcome), Outcome> {
         let writes = !self.ctx.settings.observe && binding.annotation(names::PAUSED) != Some("true");
         if binding.spec.networking.is_none() {
             report.ok(
@@ -143,12 +219,12 @@ impl Worker {
         if writes && !self.has_finalizer(binding) {
             if let Err(error) = self.set_finalizer(binding, true).await {
                 warn!(binding = %self.key, %error, "could not set the finalizer");
-                return Outcome::Failed;
+                return Err(Outcome::Failed);
             }
         }
         let group = match self.resolve(binding, report).await {
             Ok(group) => group,
-            Err(outcome) => return outcome,
+            Err(outcome) => return Err(outcome),
         };
         let arn = group.arn.as_str().to_owned();
         report.target_group_arn = Some(arn.clone());
@@ -158,7 +234,7 @@ impl Worker {
                 "InUseByAnotherBinding",
                 format!("TGB115 the target group is bound by {owner} already"),
             );
-            return Outcome::Done(None);
+            return Err(Outcome::Done(None));
         }
         report.ok(TARGET_GROUP_RESOLVED, "Resolved", format!("target group {} exists", group.arn.name()));
 
@@ -175,14 +251,14 @@ impl Worker {
             // A frozen rule: nothing is registered or deregistered.
             Some(missing) => {
                 report.stalled(BACKEND_RESOLVED, missing.reason, missing.message.clone());
-                return Outcome::Done(None);
+                return Err(Outcome::Done(None));
             }
         }
         let targets = match self.with_zones(&wanted, &group).await {
             Ok(targets) => targets,
             Err(error) => {
                 report.bad(TARGETS_REGISTERED, "RegistrationFailed", error.to_string());
-                return Outcome::Failed;
+                return Err(Outcome::Failed);
             }
         };
 
@@ -191,7 +267,7 @@ impl Worker {
                 self.memory.group = None;
             }
             report.bad(TARGETS_REGISTERED, "RegistrationFailed", error.to_string());
-            return Outcome::Failed;
+            return Err(Outcome::Failed);
         }
         let first_contact = self.foreign_at_first_contact(binding);
         let plan = self.plan(binding, &arn, &wanted, &targets, &first_contact);
@@ -206,10 +282,11 @@ impl Worker {
             Outcome::Done(None)
         };
         self.report_targets(&wanted, &targets, &plan, &first_contact, report);
-        match outcome {
+        let outcome = match outcome {
             Outcome::Done(_) => Outcome::Done(plan.again_in),
             failed @ Outcome::Failed => failed,
-        }
+        };
+        Ok((wanted, group, outcome))
     }
 
     /// The target group, from memory or from AWS, and whether the rules that are enforced here again let it through.
@@ -242,6 +319,7 @@ impl Worker {
                 Ok(groups) => {
                     self.memory.group = groups.into_iter().next();
                     self.memory.group_read = Some(Instant::now());
+                    self.memory.group_is_gone = self.memory.group.is_none();
                 }
                 Err(error) => {
                     let (reason, stalled) = reason_of(&error);
@@ -255,6 +333,7 @@ impl Worker {
                     }
                     if reason == "TargetGroupNotFound" {
                         self.memory.group = None;
+                        self.memory.group_is_gone = true;
                     }
                     return Err(Outcome::Failed);
                 }
@@ -613,6 +692,9 @@ impl Worker {
         let mut outcome = Ok(());
         if let (Some(arn), false, false) = (&arn, retain, self.ctx.settings.observe) {
             outcome = self.deregister_all(binding, arn).await;
+        }
+        if outcome.is_ok() && binding.spec.networking.is_some() && !self.ctx.settings.observe {
+            outcome = security::drop_claim(&self.ctx, &self.key).await;
         }
         if let Err(error) = outcome {
             warn!(binding = %self.key, %error, "clean-up failed");

@@ -4,6 +4,7 @@ use crate::Flags;
 use crate::desired::Switches;
 use crate::index::{Concerned, Index, Key};
 use crate::reconcile;
+use crate::security::{self, SecurityGroups};
 use futures::{StreamExt, TryStreamExt};
 use ipnet::IpNet;
 use k8s_openapi::NamespaceResourceScope;
@@ -59,6 +60,14 @@ pub(crate) struct Settings {
     pub(crate) health_poll: Duration,
     pub(crate) poll_rate: f64,
     pub(crate) resync: Duration,
+    pub(crate) cluster_name: String,
+    pub(crate) rule_owner: Option<String>,
+    pub(crate) adopt_unmarked_rules: bool,
+    /// Tags that mark the security group of an interface that has several.
+    pub(crate) security_group_tags: Vec<(String, Option<String>)>,
+    /// Only some namespaces are watched.
+    pub(crate) watches_some: bool,
+    pub(crate) manage_lbc_bindings: bool,
 }
 
 /// What wakes a worker.
@@ -85,6 +94,7 @@ pub(crate) struct Ctx {
     pub(crate) client: Client,
     pub(crate) aws: Aws,
     pub(crate) settings: Settings,
+    pub(crate) security: SecurityGroups,
     index: RwLock<Index>,
     workers: Mutex<HashMap<Key, Arc<Wake>>>,
     subnets: Mutex<BTreeMap<String, (Instant, Arc<Vec<IpNet>>)>>,
@@ -151,9 +161,20 @@ impl Ctx {
         }
     }
 
+    /// Has bindings looked at again without forgetting their backoff.
+    pub(crate) fn nudge(&self, concerned: &Concerned) {
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        for wake in concerned.iter().filter_map(|key| workers.get(key)) {
+            wake.notify.notify_one();
+        }
+    }
+
     /// A worker has ended; if its binding is back, another begins.
     fn ended(self: &Arc<Self>, key: &Key, wake: &Wake) {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        if !self.index().bindings.contains_key(key) {
+            security::forget(self, key);
+        }
         if wake.take_changed() || self.index().bindings.contains_key(key) {
             self.wake(&Concerned::from([key.clone()]));
         }
@@ -165,6 +186,7 @@ impl Ctx {
         let all: Concerned = self.index().bindings.keys().cloned().collect();
         info!(bindings = all.len(), "leading");
         self.wake(&all);
+        tokio::spawn(security::search(Arc::clone(self)));
     }
 }
 
@@ -186,6 +208,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         client: client.clone(),
         aws,
         settings: flags.settings(),
+        security: SecurityGroups::default(),
         index: RwLock::default(),
         workers: Mutex::default(),
         subnets: Mutex::default(),
