@@ -421,3 +421,8 @@ mod schema {
         value.as_str().is_some_and(|text| text.parse::<jiff::Timestamp>().is_ok())
     }
 }
+
+#[cfg(test)]
+#[path = "convert_tests.rs"]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests;
