@@ -5,6 +5,8 @@
 
 mod desired;
 mod index;
+mod lease;
+mod metrics;
 mod network;
 mod plan;
 mod reconcile;

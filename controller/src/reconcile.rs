@@ -3,6 +3,7 @@
 
 use crate::desired::{Desired, Origin, TargetKey, desired, is_alive, is_of_cluster, zone};
 use crate::index::{Index, Key, resolved_arn};
+use crate::metrics;
 use crate::network::{Claim, anywhere};
 use crate::plan::{Plan, Situation, plan};
 use crate::run::{Ctx, Wake};
@@ -39,16 +40,17 @@ const BACKOFF_LAST: Duration = Duration::from_secs(60);
 
 /// The worker of a binding; ends when the binding is gone.
 pub(crate) async fn work(ctx: Arc<Ctx>, key: Key, wake: Arc<Wake>) {
-    let mut worker = Worker { ctx, key, memory: Memory::default() };
-    loop {
-        let changed = wake.take_changed();
-        if changed {
+    let mut worker = Worker { ctx, key, memory: Memory::default(), changed: None };
+    while !worker.ctx.stop.is_cancelled() {
+        worker.changed = wake.take_changed();
+        if worker.changed.is_some() {
             worker.memory.failures = 0;
         }
         let Some(next) = worker.pass().await else { return };
         tokio::select! {
             () = wake.notify.notified() => {}
             () = tokio::time::sleep_until(next) => {}
+            () = worker.ctx.stop.cancelled() => return,
         }
     }
 }
@@ -85,6 +87,8 @@ struct Worker {
     ctx: Arc<Ctx>,
     key: Key,
     memory: Memory,
+    /// The change that this pass is about.
+    changed: Option<Instant>,
 }
 
 /// How a pass ended.
@@ -104,6 +108,7 @@ impl Worker {
             security::put_claim(&self.ctx, &self.key, anywhere(&binding));
             return Some(Instant::now() + Duration::from_secs(3600));
         }
+        let begun = Instant::now();
         let mut report = Report::default();
         let outcome = if binding.is_terminating() {
             if !self.has_finalizer(&binding) {
@@ -116,6 +121,12 @@ impl Worker {
         } else {
             self.reconcile(&binding, &mut report).await
         };
+        let result = match outcome {
+            Outcome::Done(_) => "ok",
+            Outcome::Failed => "failed",
+        };
+        self.ctx.metrics.passes.get_or_create(&metrics::Result { result }).inc();
+        self.ctx.metrics.pass_duration.observe(begun.elapsed().as_secs_f64());
         let status_again = self.write_status(&binding, &report).await;
         let now = Instant::now();
         let mut next = match outcome {
@@ -539,6 +550,10 @@ impl Worker {
             let error = match self.ctx.aws.register(role, arn, &batch).await {
                 Ok(()) => {
                     info!(binding = %self.key, targets = batch.len(), "registered");
+                    if let Some(since) = self.changed {
+                        self.ctx.metrics.change_to_register.observe(since.elapsed().as_secs_f64());
+                    }
+                    self.count("registered", batch.len());
                     self.registered(wanted, batch);
                     continue;
                 }
@@ -583,6 +598,11 @@ impl Worker {
         }
     }
 
+    fn count(&self, result: &'static str, targets: usize) {
+        let counter = self.ctx.metrics.changes.get_or_create(&metrics::Result { result }).clone();
+        counter.inc_by(u64::try_from(targets).unwrap_or(u64::MAX));
+    }
+
     fn is_registered(&self, key: &TargetKey) -> bool {
         let observed = self.memory.observed.as_ref();
         observed
@@ -604,6 +624,7 @@ impl Worker {
                 other => other?,
             }
             info!(binding = %self.key, targets = batch.len(), "deregistered");
+            self.count("deregistered", batch.len());
             for target in batch {
                 let key = TargetKey::of(target);
                 self.memory.uids.remove(&key);

@@ -3,6 +3,8 @@
 use crate::Flags;
 use crate::desired::Switches;
 use crate::index::{Concerned, Index, Key};
+use crate::lease::{self, Candidate};
+use crate::metrics::{self, Metrics};
 use crate::reconcile;
 use crate::security::{self, SecurityGroups};
 use futures::{StreamExt, TryStreamExt};
@@ -25,6 +27,7 @@ use tgb_api::v1::TargetGroupBinding;
 use tgb_aws::{Aws, AwsError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 /// `--keep-last-targets`.
@@ -74,18 +77,19 @@ pub(crate) struct Settings {
 #[derive(Debug, Default)]
 pub(crate) struct Wake {
     pub(crate) notify: Notify,
-    changed: AtomicBool,
+    /// When the first change happened that no pass has seen yet.
+    changed: Mutex<Option<Instant>>,
 }
 
 impl Wake {
     fn wake(&self) {
-        self.changed.store(true, Ordering::Release);
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
         self.notify.notify_one();
     }
 
-    /// Whether something changed since the last call.
-    pub(crate) fn take_changed(&self) -> bool {
-        self.changed.swap(false, Ordering::AcqRel)
+    /// Since when something has changed that the last call did not tell.
+    pub(crate) fn take_changed(&self) -> Option<Instant> {
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -95,6 +99,9 @@ pub(crate) struct Ctx {
     pub(crate) aws: Aws,
     pub(crate) settings: Settings,
     pub(crate) security: SecurityGroups,
+    pub(crate) metrics: Metrics,
+    /// Ends everything.
+    pub(crate) stop: CancellationToken,
     index: RwLock<Index>,
     workers: Mutex<HashMap<Key, Arc<Wake>>>,
     subnets: Mutex<BTreeMap<String, (Instant, Arc<Vec<IpNet>>)>>,
@@ -175,14 +182,44 @@ impl Ctx {
         if !self.index().bindings.contains_key(key) {
             security::forget(self, key);
         }
-        if wake.take_changed() || self.index().bindings.contains_key(key) {
+        if wake.take_changed().is_some() || self.index().bindings.contains_key(key) {
             self.wake(&Concerned::from([key.clone()]));
+        }
+    }
+
+    /// Whether this replica may write.
+    pub(crate) fn is_leading(&self) -> bool {
+        self.leading.load(Ordering::Acquire)
+    }
+
+    /// Why `/readyz` is not well, if so.
+    pub(crate) fn unready(&self) -> Option<&'static str> {
+        if self.stop.is_cancelled() {
+            Some("stopping")
+        } else if self.unsynced.load(Ordering::Acquire) > 0 {
+            Some("the caches are not filled yet")
+        } else {
+            None
+        }
+    }
+
+    /// No further pass begins; those under way have a moment to end.
+    async fn step_down(&self) {
+        self.leading.store(false, Ordering::Release);
+        self.metrics.leader.set(0);
+        self.stop.cancel();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while !self.workers.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+            && Instant::now() < deadline
+        {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 
     /// Starts the work: every binding gets its first pass.
     fn lead(self: &Arc<Self>) {
         self.leading.store(true, Ordering::Release);
+        self.metrics.leader.set(1);
         let all: Concerned = self.index().bindings.keys().cloned().collect();
         info!(bindings = all.len(), "leading");
         self.wake(&all);
@@ -209,6 +246,8 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         aws,
         settings: flags.settings(),
         security: SecurityGroups::default(),
+        metrics: Metrics::new(),
+        stop: CancellationToken::new(),
         index: RwLock::default(),
         workers: Mutex::default(),
         subnets: Mutex::default(),
@@ -251,12 +290,42 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         Index::remove_pod,
         |i| i.pods.keys().cloned().collect(),
     );
+    let stop = CancellationToken::new();
+    tokio::spawn({
+        let stop = stop.clone();
+        async move {
+            shutdown_signal().await;
+            info!("stopping");
+            stop.cancel();
+            // A second signal ends at once.
+            shutdown_signal().await;
+            std::process::exit(1);
+        }
+    });
+    metrics::serve(Arc::clone(&ctx), &flags.http_listen)
+        .await
+        .map_err(|error| format!("--http-listen {}: {error}", flags.http_listen))?;
     while ctx.unsynced.load(Ordering::Acquire) > 0 {
-        ctx.synced.notified().await;
+        tokio::select! {
+            () = ctx.synced.notified() => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+    }
+    let candidate = Candidate::new(
+        client,
+        &flags.lease_namespace.clone().unwrap_or_else(lease::own_namespace),
+        &flags.lease_name,
+    );
+    if !candidate.acquire(&stop).await {
+        return Ok(());
     }
     ctx.lead();
-    shutdown_signal().await;
-    info!("stopping");
+    let is_clean = candidate.keep(&stop).await;
+    ctx.step_down().await;
+    if !is_clean {
+        return Err("the lease is lost; another replica goes on".to_owned());
+    }
+    candidate.release().await;
     Ok(())
 }
 

@@ -418,7 +418,7 @@ async fn write(ctx: &Arc<Ctx>, id: &str, state: &mut State) -> Result<(), AwsErr
     let there = ctx.aws.security_group_rules(id).await?;
     state.rules = there.rules.iter().map(|rule| rule.permission.clone()).collect();
     let plan = group_plan(id, &all_claims(ctx), &there, is_ours);
-    if settings.observe {
+    if settings.observe || !ctx.is_leading() {
         info!(group = id, authorize = plan.authorize.len(), revoke = plan.revoke.len(), "would change");
         return Ok(());
     }
@@ -440,7 +440,7 @@ async fn write(ctx: &Arc<Ctx>, id: &str, state: &mut State) -> Result<(), AwsErr
     let there = ctx.aws.security_group_rules(id).await?;
     state.rules = there.rules.iter().map(|rule| rule.permission.clone()).collect();
     let plan = group_plan(id, &claims, &there, is_ours);
-    if plan.revoke.is_empty() {
+    if plan.revoke.is_empty() || !ctx.is_leading() {
         return Ok(());
     }
     let ids: Vec<String> = plan.revoke.iter().map(|(rule, _)| rule.clone()).collect();
