@@ -1,2 +1,5 @@
-//! placeholder
+//! tgb-webhook
+mod certificates;
+mod conversion;
+mod server;
 fn main() {}
