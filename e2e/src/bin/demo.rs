@@ -1,2 +1,2 @@
-//! placeholder
+//! `make demo`.
 fn main() {}

@@ -1,0 +1,407 @@
+//! The control plane: etcd, kube-apiserver, kube-controller-manager, kube-scheduler and kwok.
+
+use crate::programs::source_dir;
+use crate::{Output, Processes, Programs, Result, Spec, eventually, run};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use serde_json::{Value, json};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+const START: Duration = Duration::from_secs(60);
+const ADMIN_TOKEN: &str = "admin-token";
+
+/// How a control plane is started.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Listen on the machine's own address, too, as production's API servers are not on loopback.
+    pub reachable: bool,
+    /// Write an audit log of everything that is not the control plane's own: [`Cluster::audit`].
+    pub audit: bool,
+}
+
+/// A running control plane. Dropping it ends all its processes.
+#[derive(Debug)]
+pub struct Cluster {
+    processes: Arc<Processes>,
+    programs: Programs,
+    server: String,
+    ca_pem: String,
+    kubeconfig: PathBuf,
+}
+
+impl Cluster {
+    /// Starts everything and returns when the API server is ready: about 5 s.
+    ///
+    /// # Errors
+    /// One line about what is missing, or the last lines of the log of the process that ended.
+    pub fn start(options: Options) -> Result<Self> {
+        let processes = Arc::new(Processes::new()?);
+        let programs = Programs::find(&processes)?;
+        let dir = processes.dir().to_owned();
+        let at = |name: &str| dir.join(name).display().to_string();
+        let [etcd, peer, api, kwok] = free_ports()?;
+        let own = own_address();
+        let host = if options.reachable { own } else { IpAddr::V4(Ipv4Addr::LOCALHOST) };
+
+        processes.spawn(
+            "etcd",
+            Spec::new(
+                programs.kubernetes("etcd"),
+                [
+                    "--unsafe-no-fsync".to_owned(),
+                    "--log-level=warn".to_owned(),
+                    format!("--data-dir={}", at("etcd")),
+                    format!("--listen-client-urls=http://127.0.0.1:{etcd}"),
+                    format!("--advertise-client-urls=http://127.0.0.1:{etcd}"),
+                    format!("--listen-peer-urls=http://127.0.0.1:{peer}"),
+                    format!("--initial-advertise-peer-urls=http://127.0.0.1:{peer}"),
+                    format!("--initial-cluster=default=http://127.0.0.1:{peer}"),
+                ],
+            ),
+        )?;
+        let ca_pem = certificates(&dir, own)?;
+        write(&dir.join("tokens.csv"), &format!("{ADMIN_TOKEN},admin,admin,\"system:masters\"\n"))?;
+        eventually(START, || {
+            processes.check("etcd")?;
+            TcpStream::connect(("127.0.0.1", etcd)).map_err(|error| error.to_string())
+        })?;
+
+        let mut flags = vec![
+            format!("--etcd-servers=http://127.0.0.1:{etcd}"),
+            format!("--secure-port={api}"),
+            format!("--bind-address={}", if options.reachable { "0.0.0.0" } else { "127.0.0.1" }),
+            format!("--advertise-address={own}"),
+            "--endpoint-reconciler-type=none".to_owned(),
+            format!("--tls-cert-file={}", at("server.crt")),
+            format!("--tls-private-key-file={}", at("server.key")),
+            "--authorization-mode=RBAC".to_owned(),
+            format!("--token-auth-file={}", at("tokens.csv")),
+            "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
+            format!("--service-account-key-file={}", at("accounts.pub")),
+            format!("--service-account-signing-key-file={}", at("accounts.key")),
+            "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+        ];
+        if options.audit {
+            write(&dir.join("audit.yaml"), AUDIT_POLICY)?;
+            flags.push(format!("--audit-policy-file={}", at("audit.yaml")));
+            flags.push(format!("--audit-log-path={}", at("audit.log")));
+        }
+        processes.spawn("kube-apiserver", Spec::new(programs.kubernetes("kube-apiserver"), flags))?;
+        let server = format!("https://{host}:{api}");
+        let kubeconfig = dir.join("kubeconfig");
+        let cluster = Self { processes, programs, server, ca_pem, kubeconfig };
+        cluster.write_kubeconfig(&cluster.kubeconfig, ADMIN_TOKEN)?;
+        eventually(START, || {
+            cluster.processes.check("kube-apiserver")?;
+            cluster.kubectl(&["get", "--raw", "/readyz"]).ok()
+        })?;
+        cluster.start_the_rest(&dir, kwok)?;
+        Ok(cluster)
+    }
+
+    fn start_the_rest(&self, dir: &Path, kwok: u16) -> Result<()> {
+        let at = |name: &str| dir.join(name).display().to_string();
+        let kubeconfig = format!("--kubeconfig={}", self.kubeconfig.display());
+        let authentication = format!("--authentication-kubeconfig={}", self.kubeconfig.display());
+        let authorization = format!("--authorization-kubeconfig={}", self.kubeconfig.display());
+        self.processes.spawn(
+            "kube-controller-manager",
+            Spec::new(
+                self.programs.kubernetes("kube-controller-manager"),
+                [
+                    kubeconfig.clone(),
+                    authentication.clone(),
+                    authorization.clone(),
+                    "--leader-elect=false".to_owned(),
+                    "--secure-port=0".to_owned(),
+                    format!("--service-account-private-key-file={}", at("accounts.key")),
+                    format!("--root-ca-file={}", at("ca.crt")),
+                ],
+            ),
+        )?;
+        self.processes.spawn(
+            "kube-scheduler",
+            Spec::new(
+                self.programs.kubernetes("kube-scheduler"),
+                [
+                    kubeconfig.clone(),
+                    authentication,
+                    authorization,
+                    "--leader-elect=false".to_owned(),
+                    "--secure-port=0".to_owned(),
+                ],
+            ),
+        )?;
+        self.processes.spawn(
+            "kwok",
+            Spec::new(
+                self.programs.kubernetes("kwok"),
+                [
+                    kubeconfig,
+                    "--manage-all-nodes".to_owned(),
+                    "--cidr=10.244.0.0/16".to_owned(),
+                    "--node-lease-duration-seconds=40".to_owned(),
+                    format!("--server-address=127.0.0.1:{kwok}"),
+                    format!("--config={}", source_dir().join("kwok/stages.yaml").display()),
+                ],
+            )
+            .env("KWOK_WORKDIR", at("kwok")),
+        )
+    }
+
+    /// The processes, to pause, kill and restart them by name (`etcd`, `kube-apiserver`, …).
+    pub fn processes(&self) -> &Processes {
+        &self.processes
+    }
+
+    /// Where the programs are.
+    pub fn programs(&self) -> &Programs {
+        &self.programs
+    }
+
+    /// For files of this run.
+    pub fn dir(&self) -> &Path {
+        self.processes.dir()
+    }
+
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> &Path {
+        &self.kubeconfig
+    }
+
+    /// The API server's URL.
+    pub fn server(&self) -> &str {
+        &self.server
+    }
+
+    /// Runs kubectl as the administrator.
+    pub fn kubectl(&self, args: &[&str]) -> Output {
+        self.kubectl_with(args, "")
+    }
+
+    /// Runs kubectl as the administrator with standard input.
+    pub fn kubectl_with(&self, args: &[&str], stdin: &str) -> Output {
+        let mut command = Command::new(self.programs.kubernetes("kubectl"));
+        // its cache of what the server offers must not outlive this server, whose port another one may get
+        let cache = self.dir().join("kubectl-cache");
+        command.arg("--kubeconfig").arg(&self.kubeconfig).arg("--cache-dir").arg(cache).args(args);
+        run(&mut command, shown("kubectl", args), stdin)
+    }
+
+    /// Runs helm as the administrator.
+    pub fn helm(&self, args: &[&str]) -> Output {
+        let mut command = Command::new(self.programs.kubernetes("helm"));
+        command.env("KUBECONFIG", &self.kubeconfig);
+        for (name, place) in
+            [("HELM_CACHE_HOME", "cache"), ("HELM_CONFIG_HOME", "config"), ("HELM_DATA_HOME", "data")]
+        {
+            command.env(name, self.dir().join("helm").join(place));
+        }
+        run(command.args(args), shown("helm", args), "")
+    }
+
+    /// Makes a namespace, ready for pods.
+    ///
+    /// # Errors
+    /// When it isn't within a minute.
+    pub fn namespace(&self, name: &str) -> Result<()> {
+        self.kubectl(&["create", "namespace", name]).ok()?;
+        eventually(START, || self.kubectl(&["-n", name, "get", "serviceaccount", "default"]).ok()).map(drop)
+    }
+
+    /// Makes nodes and waits until they are ready.
+    ///
+    /// # Errors
+    /// When they are not ready within a minute.
+    pub fn nodes(&self, nodes: &[Node]) -> Result<()> {
+        let objects: Vec<Value> = nodes.iter().map(Node::object).collect();
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
+        self.kubectl_with(&["apply", "-f", "-"], &list).ok()?;
+        eventually(START, || {
+            self.processes.check("kwok")?;
+            self.kubectl(&["wait", "--for=condition=Ready", "nodes", "--all", "--timeout=1s"]).ok()
+        })
+        .map(drop)
+    }
+
+    /// Writes a kubeconfig that carries the token of a service account, so that RBAC is what a pod of it has.
+    ///
+    /// # Errors
+    /// When there is no such account.
+    pub fn kubeconfig_of(&self, namespace: &str, account: &str) -> Result<PathBuf> {
+        let token = self.kubectl(&["-n", namespace, "create", "token", account, "--duration=24h"]).ok()?;
+        let path = self.dir().join(format!("kubeconfig.{account}"));
+        self.write_kubeconfig(&path, token.trim())?;
+        Ok(path)
+    }
+
+    /// The audit log so far, one event per line, if it was asked for.
+    pub fn audit(&self) -> Vec<Value> {
+        let text = fs::read_to_string(self.dir().join("audit.log")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// What somebody needs who looks for the cause of a failure in a namespace: objects, events and the last lines of
+    /// the logs of `processes`.
+    pub fn report(&self, namespace: &str, processes: &[&str]) -> String {
+        let mut text = String::new();
+        let kinds = "targetgroupbindings,services,endpointslices,pods,deployments,configmaps";
+        for args in [
+            vec!["-n", namespace, "get", kinds, "-o", "wide"],
+            vec!["-n", namespace, "get", "targetgroupbindings", "-o", "yaml"],
+            vec!["-n", namespace, "get", "events", "--sort-by=.lastTimestamp"],
+        ] {
+            let output = self.kubectl(&args);
+            text.push_str(&format!("$ {}\n{}{}\n", output.command, output.stdout, output.stderr));
+        }
+        for name in processes {
+            let log = self.processes.log(name);
+            let lines: Vec<&str> = log.lines().collect();
+            let tail = lines.get(lines.len().saturating_sub(60)..).unwrap_or_default();
+            text.push_str(&format!("--- the last lines of {name}\n{}\n", tail.join("\n")));
+        }
+        text
+    }
+
+    fn write_kubeconfig(&self, path: &Path, token: &str) -> Result<()> {
+        let ca = self.dir().join("ca.crt");
+        let config = json!({
+            "apiVersion": "v1",
+            "kind": "Config",
+            "clusters": [{"name": "tgb", "cluster": {"server": self.server, "certificate-authority": ca}}],
+            "users": [{"name": "tgb", "user": {"token": token}}],
+            "contexts": [{"name": "tgb", "context": {"cluster": "tgb", "user": "tgb"}}],
+            "current-context": "tgb",
+        });
+        write(path, &config.to_string())
+    }
+
+    /// The certificate of the authority that signed the API server's, PEM.
+    pub fn ca_pem(&self) -> &str {
+        &self.ca_pem
+    }
+}
+
+/// A node, as EKS makes them.
+#[derive(Debug, Clone)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// The id of its instance.
+    pub instance: String,
+    /// The zone of its instance.
+    pub zone: String,
+    /// The primary address of its instance.
+    pub ip: Ipv4Addr,
+    /// Where its pods get their addresses from.
+    pub pod_cidr: String,
+}
+
+impl Node {
+    fn object(&self) -> Value {
+        json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {
+                "name": self.name,
+                "labels": {
+                    "kubernetes.io/hostname": self.name,
+                    "kubernetes.io/os": "linux",
+                    "topology.kubernetes.io/zone": self.zone,
+                },
+                "annotations": {"tgb.e2e/ip": self.ip},
+            },
+            "spec": {
+                "providerID": format!("aws:///{}/{}", self.zone, self.instance),
+                "podCIDR": self.pod_cidr,
+                "podCIDRs": [self.pod_cidr],
+            },
+        })
+    }
+}
+
+/// Everything but the chatter of the control plane itself.
+const AUDIT_POLICY: &str = "apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+rules:
+- {level: None, users: [admin, 'system:apiserver', 'system:anonymous']}
+- {level: Metadata}
+";
+
+/// A command line as a user would type it.
+pub(crate) fn shown(program: &str, args: &[&str]) -> String {
+    let mut line = program.to_owned();
+    for arg in args {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,@%+".contains(c);
+        line.push(' ');
+        if !arg.is_empty() && arg.chars().all(plain) {
+            line.push_str(arg);
+        } else {
+            line.push_str(&format!("'{}'", arg.replace('\'', r"'\''")));
+        }
+    }
+    line
+}
+
+/// Ports that are free at this moment; all are taken together, so that they differ.
+pub(crate) fn free_ports<const N: usize>() -> Result<[u16; N]> {
+    let mut listeners = Vec::with_capacity(N);
+    let mut ports = [0; N];
+    for port in &mut ports {
+        let listener = TcpListener::bind(("127.0.0.1", 0))
+            .and_then(|listener| listener.local_addr().map(|address| (listener, address)))
+            .map_err(|error| format!("no free port on 127.0.0.1: {error}"))?;
+        *port = listener.1.port();
+        listeners.push(listener.0);
+    }
+    Ok(ports)
+}
+
+/// The machine's own address towards the world, loopback if it has none. Nothing is sent.
+pub(crate) fn own_address() -> IpAddr {
+    let probe = || -> std::io::Result<IpAddr> {
+        let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+        socket.connect(("192.0.2.1", 9))?;
+        Ok(socket.local_addr()?.ip())
+    };
+    probe().unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).map_err(|error| format!("{} cannot be written: {error}", path.display()))
+}
+
+/// The API server's certificate, the authority's and the key pair of the service accounts; returns the authority's.
+fn certificates(dir: &Path, own: IpAddr) -> Result<String> {
+    let make = || -> std::result::Result<(String, String, String, KeyPair), rcgen::Error> {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "tgb test control plane");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
+        let key = KeyPair::generate()?;
+        let names = [
+            "127.0.0.1".to_owned(),
+            own.to_string(),
+            "kubernetes.default.svc".to_owned(),
+            "localhost".to_owned(),
+        ];
+        let server = CertificateParams::new(names)?.signed_by(&key, &ca)?;
+        Ok((ca.pem(), server.pem(), key.serialize_pem(), KeyPair::generate()?))
+    };
+    let (ca, server, key, accounts) = make().map_err(|error| format!("no certificates: {error}"))?;
+    for (name, text) in [
+        ("ca.crt", &ca),
+        ("server.crt", &server),
+        ("server.key", &key),
+        ("accounts.key", &accounts.serialize_pem()),
+        ("accounts.pub", &accounts.public_key_pem()),
+    ] {
+        write(&dir.join(name), text)?;
+    }
+    Ok(ca)
+}
