@@ -9,7 +9,13 @@ use proptest::sample::select;
 /// `TGB_PROVE_CASES` raises the number of cases: `make prove`.
 fn config() -> ProptestConfig {
     let cases = std::env::var("TGB_PROVE_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(256);
-    ProptestConfig { cases, failure_persistence: None, ..ProptestConfig::default() }
+    ProptestConfig {
+        cases,
+        max_local_rejects: u32::MAX,
+        max_global_rejects: u32::MAX,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
 }
 
 // Generators: members are (name, perhaps a value); absent ones are left out.
