@@ -1,10 +1,7 @@
-//! Where the server's certificate comes from, and how API servers learn to trust it.
-//!
-//! Decisions are the certificate crate's; this reads and writes what they are about: the shared Secret, both webhook
-//! configurations and the CRD's conversion.
+//! Keeps the served certificate current, and in mode `self` our authority in every configuration.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use crate::metrics::Metrics;
+use crate::serve::{CertMode, Options};
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{
@@ -13,266 +10,271 @@ use k8s_openapi::api::admissionregistration::v1::{
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::{Client, Resource};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tgb_certs::{FilePair, Lifetimes, SelfSigned, Serving};
-use tokio_util::sync::CancellationToken;
+use tgb_certs::{FilePair, Lifetimes, SecretData, SelfSigned, Serving, service_names};
 
-/// Between two looks at Secret, configurations or files.
-const PERIOD: Duration = Duration::from_secs(10);
-/// One request to the API server.
-const REQUEST: Duration = Duration::from_secs(10);
+const EVERY: Duration = Duration::from_secs(10);
+/// While nothing is served or published yet.
+const SOON: Duration = Duration::from_secs(1);
 
-/// Names of what mode `self` reads and writes.
-#[derive(Debug, Clone)]
-pub(crate) struct SelfMode {
-    /// Namespace of the Secret.
-    pub(crate) secret_namespace: String,
-    /// Name of the Secret.
-    pub(crate) secret_name: String,
-    /// Name of both webhook configurations.
-    pub(crate) configurations: String,
-    /// Name of the CRD.
-    pub(crate) crd: String,
-    /// DNS names and addresses of the certificate.
-    pub(crate) names: Vec<String>,
-    /// How long things live.
-    pub(crate) lifetimes: Lifetimes,
-}
-
-/// A configuration that has a `caBundle` somewhere.
-struct Observed {
-    kind: &'static str,
-    path: &'static str,
-    name: String,
-    resource_version: String,
-    /// JSON pointers of its bundles, and what is there now.
-    bundles: Vec<(String, Option<Vec<u8>>)>,
-}
-
-/// Mode `self`: keeps the certificate and every `caBundle` current until `stop`. `ready` follows whether the served
-/// certificate is trusted everywhere.
-pub(crate) async fn keep_self_signed(
-    client: kube::Client,
-    mode: SelfMode,
+/// Keeps `serving` in step until the process ends; `published` is what `/readyz` asks.
+pub(crate) async fn keep(
+    options: Arc<Options>,
+    client: Client,
     serving: Arc<Serving>,
-    ready: Arc<AtomicBool>,
-    stop: CancellationToken,
-) -> Result<(), tgb_certs::Error> {
-    let own = SelfSigned::new(mode.names.clone(), mode.lifetimes, serving)?;
+    published: Arc<AtomicBool>,
+    metrics: Arc<Metrics>,
+) {
+    let authority = match options.cert_mode {
+        CertMode::SelfSigned => {
+            let mut names = service_names(&options.service_name, &options.service_namespace);
+            names.extend(options.extra_dns_names.iter().cloned());
+            match SelfSigned::new(names, Lifetimes::default(), Arc::clone(&serving)) {
+                Ok(authority) => Some(authority),
+                Err(error) => {
+                    tracing::error!(%error, "no authority can be kept");
+                    return;
+                }
+            }
+        }
+        CertMode::CertManager | CertMode::Files => None,
+    };
+    let mut files = FilePair::new(
+        options.tls_cert_file.clone().unwrap_or_default(),
+        options.tls_key_file.clone().unwrap_or_default(),
+        Arc::clone(&serving),
+    );
     let mut told = String::new();
     loop {
-        let again = match step(&client, &mode, &own).await {
-            Ok((is_ready, again)) => {
-                ready.store(is_ready, Ordering::Relaxed);
-                told.clear();
-                again
-            }
-            Err(complaint) => {
-                // The same complaint every ten seconds helps nobody.
-                if told != complaint {
-                    tracing::warn!(
-                        complaint,
-                        "certificate or caBundle could not be kept current; trying again"
-                    );
-                    told = complaint;
-                }
-                false
+        let done = match &authority {
+            Some(authority) => step(&options, &client, authority, &published, &metrics).await,
+            None => {
+                files.poll(Timestamp::now());
+                published.store(true, Ordering::Relaxed);
+                watch_conversion(&options, &client, &metrics).await
             }
         };
-        let pause = if again { Duration::from_millis(50) } else { PERIOD.min(mode.lifetimes.leaf / 10) };
-        tokio::select! {
-            () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(pause) => {}
+        if let Some(end) = serving.state().not_after {
+            metrics.certificate_not_after.set(end.as_second());
         }
-    }
-}
-
-/// Mode `files` (and `cert-manager`, whose Secret is mounted): serves what the files hold until `stop`.
-pub(crate) async fn keep_files(
-    certificate: PathBuf,
-    key: PathBuf,
-    serving: Arc<Serving>,
-    stop: CancellationToken,
-) {
-    let mut files = FilePair::new(certificate, key, serving);
-    loop {
-        let polled = tokio::task::spawn_blocking(move || {
-            let polled = files.poll(Timestamp::now());
-            (files, polled)
-        });
-        match polled.await {
-            Ok((back, polled)) => {
-                files = back;
-                tracing::debug!(?polled, "certificate files read");
+        let wait = match done {
+            Ok(Progress::Again) => Duration::from_millis(50),
+            Ok(Progress::Done) => EVERY,
+            Ok(Progress::Waiting) => SOON,
+            Err(error) => {
+                // The same complaint once, not each second.
+                if told != error {
+                    tracing::warn!(%error, "certificates can't be kept up to date");
+                    told = error;
+                }
+                SOON
             }
-            Err(error) => return tracing::error!(%error, "the reader of the certificate files ended"),
-        }
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(PERIOD) => {}
-        }
+        };
+        tokio::time::sleep(wait).await;
     }
 }
 
-/// One look at everything. Gives whether API servers trust what is served, and whether to look again at once.
-async fn step(client: &kube::Client, mode: &SelfMode, own: &SelfSigned) -> Result<(bool, bool), String> {
-    let observed = observe(client, mode).await?;
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), &mode.secret_namespace);
-    let secret = timely("reading the Secret of the authority", secrets.get_opt(&mode.secret_name)).await?;
-    let stored = secret.as_ref().map(|secret| {
-        let data = secret.data.iter().flatten();
-        data.map(|(key, value)| (key.clone(), value.0.clone())).collect::<tgb_certs::SecretData>()
+enum Progress {
+    Again,
+    Waiting,
+    Done,
+}
+
+async fn step(
+    options: &Options,
+    client: &Client,
+    authority: &SelfSigned,
+    published: &AtomicBool,
+    metrics: &Metrics,
+) -> Result<Progress, String> {
+    // Configurations first, the Secret after them: what is published is then never older than what is there.
+    let configurations = Configurations::read(options, client).await?;
+    metrics.conversion_missing.set(i64::from(configurations.conversion_is_missing()));
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &options.self_secret_namespace);
+    let secret = secrets.get_opt(&options.self_secret_name).await.map_err(|e| format!("the Secret: {e}"))?;
+    let stored: Option<SecretData> = secret.as_ref().map(|secret| {
+        secret.data.iter().flatten().map(|(key, value)| (key.clone(), value.0.clone())).collect()
     });
-    // A configuration without any bundle (its webhooks were all switched off) has nothing to be told.
-    let bundles: Vec<Option<Vec<u8>>> =
-        observed.iter().flat_map(|one| one.bundles.iter().map(|(_, bundle)| bundle.clone())).collect();
-    let step = own.step(stored.as_ref(), &bundles, Timestamp::now()).map_err(|error| error.to_string())?;
+    let observed = configurations.bundles();
+    let step = authority.step(stored.as_ref(), &observed, Timestamp::now()).map_err(|e| e.to_string())?;
+    published.store(step.ready && configurations.complete(), Ordering::Relaxed);
     if let Some(write) = step.write {
-        tracing::info!(reason = write.reason, secret = mode.secret_name, "writing the authority's Secret");
+        tracing::info!(reason = write.reason, "writing the authority's Secret");
         let data = write.data.into_iter().map(|(key, value)| (key, ByteString(value))).collect();
         let written = match secret {
-            None => {
-                let secret = Secret {
-                    metadata: ObjectMeta { name: Some(mode.secret_name.clone()), ..Default::default() },
-                    type_: Some("Opaque".to_owned()),
-                    data: Some(data),
-                    ..Default::default()
-                };
-                tokio::time::timeout(REQUEST, secrets.create(&PostParams::default(), &secret)).await
-            }
             Some(mut secret) => {
                 secret.data = Some(data);
-                let params = PostParams::default();
-                tokio::time::timeout(REQUEST, secrets.replace(&mode.secret_name, &params, &secret)).await
+                secrets.replace(&options.self_secret_name, &PostParams::default(), &secret).await
+            }
+            None => {
+                let metadata =
+                    ObjectMeta { name: Some(options.self_secret_name.clone()), ..Default::default() };
+                let secret = Secret {
+                    metadata,
+                    data: Some(data),
+                    type_: Some("Opaque".to_owned()),
+                    ..Default::default()
+                };
+                secrets.create(&PostParams::default(), &secret).await
             }
         };
         return match written {
-            Ok(Ok(_)) => Ok((step.ready, true)),
-            // Another replica was faster.
-            Ok(Err(kube::Error::Api(status))) if status.code == 409 => Ok((step.ready, true)),
-            Ok(Err(error)) => Err(format!("writing the Secret of the authority: {error}")),
-            Err(_) => Err("writing the Secret of the authority took too long".to_owned()),
+            Ok(_) => Ok(Progress::Again),
+            Err(kube::Error::Api(status)) if status.code == 409 => Ok(Progress::Again),
+            Err(error) => Err(format!("the Secret: {error}")),
         };
     }
-    let Some(bundle) = step.publish else { return Ok((step.ready, false)) };
-    for one in &observed {
-        publish(client, one, bundle.as_bytes()).await?;
+    if let Some(bundle) = step.publish {
+        configurations.publish(options, client, &bundle).await?;
+        return Ok(if configurations.complete() { Progress::Again } else { Progress::Waiting });
     }
-    Ok((step.ready, true))
+    Ok(if step.ready && configurations.complete() { Progress::Done } else { Progress::Waiting })
 }
 
-/// Reads both webhook configurations and the CRD. Any of them that isn't there (yet) is nothing to publish to.
-async fn observe(client: &kube::Client, mode: &SelfMode) -> Result<Vec<Observed>, String> {
-    let mutating: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
-    let validating: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
-    let crds: Api<CustomResourceDefinition> = Api::all(client.clone());
-    let mut observed = Vec::new();
-    if let Some(found) =
-        timely("reading the mutating webhooks", mutating.get_opt(&mode.configurations)).await?
-    {
-        let webhooks = found.webhooks.unwrap_or_default();
-        let bundles = webhooks.iter().map(|webhook| webhook.client_config.ca_bundle.as_ref());
-        observed.push(webhook_configuration(
-            "MutatingWebhookConfiguration",
-            "mutatingwebhookconfigurations",
-            found.metadata,
-            bundles,
-        ));
+async fn watch_conversion(options: &Options, client: &Client, metrics: &Metrics) -> Result<Progress, String> {
+    let crd = get(&Api::<CustomResourceDefinition>::all(client.clone()), &options.crd_name).await?;
+    let configurations = Configurations { crd, ..Default::default() };
+    let missing = configurations.conversion_is_missing();
+    if missing && metrics.conversion_missing.get() == 0 {
+        tracing::error!(
+            crd = options.crd_name,
+            "several versions are served without a conversion webhook; objects lose data"
+        );
     }
-    if let Some(found) =
-        timely("reading the validating webhooks", validating.get_opt(&mode.configurations)).await?
-    {
-        let webhooks = found.webhooks.unwrap_or_default();
-        let bundles = webhooks.iter().map(|webhook| webhook.client_config.ca_bundle.as_ref());
-        observed.push(webhook_configuration(
-            "ValidatingWebhookConfiguration",
-            "validatingwebhookconfigurations",
-            found.metadata,
-            bundles,
-        ));
-    }
-    if let Some(found) = timely("reading the CRD", crds.get_opt(&mode.crd)).await? {
-        let conversion = found.spec.conversion.as_ref().and_then(|conversion| conversion.webhook.as_ref());
-        let bundles = conversion.and_then(|webhook| webhook.client_config.as_ref()).map(|config| {
-            let pointer = "/spec/conversion/webhook/clientConfig/caBundle".to_owned();
-            (pointer, config.ca_bundle.as_ref().map(|bundle| bundle.0.clone()))
-        });
-        observed.push(Observed {
-            kind: "CustomResourceDefinition",
-            path: "/apis/apiextensions.k8s.io/v1/customresourcedefinitions",
-            name: found.metadata.name.unwrap_or_default(),
-            resource_version: found.metadata.resource_version.unwrap_or_default(),
-            bundles: bundles.into_iter().collect(),
-        });
-    }
-    Ok(observed)
+    metrics.conversion_missing.set(i64::from(missing));
+    Ok(Progress::Done)
 }
 
-fn webhook_configuration<'a>(
-    kind: &'static str,
-    plural: &'static str,
-    metadata: ObjectMeta,
-    bundles: impl Iterator<Item = Option<&'a ByteString>>,
-) -> Observed {
-    Observed {
-        kind,
-        path: match plural {
-            "mutatingwebhookconfigurations" => {
-                "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"
+/// What carries a caBundle, as it was read.
+#[derive(Default)]
+struct Configurations {
+    mutating: Option<MutatingWebhookConfiguration>,
+    validating: Option<ValidatingWebhookConfiguration>,
+    crd: Option<CustomResourceDefinition>,
+}
+
+async fn get<K: Resource + Clone + DeserializeOwned + Debug>(
+    api: &Api<K>,
+    name: &str,
+) -> Result<Option<K>, String> {
+    api.get_opt(name).await.map_err(|e| format!("{name}: {e}"))
+}
+
+/// A caBundle, if there is one.
+type Bundle = Option<Vec<u8>>;
+
+impl Configurations {
+    async fn read(options: &Options, client: &Client) -> Result<Self, String> {
+        Ok(Self {
+            mutating: get(&Api::all(client.clone()), &options.webhook_config_name).await?,
+            validating: get(&Api::all(client.clone()), &options.webhook_config_name).await?,
+            crd: get(&Api::all(client.clone()), &options.crd_name).await?,
+        })
+    }
+
+    fn complete(&self) -> bool {
+        self.mutating.is_some() && self.validating.is_some() && self.crd.is_some()
+    }
+
+    fn of_mutating(&self) -> Vec<Bundle> {
+        let webhooks = self.mutating.iter().flat_map(|c| c.webhooks.iter().flatten());
+        webhooks.map(|w| w.client_config.ca_bundle.as_ref().map(|b| b.0.clone())).collect()
+    }
+
+    fn of_validating(&self) -> Vec<Bundle> {
+        let webhooks = self.validating.iter().flat_map(|c| c.webhooks.iter().flatten());
+        webhooks.map(|w| w.client_config.ca_bundle.as_ref().map(|b| b.0.clone())).collect()
+    }
+
+    fn converts(&self) -> bool {
+        let conversion = self.crd.as_ref().and_then(|crd| crd.spec.conversion.as_ref());
+        conversion.is_some_and(|c| c.strategy == "Webhook" && c.webhook.is_some())
+    }
+
+    fn conversion_is_missing(&self) -> bool {
+        let served =
+            self.crd.iter().flat_map(|crd| &crd.spec.versions).filter(|version| version.served).count();
+        served > 1 && !self.converts()
+    }
+
+    /// `None` where there is nothing to convert.
+    fn of_crd(&self) -> Option<Bundle> {
+        let crd = self.crd.as_ref()?;
+        if !self.converts() && !self.conversion_is_missing() {
+            return None;
+        }
+        let webhook = crd.spec.conversion.as_ref().and_then(|c| c.webhook.as_ref());
+        Some(webhook.and_then(|w| w.client_config.as_ref()?.ca_bundle.as_ref()).map(|b| b.0.clone()))
+    }
+
+    fn bundles(&self) -> Vec<Bundle> {
+        let mut all = self.of_mutating();
+        all.extend(self.of_validating());
+        all.extend(self.of_crd());
+        all
+    }
+
+    async fn publish(&self, options: &Options, client: &Client, bundle: &str) -> Result<(), String> {
+        use base64::Engine as _;
+        let wanted = base64::engine::general_purpose::STANDARD.encode(bundle);
+        let add = |path: String| json!({"op": "add", "path": path, "value": wanted});
+        let of_webhooks = |bundles: Vec<Bundle>| -> Vec<Value> {
+            let stale =
+                bundles.into_iter().enumerate().filter(|(_, b)| b.as_deref() != Some(bundle.as_bytes()));
+            stale.map(|(i, _)| add(format!("/webhooks/{i}/clientConfig/caBundle"))).collect()
+        };
+        let name = options.webhook_config_name.as_str();
+        if let Some(found) = &self.mutating {
+            patch(client, found, name, of_webhooks(self.of_mutating())).await?;
+        }
+        if let Some(found) = &self.validating {
+            patch(client, found, name, of_webhooks(self.of_validating())).await?;
+        }
+        let Some(found) = &self.crd else { return Ok(()) };
+        let changes = match self.of_crd() {
+            None => Vec::new(),
+            Some(there) if there.as_deref() == Some(bundle.as_bytes()) => Vec::new(),
+            Some(_) if self.conversion_is_missing() => {
+                tracing::error!(crd = options.crd_name, "the conversion webhook was missing; repairing it");
+                let service = json!({"name": options.service_name, "namespace": options.service_namespace,
+                    "path": "/convert", "port": 443});
+                let webhook = json!({"conversionReviewVersions": ["v1"],
+                    "clientConfig": {"service": service, "caBundle": wanted}});
+                vec![
+                    json!({"op": "add", "path": "/spec/conversion", "value": {"strategy": "Webhook", "webhook": webhook}}),
+                ]
             }
-            _ => "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations",
-        },
-        name: metadata.name.unwrap_or_default(),
-        resource_version: metadata.resource_version.unwrap_or_default(),
-        bundles: bundles
-            .enumerate()
-            .map(|(index, bundle)| {
-                (format!("/webhooks/{index}/clientConfig/caBundle"), bundle.map(|bundle| bundle.0.clone()))
-            })
-            .collect(),
+            Some(_) => vec![add("/spec/conversion/webhook/clientConfig/caBundle".to_owned())],
+        };
+        patch(client, found, &options.crd_name, changes).await
     }
 }
 
-/// Writes the bundle where another one stands; nothing if it stands everywhere.
-async fn publish(client: &kube::Client, observed: &Observed, bundle: &[u8]) -> Result<(), String> {
-    let stale = observed.bundles.iter().filter(|(_, there)| there.as_deref() != Some(bundle));
-    let encoded = BASE64.encode(bundle);
-    let mut patch: Vec<Value> =
-        stale.map(|(pointer, _)| json!({"op": "add", "path": pointer, "value": encoded})).collect();
-    if patch.is_empty() {
+/// Applies changes to the object as it was read; a conflict means that another replica was first, which is fine.
+async fn patch<K>(client: &Client, found: &K, name: &str, mut changes: Vec<Value>) -> Result<(), String>
+where
+    K: Resource<DynamicType = (), Scope = kube::core::ClusterResourceScope>
+        + Clone
+        + DeserializeOwned
+        + Debug,
+{
+    if changes.is_empty() {
         return Ok(());
     }
-    patch.insert(
-        0,
-        json!({"op": "test", "path": "/metadata/resourceVersion", "value": observed.resource_version}),
-    );
-    let patch: json_patch::Patch =
-        serde_json::from_value(Value::Array(patch)).map_err(|error| error.to_string())?;
-    let request = kube::core::Request::new(observed.path)
-        .patch(&observed.name, &PatchParams::default(), &Patch::<()>::Json(patch))
-        .map_err(|error| error.to_string())?;
-    match tokio::time::timeout(REQUEST, client.request::<Value>(request)).await {
-        Ok(Ok(_)) => {
-            tracing::info!(kind = observed.kind, name = observed.name, "caBundle written");
-            Ok(())
-        }
-        // Somebody else changed the object meanwhile; the next look sees how.
-        Ok(Err(kube::Error::Api(status))) if matches!(status.code, 409 | 422) => Ok(()),
-        Ok(Err(error)) => {
-            Err(format!("writing the caBundle of {} {}: {error}", observed.kind, observed.name))
-        }
-        Err(_) => Err(format!("writing the caBundle of {} {} took too long", observed.kind, observed.name)),
-    }
-}
-
-async fn timely<T>(doing: &str, request: impl Future<Output = kube::Result<T>>) -> Result<T, String> {
-    match tokio::time::timeout(REQUEST, request).await {
-        Ok(Ok(value)) => Ok(value),
-        Ok(Err(error)) => Err(format!("{doing}: {error}")),
-        Err(_) => Err(format!("{doing} took too long")),
+    let version = found.meta().resource_version.clone();
+    changes.insert(0, json!({"op": "test", "path": "/metadata/resourceVersion", "value": version}));
+    tracing::info!(name, kind = %K::kind(&()), "publishing the authority");
+    let changes = serde_json::from_value(Value::Array(changes)).map_err(|e| e.to_string())?;
+    let api: Api<K> = Api::all(client.clone());
+    match api.patch(name, &PatchParams::default(), &Patch::<()>::Json(changes)).await {
+        Ok(_) => Ok(()),
+        Err(kube::Error::Api(status)) if matches!(status.code, 409 | 422) => Ok(()),
+        Err(error) => Err(format!("{name}: {error}")),
     }
 }

@@ -1,5 +1,65 @@
-//! tgb-webhook
+//! `tgb-webhook`: admission and conversion for TargetGroupBindings, and the same rules for files.
+//!
+//! Exit codes: 0 fine; 1 findings or a failure while running; 2 wrong arguments or unusable input.
+
+mod admission;
+mod bindings;
 mod certificates;
-mod conversion;
+mod convert;
+mod lookup;
+mod metrics;
+mod pods;
+mod serve;
 mod server;
-fn main() {}
+mod services;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use std::process::ExitCode;
+use tgb_api::crd::Version;
+
+/// Admission and conversion webhook of TargetGroupBinding.
+#[derive(Debug, Parser)]
+#[command(name = "tgb-webhook", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve admission and conversion over HTTPS, and probes and metrics over HTTP.
+    Serve(Box<serve::Options>),
+    /// Print the CustomResourceDefinition (JSON, which kubectl takes as YAML).
+    Crd {
+        /// The version that is stored.
+        #[arg(long, value_enum, default_value_t = Storage::V1)]
+        storage_version: Storage,
+    },
+    /// Print the documentation of all rules (docs/rules.md).
+    Rules,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Storage {
+    V1,
+    V1beta1,
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Serve(options) => serve::main(*options),
+        Command::Crd { storage_version } => {
+            let storage = match storage_version {
+                Storage::V1 => Version::V1,
+                Storage::V1beta1 => Version::V1Beta1,
+            };
+            let crd = tgb_api::crd::crd(storage);
+            println!("{crd:#}");
+            ExitCode::SUCCESS
+        }
+        Command::Rules => {
+            print!("{}", tgb_api::rules::document());
+            ExitCode::SUCCESS
+        }
+    }
+}

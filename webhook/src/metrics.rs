@@ -1,0 +1,66 @@
+//! What `/metrics` tells.
+
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+type Labels = Vec<(&'static str, String)>;
+
+/// The metrics of the process.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    findings: Family<Labels, Counter>,
+    requests: Family<Labels, Counter>,
+    /// End of the served certificate, seconds since the epoch.
+    pub(crate) certificate_not_after: Gauge,
+    /// 1 while several versions are served and the CRD has no conversion webhook.
+    pub(crate) conversion_missing: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut registry = Registry::with_prefix("tgb");
+        let (findings, requests) =
+            (Family::<Labels, Counter>::default(), Family::<Labels, Counter>::default());
+        let (certificate_not_after, conversion_missing) = (Gauge::default(), Gauge::default());
+        registry.register("findings", "Findings by rule and outcome", findings.clone());
+        registry.register("webhook_requests", "Requests by path and HTTP status", requests.clone());
+        registry.register(
+            "certificate_not_after_seconds",
+            "End of the served certificate, since the epoch",
+            certificate_not_after.clone(),
+        );
+        registry.register(
+            "conversion_missing",
+            "1 while several versions are served without a conversion webhook",
+            conversion_missing.clone(),
+        );
+        Self { registry, findings, requests, certificate_not_after, conversion_missing }
+    }
+}
+
+impl Metrics {
+    /// Counts a finding.
+    pub(crate) fn finding(&self, rule: &str, outcome: &str) {
+        let labels = vec![("rule", rule.to_owned()), ("outcome", outcome.to_owned())];
+        self.findings.get_or_create(&labels).inc();
+    }
+
+    /// Counts a request.
+    pub(crate) fn request(&self, path: &str, code: u16) {
+        let labels = vec![("path", path.to_owned()), ("code", code.to_string())];
+        self.requests.get_or_create(&labels).inc();
+    }
+
+    /// The text for Prometheus.
+    pub(crate) fn text(&self) -> String {
+        let mut out = String::new();
+        if let Err(error) = encode(&mut out, &self.registry) {
+            tracing::error!(%error, "metrics can't be written");
+        }
+        out
+    }
+}
