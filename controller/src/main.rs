@@ -13,6 +13,7 @@ mod reconcile;
 mod run;
 mod security;
 mod status;
+mod storage;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -33,6 +34,47 @@ struct Cli {
 enum Command {
     /// Run the controller.
     Run(Box<Flags>),
+    /// Write every stored object in the CRD's storage version, then forget the other versions. Safe to repeat.
+    MigrateStorage {
+        /// Count, and change nothing.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+    /// Take our finalizers off without deregistering anything, for an uninstall that keeps traffic.
+    Release {
+        /// All bindings; there is no other choice, it is asked for so that nobody does it by accident.
+        #[arg(long, required = true)]
+        all: bool,
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+    /// Leave a CRD that needs no converter: one version stored and served, conversion None.
+    PrepareUninstall {
+        /// The version that stays.
+        #[arg(long, default_value = "v1")]
+        keep_version: String,
+        /// Go on while bindings still have our finalizer.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+}
+
+/// How the commands that only touch the cluster reach it, and how they log.
+#[derive(Debug, Clone, Args)]
+struct Cluster {
+    /// Kubeconfig; otherwise from $KUBECONFIG or the pod's service account.
+    #[arg(long, env = "TGB_KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+    /// How log lines look.
+    #[arg(long, env = "TGB_LOG_FORMAT", default_value = "text")]
+    log_format: LogFormat,
+    /// What is logged: error, warn, info, debug, trace, or filters by target.
+    #[arg(long, env = "TGB_LOG_LEVEL", default_value = "info")]
+    log_level: String,
 }
 
 /// Flags of `run`; each also by environment variable.
@@ -152,8 +194,14 @@ impl Flags {
 }
 
 fn main() -> ExitCode {
-    let Command::Run(flags) = Cli::parse().command;
-    log(&flags);
+    let command = Cli::parse().command;
+    let (format, level) = match &command {
+        Command::Run(flags) => (flags.log_format, &flags.log_level),
+        Command::MigrateStorage { cluster, .. }
+        | Command::Release { cluster, .. }
+        | Command::PrepareUninstall { cluster, .. } => (cluster.log_format, &cluster.log_level),
+    };
+    log(format, level);
     // Two providers in one binary would make rustls panic at the first connection.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
@@ -163,7 +211,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(run::run(*flags)) {
+    match runtime.block_on(execute(command)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
             eprintln!("error: {message}");
@@ -172,10 +220,26 @@ fn main() -> ExitCode {
     }
 }
 
-fn log(flags: &Flags) {
-    let filter = tracing_subscriber::EnvFilter::new(&flags.log_level);
+async fn execute(command: Command) -> Result<(), String> {
+    match command {
+        Command::Run(flags) => run::run(*flags).await,
+        Command::MigrateStorage { dry_run, cluster } => {
+            storage::migrate(&run::client(cluster.kubeconfig.as_deref()).await?, dry_run).await.map(drop)
+        }
+        Command::Release { all: _, cluster } => {
+            storage::release(&run::client(cluster.kubeconfig.as_deref()).await?).await.map(drop)
+        }
+        Command::PrepareUninstall { keep_version, force, cluster } => {
+            let client = run::client(cluster.kubeconfig.as_deref()).await?;
+            storage::prepare_uninstall(&client, &keep_version, force).await
+        }
+    }
+}
+
+fn log(format: LogFormat, level: &str) {
+    let filter = tracing_subscriber::EnvFilter::new(level);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match flags.log_format {
+    match format {
         LogFormat::Json => builder.json().init(),
         LogFormat::Text => builder.init(),
     }

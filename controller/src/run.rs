@@ -232,7 +232,7 @@ impl Ctx {
 /// # Errors
 /// A line for people about what is missing at start.
 pub(crate) async fn run(flags: Flags) -> Result<(), String> {
-    let client = client(&flags).await?;
+    let client = client(flags.kubeconfig.as_deref()).await?;
     let settings = tgb_aws::Settings {
         region: flags.aws_region.clone(),
         vpc_id: flags.aws_vpc_id.clone(),
@@ -329,8 +329,8 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
     Ok(())
 }
 
-async fn client(flags: &Flags) -> Result<Client, String> {
-    let config = match &flags.kubeconfig {
+pub(crate) async fn client(kubeconfig: Option<&std::path::Path>) -> Result<Client, String> {
+    let config = match kubeconfig {
         Some(path) => {
             let file = kube::config::Kubeconfig::read_from(path)
                 .map_err(|error| format!("--kubeconfig {}: {error}", path.display()))?;
