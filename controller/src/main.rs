@@ -4,6 +4,7 @@
 //! ([`desired`]) and what to do about it ([`plan`]), does it, and reports ([`status`]).
 
 mod desired;
+mod gates;
 mod index;
 mod lease;
 mod metrics;
@@ -14,6 +15,7 @@ mod run;
 mod security;
 mod status;
 mod storage;
+mod tracking;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;

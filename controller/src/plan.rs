@@ -12,6 +12,8 @@ pub(crate) struct Situation<'a> {
     pub(crate) desired: &'a BTreeMap<TargetKey, Target>,
     /// What is registered.
     pub(crate) observed: &'a BTreeMap<TargetKey, ObservedTarget>,
+    /// Those of `observed` that AWS acknowledged but has not shown since: they may be healthy by now.
+    pub(crate) assumed: &'a BTreeSet<TargetKey>,
     /// Those of `observed` whose pod or node still runs.
     pub(crate) alive: &'a BTreeSet<TargetKey>,
     /// `Some` for a Shared target group: what this binding once registered.
@@ -103,7 +105,11 @@ pub(crate) fn plan(s: &Situation<'_>) -> Plan {
                 plan.keeps_last = true;
                 continue;
             }
-            None if seen.state == TargetState::Healthy && !has_healthy_successor => s.swap_grace,
+            None if (seen.state == TargetState::Healthy || s.assumed.contains(key))
+                && !has_healthy_successor =>
+            {
+                s.swap_grace
+            }
             None => Duration::ZERO,
         };
         if waited >= wait {
@@ -168,6 +174,7 @@ mod tests {
             plan(&Situation {
                 desired: &self.desired,
                 observed: &self.observed,
+                assumed: &BTreeSet::new(),
                 alive: &self.alive,
                 tracked: self.tracked.as_ref(),
                 protected: &self.protected,

@@ -2,6 +2,7 @@
 //! no lock over a call.
 
 use crate::desired::{Desired, Origin, TargetKey, desired, is_alive, is_of_cluster, zone};
+use crate::gates;
 use crate::index::{Index, Key, resolved_arn};
 use crate::metrics;
 use crate::network::{Claim, anywhere};
@@ -11,6 +12,7 @@ use crate::security::{self, Standing};
 use crate::status::{
     self, BACKEND_RESOLVED, NETWORKING_READY, Report, TARGET_GROUP_RESOLVED, TARGETS_REGISTERED,
 };
+use crate::tracking::Tracking;
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Api;
@@ -66,7 +68,14 @@ struct Memory {
     group_is_gone: bool,
     /// The last DescribeTargetHealth plus our acknowledged writes since.
     observed: Option<BTreeMap<TargetKey, ObservedTarget>>,
+    /// Those of `observed` that are known by our own write only.
+    assumed: BTreeSet<TargetKey>,
     next_poll: Option<Instant>,
+    /// When AWS last showed or took targets, and how many polls ago something was registered.
+    touched: Option<Instant>,
+    polls: usize,
+    /// Of a Shared binding.
+    tracking: Option<Tracking>,
     /// UIDs of the pods that targets were registered for.
     uids: BTreeMap<TargetKey, String>,
     unwanted_since: BTreeMap<TargetKey, Instant>,
@@ -280,6 +289,14 @@ impl Worker {
             report.bad(TARGETS_REGISTERED, "RegistrationFailed", error.to_string());
             return Err(Outcome::Failed);
         }
+        if let Err(error) = self.track(binding, &targets).await {
+            report.bad(
+                TARGETS_REGISTERED,
+                "RegistrationFailed",
+                format!("the ConfigMap of targets: {error}"),
+            );
+            return Err(Outcome::Failed);
+        }
         let first_contact = self.foreign_at_first_contact(binding);
         let plan = self.plan(binding, &arn, &wanted, &targets, &first_contact);
         let outcome = if writes {
@@ -292,6 +309,8 @@ impl Worker {
             );
             Outcome::Done(None)
         };
+        self.open_gates(&wanted, &group, writes).await;
+        self.poll_soon(&targets, &plan);
         self.report_targets(&wanted, &targets, &plan, &first_contact, report);
         let outcome = match outcome {
             Outcome::Done(_) => Outcome::Done(plan.again_in),
@@ -405,9 +424,102 @@ impl Worker {
         let seen = self.ctx.aws.target_health(binding.spec.target_group.role(), arn).await?;
         self.memory.observed =
             Some(seen.into_iter().map(|seen| (TargetKey::of(&seen.target), seen)).collect());
+        self.memory.assumed.clear();
+        self.memory.touched = Some(Instant::now());
+        self.memory.polls += 1;
         let period = self.ctx.poll_period().mul_f64(0.9 + fastrand::f64() * 0.2);
         self.memory.next_poll = Some(Instant::now() + period);
         Ok(())
+    }
+
+    /// Reads the ConfigMap of a Shared binding; one that is missing begins with what is both registered and wanted.
+    async fn track(
+        &mut self,
+        binding: &TargetGroupBinding,
+        targets: &BTreeMap<TargetKey, Target>,
+    ) -> Result<(), kube::Error> {
+        if binding.spec.target_group.sharing() != Sharing::Shared {
+            self.memory.tracking = None;
+            return Ok(());
+        }
+        if self.memory.tracking.is_none() {
+            let mut read = Tracking::read(self.ctx.client.clone(), &self.key).await?;
+            if !read.exists() {
+                let observed = self.memory.observed.iter().flatten();
+                let ours = observed.map(|(key, _)| key).filter(|key| targets.contains_key(key));
+                read.targets = ours.cloned().collect();
+            }
+            self.memory.tracking = Some(read);
+        }
+        Ok(())
+    }
+
+    /// Notes what is about to be registered before it is, and takes out what is neither wanted nor registered.
+    async fn note(&mut self, register: &[Target], wanted: &Desired) -> Result<(), kube::Error> {
+        let Some(tracking) = &mut self.memory.tracking else { return Ok(()) };
+        let mut targets = tracking.targets.clone();
+        let observed = self.memory.observed.as_ref();
+        targets.retain(|key| {
+            let seen = observed.and_then(|observed| observed.get(key));
+            wanted.targets.contains_key(key) || seen.is_some_and(|seen| seen.state != TargetState::Draining)
+        });
+        targets.extend(register.iter().map(TargetKey::of));
+        let answer = tracking.write(targets).await;
+        if answer.is_err() {
+            self.memory.tracking = None;
+        }
+        answer
+    }
+
+    /// Brings the readiness gates of the binding's pods up to date.
+    async fn open_gates(&mut self, wanted: &Desired, group: &TargetGroup, writes: bool) {
+        if !writes || group.binding_target_type() != Some(TargetType::Ip) {
+            return;
+        }
+        let gates = {
+            let observed = self.memory.observed.as_ref();
+            let mut by_pod = BTreeMap::new();
+            for (key, wanted) in &wanted.targets {
+                if let Origin::Pod { key: pod, .. } = &wanted.origin {
+                    by_pod.insert(pod, observed.and_then(|observed| observed.get(key)));
+                }
+            }
+            let in_use = !group.load_balancer_arns.is_empty();
+            let state = |pod: &Key| gates::state(by_pod.get(pod).copied().flatten(), in_use);
+            gates::outdated(&self.ctx.index(), &self.key, state)
+        };
+        // Whether a load balancer is there decides over gates, so it must not be old news.
+        let unused = gates.iter().any(|gate| gate.state.1 == "TargetGroupNotInUse");
+        if unused && self.memory.group_read.is_some_and(|at| at.elapsed() > Duration::from_secs(5)) {
+            self.memory.group = None;
+            self.memory.next_poll = Some(Instant::now());
+            return;
+        }
+        gates::write(&self.ctx, gates).await;
+    }
+
+    /// While pods wait for their gates, or old targets for new ones, health is read at 1 s, then 2, 4, 8, 15; while
+    /// targets are new, somewhat earlier than usual.
+    fn poll_soon(&mut self, targets: &BTreeMap<TargetKey, Target>, plan: &Plan) {
+        const HURRIED: [u64; 5] = [1, 2, 4, 8, 15];
+        const NEW: [u64; 4] = [5, 10, 20, 40];
+        let swaps = !plan.kept.is_empty() && !plan.keeps_last;
+        let is_new = |key| {
+            let observed = self.memory.observed.as_ref();
+            observed
+                .and_then(|observed| observed.get(key))
+                .is_some_and(|seen| seen.state == TargetState::Initial)
+        };
+        let delays = if swaps || gates::waits(&self.ctx.index(), &self.key) {
+            HURRIED.as_slice()
+        } else if targets.keys().any(is_new) {
+            NEW.as_slice()
+        } else {
+            return;
+        };
+        let delay = delays.get(self.memory.polls).or(delays.last()).copied().unwrap_or(15);
+        let at = self.memory.touched.unwrap_or_else(Instant::now) + Duration::from_secs(delay);
+        self.memory.next_poll = self.memory.next_poll.map(|next| next.min(at));
     }
 
     /// At first contact, what is registered and not of this cluster stays for one resync.
@@ -477,8 +589,9 @@ impl Worker {
         plan(&Situation {
             desired: targets,
             observed,
+            assumed: &self.memory.assumed,
             alive: &alive,
-            tracked: (binding.spec.target_group.sharing() == Sharing::Shared).then_some(&BTreeSet::new()),
+            tracked: self.memory.tracking.as_ref().map(|tracking| &tracking.targets),
             protected: &protected,
             rejected: &self.memory.rejected.keys().cloned().collect(),
             unwanted_for: &unwanted_for,
@@ -498,6 +611,14 @@ impl Worker {
         plan: &Plan,
         report: &mut Report,
     ) -> Outcome {
+        if let Err(error) = self.note(&plan.register, wanted).await {
+            report.bad(
+                TARGETS_REGISTERED,
+                "RegistrationFailed",
+                format!("the ConfigMap of targets: {error}"),
+            );
+            return Outcome::Failed;
+        }
         let mut failed = None;
         let mut full = false;
         if let Err(error) = self.register(binding, arn, wanted, &plan.register).await {
@@ -594,6 +715,8 @@ impl Worker {
             }
             let seen =
                 ObservedTarget { target, state: TargetState::Initial, reason: None, description: None };
+            (self.memory.touched, self.memory.polls) = (Some(Instant::now()), 0);
+            self.memory.assumed.insert(key.clone());
             self.memory.observed.get_or_insert_default().insert(key, seen);
         }
     }
@@ -724,6 +847,11 @@ impl Worker {
                 return false;
             }
         }
+        let gates = gates::outdated(&self.ctx.index(), &self.key, |_| gates::of_a_deleted_binding());
+        if !self.ctx.settings.observe && !gates::write(&self.ctx, gates).await && !release {
+            report.cleanup_failed = Some("could not open the readiness gates".to_owned());
+            return false;
+        }
         match self.set_finalizer(binding, false).await {
             Ok(()) => true,
             Err(error) => {
@@ -739,14 +867,22 @@ impl Worker {
             return Ok(());
         }
         let role = binding.spec.target_group.role();
+        // What was foreign at first contact is not ours to take away either.
+        let foreign = self.foreign_at_first_contact(binding);
         let seen = match self.ctx.aws.target_health(role, arn).await {
             Err(error) if error.is_target_group_not_found() => return Ok(()),
             other => other?,
         };
+        let tracking = match binding.spec.target_group.sharing() {
+            Sharing::Shared => match Tracking::read(self.ctx.client.clone(), &self.key).await {
+                Ok(tracking) => Some(tracking),
+                Err(error) => return Err(cluster_error(&error)),
+            },
+            Sharing::Exclusive => None,
+        };
         let ours: Vec<Target> = {
             let index = self.ctx.index();
             let protected = wanted_by_others(&index, &self.ctx, binding, arn);
-            let is_shared = binding.spec.target_group.sharing() == Sharing::Shared;
             let was_loser = index.bindings_of(arn).iter().any(|other| {
                 !other.is_terminating()
                     && other.metadata.creation_timestamp.as_ref().map(|time| time.0)
@@ -758,16 +894,21 @@ impl Worker {
                 .filter(|target| {
                     let key = TargetKey::of(target);
                     !protected.contains(&key)
-                        && !was_loser
-                        && !is_shared
-                        && (self.memory.uids.contains_key(&key) || is_of_cluster(&index, &key))
+                        && match &tracking {
+                            Some(tracking) => tracking.targets.contains(&key),
+                            None => !was_loser && !foreign.contains(&key),
+                        }
                 })
                 .cloned()
                 .collect()
         };
         match self.deregister(binding, arn, &ours).await {
-            Err(error) if error.is_target_group_not_found() => Ok(()),
-            other => other,
+            Err(error) if error.is_target_group_not_found() => {}
+            other => other?,
+        }
+        match tracking {
+            Some(tracking) => tracking.delete().await.map_err(|error| cluster_error(&error)),
+            None => Ok(()),
         }
     }
 
@@ -847,6 +988,11 @@ impl Worker {
             }
         }
     }
+}
+
+/// A failure of the cluster among those of AWS, for the clean-up's report.
+fn cluster_error(error: &kube::Error) -> AwsError {
+    AwsError { operation: "ConfigMap", code: "ClusterError".to_owned(), message: error.to_string() }
 }
 
 /// What the other living bindings of a target group want there.

@@ -2,6 +2,7 @@
 
 use crate::Flags;
 use crate::desired::Switches;
+use crate::gates;
 use crate::index::{Concerned, Index, Key};
 use crate::lease::{self, Candidate};
 use crate::metrics::{self, Metrics};
@@ -224,6 +225,7 @@ impl Ctx {
         info!(bindings = all.len(), "leading");
         self.wake(&all);
         tokio::spawn(security::search(Arc::clone(self)));
+        tokio::spawn(gates::sweep(Arc::clone(self)));
     }
 }
 

@@ -1,0 +1,187 @@
+//! Readiness gates: what the condition `target-health.elbv2.k8s.aws/<binding>` of pods says, and writing it.
+
+use crate::index::{Index, Key};
+use crate::run::Ctx;
+use futures::StreamExt;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Api;
+use kube::api::{Patch, PatchParams};
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tgb_api::names;
+use tgb_aws::values::{ObservedTarget, TargetState};
+use tokio::time::Instant;
+use tracing::warn;
+
+/// A condition of a pod.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Gate {
+    pub(crate) pod: Key,
+    pub(crate) uid: String,
+    pub(crate) kind: String,
+    /// Status, reason, message.
+    pub(crate) state: (String, String, String),
+}
+
+/// What the gate of a registered, or not yet registered, pod says. `in_use`: the target group has a load balancer.
+pub(crate) fn state(seen: Option<&ObservedTarget>, in_use: bool) -> (String, String, String) {
+    let says = |status: &str, reason: &str, message: &str| {
+        (status.to_owned(), reason.to_owned(), message.to_owned())
+    };
+    let Some(seen) = seen.filter(|seen| seen.state != TargetState::Draining) else {
+        return says("False", "Target.NotRegistered", "Target is not registered yet");
+    };
+    let described = |fallback: &str| {
+        let reason = seen.reason.as_deref().unwrap_or(fallback);
+        says("False", reason, seen.description.as_deref().unwrap_or_default())
+    };
+    match seen.state {
+        TargetState::Healthy => says("True", "", ""),
+        TargetState::Unused if !in_use => {
+            says("True", "TargetGroupNotInUse", "The target group is attached to no load balancer")
+        }
+        TargetState::Initial => described("Elb.RegistrationInProgress"),
+        other => described(other.as_str()),
+    }
+}
+
+/// The gates of a binding's pods that say something else than they should.
+pub(crate) fn outdated(
+    index: &Index,
+    binding: &Key,
+    state_of: impl Fn(&Key) -> (String, String, String),
+) -> Vec<Gate> {
+    let kind = names::readiness_gate(&binding.name);
+    let pods = index.pods.iter().filter(|(key, pod)| key.namespace == binding.namespace && pod.running);
+    pods.filter_map(|(key, pod)| {
+        let now = pod.gates.get(&kind)?;
+        let state = state_of(key);
+        (now.as_ref() != Some(&state)).then(|| Gate {
+            pod: key.clone(),
+            uid: pod.uid.clone(),
+            kind: kind.clone(),
+            state,
+        })
+    })
+    .collect()
+}
+
+/// Whether a running pod of the binding waits for its gate.
+pub(crate) fn waits(index: &Index, binding: &Key) -> bool {
+    let kind = names::readiness_gate(&binding.name);
+    index.pods.iter().any(|(key, pod)| {
+        key.namespace == binding.namespace
+            && pod.running
+            && pod.containers_ready
+            && pod
+                .gates
+                .get(&kind)
+                .is_some_and(|state| state.as_ref().is_none_or(|(status, ..)| status != "True"))
+    })
+}
+
+/// The state of gates whose binding is gone.
+pub(crate) fn of_a_deleted_binding() -> (String, String, String) {
+    ("True".to_owned(), "TargetGroupBindingDeleted".to_owned(), "Target Group Binding is deleted".to_owned())
+}
+
+/// Writes gates side by side; whether all were written. A pod that is gone or replaced needs none.
+pub(crate) async fn write(ctx: &Ctx, gates: Vec<Gate>) -> bool {
+    let now = k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let writes = gates.into_iter().map(|gate| {
+        let now = now.clone();
+        async move {
+            let api: Api<Pod> = Api::namespaced(ctx.client.clone(), &gate.pod.namespace);
+            let (status, reason, message) = &gate.state;
+            let patch = json!({
+                "metadata": {"uid": gate.uid},
+                "status": {"conditions": [{
+                    "type": gate.kind,
+                    "status": status,
+                    "reason": reason,
+                    "message": message,
+                    "lastTransitionTime": now,
+                }]},
+            });
+            let answer =
+                api.patch_status(&gate.pod.name, &PatchParams::default(), &Patch::Strategic(&patch)).await;
+            match answer {
+                Ok(_) => true,
+                Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => true,
+                Err(error) => {
+                    warn!(pod = %gate.pod, %error, "could not write a readiness gate");
+                    false
+                }
+            }
+        }
+    });
+    futures::stream::iter(writes).buffer_unordered(16).all(|written| async move { written }).await
+}
+
+/// Opens gates whose binding has not existed for a minute.
+pub(crate) async fn sweep(ctx: Arc<Ctx>) {
+    const PATIENCE: Duration = Duration::from_secs(60);
+    let mut since: BTreeMap<Key, Instant> = BTreeMap::new();
+    while ctx.is_leading() {
+        let orphans: BTreeSet<Key> = {
+            let index = ctx.index();
+            let gates = index.pods.iter().filter(|(_, pod)| pod.running).flat_map(|(key, pod)| {
+                let closed = pod
+                    .gates
+                    .iter()
+                    .filter(|(_, state)| state.as_ref().is_none_or(|(status, ..)| status != "True"));
+                closed.filter_map(|(kind, _)| Some(Key::new(&key.namespace, kind.split_once('/')?.1)))
+            });
+            gates.filter(|binding| !index.bindings.contains_key(binding)).collect()
+        };
+        since.retain(|binding, _| orphans.contains(binding));
+        for binding in orphans {
+            if since.entry(binding.clone()).or_insert_with(Instant::now).elapsed() >= PATIENCE {
+                let gates = outdated(&ctx.index(), &binding, |_| of_a_deleted_binding());
+                write(&ctx, gates).await;
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(15)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tgb_aws::values::Target;
+
+    fn seen(state: TargetState, reason: &str) -> ObservedTarget {
+        ObservedTarget {
+            target: Target { id: "10.0.0.1".to_owned(), port: 80, zone: None, quic_server_id: None },
+            state,
+            reason: Some(reason.to_owned()),
+            description: Some("why".to_owned()),
+        }
+    }
+
+    fn short(seen: Option<&ObservedTarget>, in_use: bool) -> (String, String) {
+        let (status, reason, _) = state(seen, in_use);
+        (status, reason)
+    }
+
+    fn pair(status: &str, reason: &str) -> (String, String) {
+        (status.to_owned(), reason.to_owned())
+    }
+
+    #[test]
+    fn a_gate_opens_for_a_healthy_target_only() {
+        assert_eq!(short(Some(&seen(TargetState::Healthy, "")), true), pair("True", ""));
+        let failing = seen(TargetState::Unhealthy, "Target.Timeout");
+        assert_eq!(short(Some(&failing), true), pair("False", "Target.Timeout"));
+        assert_eq!(short(None, true), pair("False", "Target.NotRegistered"));
+    }
+
+    #[test]
+    fn an_unused_target_opens_its_gate_only_where_no_load_balancer_is() {
+        let unused = seen(TargetState::Unused, "Target.NotInUse");
+        assert_eq!(short(Some(&unused), false), pair("True", "TargetGroupNotInUse"));
+        assert_eq!(short(Some(&unused), true), pair("False", "Target.NotInUse"));
+    }
+}
