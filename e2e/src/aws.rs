@@ -1,6 +1,7 @@
 //! An AWS to talk to, with a VPC, instances and security groups in it, and the real `aws` command line.
 
 use crate::cluster::{Node, free_ports, shown};
+use crate::product::built;
 use crate::programs::source_dir;
 use crate::{Cluster, Output, Result, Spec, eventually, run};
 use serde::Deserialize;
@@ -14,6 +15,7 @@ pub(crate) const REGION: &str = "us-west-2";
 /// An emulator on this machine and what was put there.
 #[derive(Debug, Clone)]
 pub struct Aws {
+    name: &'static str,
     endpoint: String,
     lab: Lab,
 }
@@ -34,25 +36,44 @@ pub struct Lab {
 }
 
 impl Aws {
-    /// Starts moto and puts the lab there.
+    /// Starts awsim, ours, and puts the lab there.
+    ///
+    /// # Errors
+    /// When awsim does not start, with its last lines.
+    pub fn awsim(cluster: &Cluster) -> Result<Self> {
+        let [port] = free_ports()?;
+        let args = [format!("--listen=127.0.0.1:{port}")];
+        Self::start(cluster, "awsim", Spec::new(built("awsim")?, args), port)
+    }
+
+    /// Starts moto, written by others, and puts the lab there.
     ///
     /// # Errors
     /// When moto does not start, with its last lines.
     pub fn moto(cluster: &Cluster) -> Result<Self> {
         let [port] = free_ports()?;
-        let processes = cluster.processes();
         let args = ["-H".to_owned(), "127.0.0.1".to_owned(), "-p".to_owned(), port.to_string()];
-        processes.spawn("moto", Spec::new(cluster.programs().python("moto_server"), args))?;
+        Self::start(cluster, "moto", Spec::new(cluster.programs().python("moto_server"), args), port)
+    }
+
+    fn start(cluster: &Cluster, name: &'static str, spec: Spec, port: u16) -> Result<Self> {
+        let processes = cluster.processes();
+        processes.spawn(name, spec)?;
         eventually(Duration::from_secs(60), || {
-            processes.check("moto")?;
+            processes.check(name)?;
             TcpStream::connect(("127.0.0.1", port)).map_err(|error| error.to_string())
         })?;
         let endpoint = format!("http://127.0.0.1:{port}");
         let mut seed = Command::new(cluster.programs().python("python"));
-        seed.arg(source_dir().join("seed_moto.py")).envs(environment(&endpoint));
-        let text = run(&mut seed, "python seed_moto.py".to_owned(), "").ok()?;
-        let lab = serde_json::from_str(&text).map_err(|error| format!("seed_moto.py: {error}"))?;
-        Ok(Self { endpoint, lab })
+        seed.arg(source_dir().join("seed.py")).arg(name).envs(environment(&endpoint));
+        let text = run(&mut seed, format!("e2e/seed.py {name}"), "").ok()?;
+        let lab = serde_json::from_str(&text).map_err(|error| format!("e2e/seed.py: {error}"))?;
+        Ok(Self { name, endpoint, lab })
+    }
+
+    /// The name of its process: `awsim` or `moto`.
+    pub fn name(&self) -> &'static str {
+        self.name
     }
 
     /// The URL for `AWS_ENDPOINT_URL`.
@@ -77,7 +98,7 @@ impl Aws {
             instance: instance.clone(),
             zone: zone.clone(),
             ip: *ip,
-            pod_cidr: format!("10.244.{n}.0/24"),
+            pod_cidr: format!("10.244.{n}.0/24"), // as seed.py has it,
         };
         self.lab.instances.iter().enumerate().map(node).collect()
     }

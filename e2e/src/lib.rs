@@ -22,11 +22,14 @@
 mod aws;
 mod cluster;
 mod process;
+mod product;
 mod programs;
+pub mod walkthrough;
 
 pub use aws::{Aws, Lab};
 pub use cluster::{Cluster, Node, Options};
 pub use process::{Processes, Spec};
+pub use product::{CLUSTER_NAME, NAMESPACE, Product, Settings, get};
 pub use programs::Programs;
 
 use std::fmt::Debug;

@@ -43,6 +43,15 @@ impl Programs {
         self.kubernetes.get(name).cloned().unwrap_or_else(|| PathBuf::from(name))
     }
 
+    /// The directories with kubectl, helm and aws, for a user's `PATH`.
+    pub fn directories(&self) -> String {
+        let mut dirs: Vec<_> =
+            ["kubectl", "helm"].iter().filter_map(|name| self.kubernetes.get(name)?.parent()).collect();
+        dirs.dedup();
+        let dirs = dirs.into_iter().map(|dir| dir.display().to_string());
+        dirs.chain([self.venv.join("bin").display().to_string()]).collect::<Vec<_>>().join(":")
+    }
+
     /// The path of a program of the Python environment: `aws`, `python`, `moto_server`.
     pub fn python(&self, name: &str) -> PathBuf {
         self.venv.join("bin").join(name)

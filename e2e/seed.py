@@ -1,5 +1,9 @@
-"""Puts a VPC with two nodes into the emulator at AWS_ENDPOINT_URL and prints what it made, as `Lab` in src/aws.rs."""
+"""Puts a VPC with two nodes into the emulator at AWS_ENDPOINT_URL and prints what it made, as `Lab` in src/aws.rs.
+
+    seed.py awsim|moto
+"""
 import json
+import sys
 
 import boto3
 
@@ -32,10 +36,13 @@ balancer = group("load-balancer")
 instances = []
 for n, (subnet, zone) in enumerate(zip(subnets, zones)):
     address = f"192.168.{32 * n}.10"
-    # moto finds a network interface by its addresses, but knows no prefixes: the pods' first addresses are given
     made = ec2.run_instances(
         ImageId="ami-12c6146b", MinCount=1, MaxCount=1, SubnetId=subnet, SecurityGroupIds=[nodes],
         PrivateIpAddress=address, TagSpecifications=tags("instance", Name=f"node-{n + 1}", **{CLUSTER: "owned"}),
     )["Instances"][0]
+    if sys.argv[1] != "moto":  # which knows no prefixes
+        interface = made["NetworkInterfaces"][0]["NetworkInterfaceId"]
+        prefixes = [f"10.244.{n}.{16 * m}/28" for m in range(16)]
+        ec2.assign_private_ip_addresses(NetworkInterfaceId=interface, Ipv4Prefixes=prefixes)
     instances.append([made["InstanceId"], zone, made["PrivateIpAddress"]])
 print(json.dumps({"vpc": vpc, "subnets": subnets, "node_group": nodes, "lb_group": balancer, "instances": instances}))
