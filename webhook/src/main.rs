@@ -54,12 +54,20 @@ fn main() -> ExitCode {
                 Storage::V1beta1 => Version::V1Beta1,
             };
             let crd = tgb_api::crd::crd(storage);
-            println!("{crd:#}");
-            ExitCode::SUCCESS
+            print(&format!("{crd:#}\n"))
         }
-        Command::Rules => {
-            print!("{}", tgb_api::rules::document());
-            ExitCode::SUCCESS
+        Command::Rules => print(&tgb_api::rules::document()),
+    }
+}
+
+/// To stdout; a reader that went away is no failure of ours.
+fn print(text: &str) -> ExitCode {
+    use std::io::{ErrorKind, Write as _};
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            eprintln!("error: can't write: {error}");
+            ExitCode::FAILURE
         }
+        _ => ExitCode::SUCCESS,
     }
 }

@@ -1,4 +1,4 @@
-//! Readiness gates (and QUIC server ids) of new pods.
+//! Readiness gates of new pods. QUIC server ids are not injected yet.
 
 use crate::admission::{Answer, Request};
 use crate::lookup::Cluster;
@@ -8,8 +8,7 @@ use tgb_api::names;
 use tgb_api::target_group::TargetType;
 use tgb_api::v1::TargetGroupBinding;
 
-/// Answers a review: a gate for each binding with ip targets whose Service selects the pod, and for pods that are
-/// annotated for QUIC a server id for each named container, if the namespace asks for them.
+/// Answers a review: a gate for each binding with ip targets whose Service selects the pod, if the namespace asks.
 pub(crate) async fn review(request: &Request, cluster: &Cluster) -> Answer {
     let mut answer = Answer::default();
     let Some(pod) = request.object() else { return answer };
