@@ -96,30 +96,25 @@ impl Bucket {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn a_burst_is_free_and_what_follows_waits_for_its_refill() {
+    #[test]
+    fn a_burst_is_free_and_what_follows_waits_for_its_refill() {
         let bucket = Bucket::new((2.0, 4.0));
-        let start = Instant::now();
-        bucket.take().await;
-        bucket.take().await;
-        assert_eq!(start.elapsed(), Duration::ZERO);
-        bucket.take().await;
-        assert!(start.elapsed() >= Duration::from_millis(250), "{:?}", start.elapsed());
+        let now = Instant::now();
+        assert_eq!(bucket.reserve(now), Duration::ZERO);
+        assert_eq!(bucket.reserve(now), Duration::ZERO);
+        let waits = [bucket.reserve(now), bucket.reserve(now)].map(|wait| wait.as_millis());
+        assert!((240..=250).contains(&waits[0]) && (490..=500).contains(&waits[1]), "{waits:?}");
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_throttled_class_slows_down_and_recovers() {
+    #[test]
+    fn a_throttled_class_slows_down_and_recovers() {
         let bucket = Bucket::new((1.0, 4.0));
-        bucket.take().await;
+        let now = Instant::now();
+        assert_eq!(bucket.reserve(now), Duration::ZERO);
         bucket.throttled();
-        let start = Instant::now();
-        bucket.take().await;
-        let slowed = start.elapsed();
-        assert!(slowed > Duration::from_millis(450), "{slowed:?}");
-        tokio::time::advance(Duration::from_secs(20)).await;
-        bucket.take().await;
-        let start = Instant::now();
-        bucket.take().await;
-        assert!(start.elapsed() < Duration::from_millis(300), "{:?}", start.elapsed());
+        assert!(bucket.reserve(now) > Duration::from_millis(450));
+        let later = now + Duration::from_secs(20);
+        assert_eq!(bucket.reserve(later), Duration::ZERO);
+        assert!(bucket.reserve(later) < Duration::from_millis(300));
     }
 }
