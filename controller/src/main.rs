@@ -4,6 +4,7 @@
 //! ([`desired`]) and what to do about it ([`plan`]), does it, and reports ([`status`]).
 
 mod desired;
+mod events;
 mod gates;
 mod index;
 mod lease;
@@ -109,6 +110,21 @@ struct Flags {
     /// More tags (KEY or KEY=VALUE) of the security group that gets the rules where an interface has several.
     #[arg(long, env = "TGB_SECURITY_GROUP_TAGS", value_delimiter = ',')]
     security_group_tags: Vec<String>,
+    /// Roles that `assumeRole` may name, `*` matching any characters; none given: no role may be assumed.
+    #[arg(long, env = "TGB_ASSUME_ROLE_ALLOW", value_delimiter = ',')]
+    assume_role_allow: Vec<String>,
+    /// Tags (KEY or KEY=VALUE) that every target group must carry.
+    #[arg(long, env = "TGB_REQUIRE_TARGET_GROUP_TAG", value_delimiter = ',')]
+    require_target_group_tag: Vec<String>,
+    /// Key of the target group tag that lists the namespaces which may bind it.
+    #[arg(long, env = "TGB_NAMESPACE_BINDING_TAG")]
+    namespace_binding_tag: Option<String>,
+    /// What happens when a security group cannot hold all rules.
+    #[arg(long, env = "TGB_RULE_OVERFLOW", default_value = "fail")]
+    rule_overflow: run::RuleOverflow,
+    /// A clean-up that has failed for so long is given up; 0: never.
+    #[arg(long, env = "TGB_CLEANUP_DEADLINE", default_value = "0s", value_parser = duration)]
+    cleanup_deadline: Duration,
     /// Also manage the bindings that LBC made for its own Ingresses, Services and Gateways.
     #[arg(long, env = "TGB_MANAGE_LBC_BINDINGS")]
     manage_lbc_bindings: bool,
@@ -163,6 +179,18 @@ enum LogFormat {
 }
 
 impl Flags {
+    fn rules(&self) -> tgb_api::rules::Settings {
+        let mut rules = tgb_api::rules::Settings {
+            assume_role_allow: self.assume_role_allow.clone(),
+            namespace_tag: self.namespace_binding_tag.clone().filter(|tag| !tag.is_empty()),
+            ..Default::default()
+        };
+        for tag in &self.require_target_group_tag {
+            rules.require_tag(tag);
+        }
+        rules
+    }
+
     fn settings(&self) -> run::Settings {
         run::Settings {
             observe: self.observe,
@@ -177,6 +205,9 @@ impl Flags {
             health_poll: self.health_poll,
             poll_rate: self.poll_rate.max(0.01),
             resync: self.resync,
+            rules: self.rules(),
+            cleanup_deadline: Some(self.cleanup_deadline).filter(|deadline| !deadline.is_zero()),
+            rule_overflow: self.rule_overflow,
             cluster_name: self.cluster_name.clone(),
             rule_owner: self.rule_owner.clone(),
             adopt_unmarked_rules: self.adopt_unmarked_rules,
@@ -257,6 +288,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         Some("s") => 1.0,
         Some("m") => 60.0,
         Some("h") => 3600.0,
+        Some("") if number == 0.0 => 0.0,
         _ => return Err("expected a number and ms, s, m or h, as in 30s".to_owned()),
     };
     Duration::try_from_secs_f64(number * unit).map_err(|error| error.to_string())

@@ -2,6 +2,7 @@
 //! no lock over a call.
 
 use crate::desired::{Desired, Origin, TargetKey, desired, is_alive, is_of_cluster, zone};
+use crate::events::listed;
 use crate::gates;
 use crate::index::{Index, Key, resolved_arn};
 use crate::metrics;
@@ -9,6 +10,7 @@ use crate::network::{Claim, anywhere};
 use crate::plan::{Plan, Situation, plan};
 use crate::run::{Ctx, Wake};
 use crate::security::{self, Standing};
+use crate::status::Verdict;
 use crate::status::{
     self, BACKEND_RESOLVED, NETWORKING_READY, Report, TARGET_GROUP_RESOLVED, TARGETS_REGISTERED,
 };
@@ -24,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tgb_api::arn::TargetGroupArn;
 use tgb_api::names;
+use tgb_api::rules;
 use tgb_api::target_group::{TargetGroup, TargetType};
 use tgb_api::v1::{Sharing, Status, TargetCounts, TargetGroupBinding};
 use tgb_aws::values::{ObservedTarget, Target, TargetState};
@@ -37,6 +40,9 @@ const BATCH: usize = 200;
 const CALLS: usize = 16;
 /// Counts are written at most this often.
 const COUNTS_EVERY: Duration = Duration::from_secs(15);
+/// Targets that vanish [`FIGHT`] times within this time were taken away by another controller.
+const FIGHT_WINDOW: Duration = Duration::from_secs(600);
+const FIGHT: usize = 3;
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 const BACKOFF_LAST: Duration = Duration::from_secs(60);
 
@@ -64,6 +70,8 @@ struct Memory {
     resolved_from: Option<(Option<String>, Option<String>, Option<String>)>,
     group: Option<TargetGroup>,
     group_read: Option<Instant>,
+    /// The group's tags, where a rule asks for them.
+    tags: Option<BTreeMap<String, String>>,
     /// AWS said that there is no such target group.
     group_is_gone: bool,
     /// The last DescribeTargetHealth plus our acknowledged writes since.
@@ -83,6 +91,12 @@ struct Memory {
     first_contact: Option<Instant>,
     failures: u32,
     written: Option<Written>,
+    /// Events that stand for what is wrong now.
+    told: BTreeSet<(&'static str, String)>,
+    /// Since when the clean-up fails.
+    cleanup_since: Option<Instant>,
+    /// Targets of ours that vanished, and when.
+    vanished: Vec<Instant>,
 }
 
 struct Written {
@@ -136,6 +150,7 @@ impl Worker {
         };
         self.ctx.metrics.passes.get_or_create(&metrics::Result { result }).inc();
         self.ctx.metrics.pass_duration.observe(begun.elapsed().as_secs_f64());
+        self.tell(&binding, &report);
         let status_again = self.write_status(&binding, &report).await;
         let now = Instant::now();
         let mut next = match outcome {
@@ -154,6 +169,29 @@ impl Worker {
             next = next.min(now + again);
         }
         Some(next)
+    }
+
+    /// Events for what went wrong, once per cause.
+    fn tell(&mut self, binding: &TargetGroupBinding, report: &Report) {
+        let cleanup = report.cleanup_failed.iter().map(|cause| ("CleanupFailed", cause.clone()));
+        let found = report.findings.iter().filter(|finding| finding.verdict == Verdict::False);
+        let causes: BTreeSet<(&'static str, String)> = found
+            .filter(|finding| finding.reason != "Paused")
+            .map(|finding| {
+                let event = match (finding.kind, finding.reason) {
+                    (BACKEND_RESOLVED, _) => "BackendNotFound",
+                    (NETWORKING_READY, _) => "NetworkingFailed",
+                    (_, reason @ ("TargetsRejected" | "ForeignTargets" | "TargetsRemovedByOthers")) => reason,
+                    _ => "ReconcileFailed",
+                };
+                (event, format!("{}: {}", finding.reason, finding.message))
+            })
+            .chain(cleanup)
+            .collect();
+        for (event, note) in causes.difference(&self.memory.told) {
+            self.ctx.events.warning(binding, event, note.clone());
+        }
+        self.memory.told = causes;
     }
 
     fn has_finalizer(&self, binding: &TargetGroupBinding) -> bool {
@@ -297,6 +335,14 @@ impl Worker {
             );
             return Err(Outcome::Failed);
         }
+        if self.memory.vanished.len() >= FIGHT {
+            report.bad(
+                TARGETS_REGISTERED,
+                "TargetsRemovedByOthers",
+                "registered targets vanished three times in ten minutes: another controller owns this target group, \
+                 too",
+            );
+        }
         let first_contact = self.foreign_at_first_contact(binding);
         let plan = self.plan(binding, &arn, &wanted, &targets, &first_contact);
         let outcome = if writes {
@@ -326,7 +372,7 @@ impl Worker {
         report: &mut Report,
     ) -> Result<TargetGroup, Outcome> {
         let reference = &binding.spec.target_group;
-        if let Err((reason, message)) = check_reference(binding, &self.ctx) {
+        if let Some((reason, message)) = refused(&self.ctx, binding, None, None) {
             report.stalled(TARGET_GROUP_RESOLVED, reason, message);
             return Err(Outcome::Done(None));
         }
@@ -349,6 +395,7 @@ impl Worker {
                 Ok(groups) => {
                     self.memory.group = groups.into_iter().next();
                     self.memory.group_read = Some(Instant::now());
+                    self.memory.tags = None;
                     self.memory.group_is_gone = self.memory.group.is_none();
                 }
                 Err(error) => {
@@ -377,7 +424,17 @@ impl Worker {
             );
             return Err(Outcome::Failed);
         };
-        if let Err((reason, message)) = check_group(binding, &group) {
+        if self.memory.tags.is_none() && self.ctx.settings.rules.wants_tags() {
+            match self.ctx.aws.tags(reference.role(), group.arn.as_str()).await {
+                Ok(tags) => self.memory.tags = Some(tags),
+                Err(error) => {
+                    report.bad(TARGET_GROUP_RESOLVED, reason_of(&error).0, error.to_string());
+                    return Err(Outcome::Failed);
+                }
+            }
+        }
+        if let Some((reason, message)) = refused(&self.ctx, binding, Some(&group), self.memory.tags.as_ref())
+        {
             report.stalled(TARGET_GROUP_RESOLVED, reason, message);
             return Err(Outcome::Done(None));
         }
@@ -422,8 +479,20 @@ impl Worker {
             return Ok(());
         }
         let seen = self.ctx.aws.target_health(binding.spec.target_group.role(), arn).await?;
-        self.memory.observed =
-            Some(seen.into_iter().map(|seen| (TargetKey::of(&seen.target), seen)).collect());
+        let seen: BTreeMap<TargetKey, ObservedTarget> =
+            seen.into_iter().map(|seen| (TargetKey::of(&seen.target), seen)).collect();
+        let is_there = |all: &BTreeMap<TargetKey, ObservedTarget>, key: &TargetKey| {
+            all.get(key).is_some_and(|seen| seen.state != TargetState::Draining)
+        };
+        // What we registered and did not deregister should be there, unless its instance is gone.
+        if let Some(before) = &self.memory.observed {
+            let is_gone = |key: &TargetKey| is_there(before, key) && !is_there(&seen, key);
+            if self.memory.uids.keys().any(is_gone) {
+                self.memory.vanished.push(Instant::now());
+            }
+        }
+        self.memory.vanished.retain(|at| at.elapsed() < FIGHT_WINDOW);
+        self.memory.observed = Some(seen);
         self.memory.assumed.clear();
         self.memory.touched = Some(Instant::now());
         self.memory.polls += 1;
@@ -675,6 +744,8 @@ impl Worker {
                         self.ctx.metrics.change_to_register.observe(since.elapsed().as_secs_f64());
                     }
                     self.count("registered", batch.len());
+                    let keys: Vec<TargetKey> = batch.iter().map(TargetKey::of).collect();
+                    self.ctx.events.normal(binding, "Registered", listed(&keys));
                     self.registered(wanted, batch);
                     continue;
                 }
@@ -748,6 +819,8 @@ impl Worker {
             }
             info!(binding = %self.key, targets = batch.len(), "deregistered");
             self.count("deregistered", batch.len());
+            let keys: Vec<TargetKey> = batch.iter().map(TargetKey::of).collect();
+            self.ctx.events.normal(binding, "Deregistered", listed(&keys));
             for target in batch {
                 let key = TargetKey::of(target);
                 self.memory.uids.remove(&key);
@@ -843,7 +916,9 @@ impl Worker {
         if let Err(error) = outcome {
             warn!(binding = %self.key, %error, "clean-up failed");
             report.cleanup_failed = Some(error.to_string());
-            if !release {
+            let since = *self.memory.cleanup_since.get_or_insert_with(Instant::now);
+            let late = self.ctx.settings.cleanup_deadline.is_some_and(|most| since.elapsed() >= most);
+            if !release && !late {
                 return false;
             }
         }
@@ -1028,44 +1103,32 @@ fn wanted_by_others(
         .collect()
 }
 
-/// The rules that need only the object and who we are: TGB101–104 and 401.
-fn check_reference(binding: &TargetGroupBinding, ctx: &Ctx) -> Result<(), (&'static str, String)> {
-    let reference = &binding.spec.target_group;
-    let Some(arn) = reference.arn() else {
-        return match reference.name() {
-            Some(_) => Ok(()),
-            None => {
-                Err(("InvalidSpec", "TGB101 neither targetGroup.arn nor targetGroup.name is set".to_owned()))
-            }
+/// The first rule among those that are enforced here again which refuses the binding: reason and sentence. What the
+/// backend has to do with is [`crate::desired`]'s, ownership is [`Worker::owner`]'s.
+fn refused(
+    ctx: &Ctx,
+    binding: &TargetGroupBinding,
+    group: Option<&TargetGroup>,
+    tags: Option<&BTreeMap<String, String>>,
+) -> Option<(&'static str, String)> {
+    let context = rules::Context {
+        target_group: group.map_or(rules::Lookup::Unknown, rules::Lookup::Found),
+        tags,
+        ..Default::default()
+    };
+    let found = rules::check(rules::Operation::Create, binding, None, &context, &ctx.settings.rules);
+    let mut frozen = found
+        .into_iter()
+        .filter(|finding| finding.severity == rules::Severity::Deny && rules::FROZEN.contains(&finding.rule));
+    frozen.next().map(|finding| {
+        let reason = match finding.rule {
+            "TGB101" | "TGB102" => "InvalidSpec",
+            "TGB110" => "TargetGroupNotFound",
+            "TGB111" | "TGB112" => "TargetTypeMismatch",
+            _ => "NotAllowed",
         };
-    };
-    let arn =
-        TargetGroupArn::parse(arn).map_err(|error| ("InvalidSpec", format!("TGB102 the ARN is {error}")))?;
-    if arn.region() != ctx.aws.region() {
-        let message =
-            format!("TGB103 the target group is in {}, the controller in {}", arn.region(), ctx.aws.region());
-        return Err(("NotAllowed", message));
-    }
-    Ok(())
-}
-
-/// The rules that need the target group: TGB111 and 112.
-fn check_group(binding: &TargetGroupBinding, group: &TargetGroup) -> Result<(), (&'static str, String)> {
-    let reference = &binding.spec.target_group;
-    let Some(target_type) = group.binding_target_type() else {
-        let message = format!("TGB111 a target group of type {} cannot be bound", group.target_type);
-        return Err(("TargetTypeMismatch", message));
-    };
-    if reference.target_type.is_some_and(|wanted| wanted != target_type) {
-        let message = format!("TGB111 the target group's type is {target_type}, not what targetType says");
-        return Err(("TargetTypeMismatch", message));
-    }
-    let family = group.binding_ip_address_type();
-    if reference.ip_address_type.is_some_and(|wanted| wanted != family) {
-        let message = format!("TGB112 the target group's ipAddressType is {family}");
-        return Err(("TargetTypeMismatch", message));
-    }
-    Ok(())
+        (reason, format!("{} {}", finding.rule, finding.message))
+    })
 }
 
 /// The reason of `TargetGroupResolved=False`, and whether waiting does not help.

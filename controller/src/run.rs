@@ -2,6 +2,7 @@
 
 use crate::Flags;
 use crate::desired::Switches;
+use crate::events::Events;
 use crate::gates;
 use crate::index::{Concerned, Index, Key};
 use crate::lease::{self, Candidate};
@@ -52,6 +53,15 @@ impl KeepLast {
     }
 }
 
+/// `--rule-overflow`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum RuleOverflow {
+    /// What has no room is reported.
+    Fail,
+    /// The closest ranges are merged, which opens ports in between.
+    Widen,
+}
+
 /// How the controller behaves; the flags, read.
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
@@ -64,6 +74,10 @@ pub(crate) struct Settings {
     pub(crate) health_poll: Duration,
     pub(crate) poll_rate: f64,
     pub(crate) resync: Duration,
+    /// What the operator allows; the region and account are filled in at start.
+    pub(crate) rules: tgb_api::rules::Settings,
+    pub(crate) cleanup_deadline: Option<Duration>,
+    pub(crate) rule_overflow: RuleOverflow,
     pub(crate) cluster_name: String,
     pub(crate) rule_owner: Option<String>,
     pub(crate) adopt_unmarked_rules: bool,
@@ -101,6 +115,7 @@ pub(crate) struct Ctx {
     pub(crate) settings: Settings,
     pub(crate) security: SecurityGroups,
     pub(crate) metrics: Metrics,
+    pub(crate) events: Events,
     /// Ends everything.
     pub(crate) stop: CancellationToken,
     index: RwLock<Index>,
@@ -242,11 +257,25 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         limits: tgb_aws::Limits::default(),
     };
     let aws = Aws::connect(settings).await.map_err(|error| error.message)?;
+    let mut settings = flags.settings();
+    settings.rules.region = Some(aws.region().to_owned());
+    match tokio::time::timeout(Duration::from_secs(10), aws.identity()).await {
+        Ok(Ok(identity)) => {
+            settings.rules.account = Some(identity.account.clone());
+            settings.rules.partition = Some(identity.partition.clone());
+        }
+        Ok(Err(error)) => warn!(%error, "AWS does not say who we are; the account of ARNs is not checked"),
+        Err(_) => warn!("AWS does not say who we are in time; the account of ARNs is not checked"),
+    }
+    if settings.rule_overflow == RuleOverflow::Widen {
+        return Err("--rule-overflow=widen is not supported yet; use fail".to_owned());
+    }
     let namespaces = flags.watch_namespaces.clone();
     let ctx = Arc::new(Ctx {
         client: client.clone(),
         aws,
-        settings: flags.settings(),
+        settings,
+        events: Events::new(client.clone()),
         security: SecurityGroups::default(),
         metrics: Metrics::new(),
         stop: CancellationToken::new(),
