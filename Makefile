@@ -5,7 +5,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/tgb
-KUBERNETES := $(or $(KUBEBUILDER_ASSETS),$(CACHE)/kubernetes/1.37.2)
+KUBERNETES := $(CACHE)/kubernetes/1.37.2
 CARGO_DENY := $(CACHE)/tools/cargo-deny-0.20.2
 export PATH := $(KUBERNETES):$(CARGO_DENY)/bin:$(PATH)
 export HELM := $(KUBERNETES)/helm
@@ -14,11 +14,16 @@ WORKSPACE := --workspace --locked
 
 .PHONY: help
 help: ## lists the commands
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+.PHONY: demo
+demo: ## the product's main job on a real control plane; ARGS=--once ends by itself
+	@cargo build $(WORKSPACE) --bins
+	@target/debug/demo $(ARGS)
 
 .PHONY: test
-test: fmt clippy deny generated unit chart ## everything that CI runs; installs what is missing
-	@echo 'make test: all stages passed'
+test: fmt clippy deny unit generated chart e2e ## everything that CI runs; installs what is missing
+	@echo '== all stages passed'
 
 .PHONY: fmt
 fmt: ## formatting is rustfmt's
@@ -53,11 +58,27 @@ chart: control-plane ## the chart: lint, template twice, schema
 	@echo '== chart'
 	@charts/test.sh
 
+.PHONY: e2e
+e2e: control-plane ## scenarios on a real control plane
+	@echo '== scenarios on a real control plane'
+	@cargo build $(WORKSPACE) --bins
+	@cargo test $(WORKSPACE) --test '*'
+
+.PHONY: prove
+prove: ## the laws of conversion over 1,000,000 objects each (hours); CASES=N for another number
+	@TGB_PROVE_CASES=$(or $(CASES),1000000) cargo test --locked --release -p tgb-api convert
+
 .PHONY: generate
 generate: ## writes the generated files anew
+	@cargo build $(WORKSPACE) --bin tgb-webhook
+	@target/debug/tgb-webhook crd >charts/targetgroupbinding/files/crd.yaml
+	@target/debug/tgb-webhook rules >docs/rules.md
 	@python3 charts/readme.py
 
 .PHONY: generated
 generated: ## generated files are current
 	@echo '== generated files'
+	@cargo build $(WORKSPACE) --bins
+	@diff -u charts/targetgroupbinding/files/crd.yaml <(target/debug/tgb-webhook crd) || { echo 'the CRD of the chart is not current; run: make generate' >&2; exit 1; }
+	@diff -u docs/rules.md <(target/debug/tgb-webhook rules) || { echo 'docs/rules.md is not current; run: make generate' >&2; exit 1; }
 	@python3 charts/readme.py --check
