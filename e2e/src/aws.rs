@@ -1,21 +1,22 @@
 //! An AWS to talk to, with a VPC, instances and security groups in it, and the real `aws` command line.
 
 use crate::cluster::{Node, free_ports, shown};
-use crate::product::built;
 use crate::programs::source_dir;
 use crate::{Cluster, Output, Result, Spec, eventually, run};
+use awsim::{DEFAULT_ACCOUNT, Server, Timing};
 use serde::Deserialize;
 use std::net::TcpStream;
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The region of everything.
 pub(crate) const REGION: &str = "us-west-2";
 
 /// An emulator on this machine and what was put there.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Aws {
-    name: &'static str,
+    server: Option<Arc<Server>>,
     endpoint: String,
     lab: Lab,
 }
@@ -36,14 +37,36 @@ pub struct Lab {
 }
 
 impl Aws {
-    /// Starts awsim, ours, and puts the lab there.
+    /// Starts awsim, ours, in this process, and puts the lab there. Targets settle within seconds.
     ///
     /// # Errors
-    /// When awsim does not start, with its last lines.
-    pub fn awsim(cluster: &Cluster) -> Result<Self> {
-        let [port] = free_ports()?;
-        let args = [format!("--listen=127.0.0.1:{port}")];
-        Self::start(cluster, "awsim", Spec::new(built("awsim")?, args), port)
+    /// When no port is free.
+    pub fn awsim() -> Result<Self> {
+        let timing = Timing {
+            alb_registration_ms: 300,
+            nlb_registration_ms: 1_000,
+            check_interval_ms: Some(200),
+            provisioning_ms: 0,
+            ..Timing::default()
+        };
+        let options = awsim::Options { port: 0, timing, ..awsim::Options::default() };
+        let server = Server::start(options).map_err(|error| format!("awsim does not start: {error}"))?;
+        let cluster = awsim::Cluster { nodes: vec![node(0), node(1)], ..awsim::Cluster::default() };
+        let lab = server.seed(DEFAULT_ACCOUNT, REGION, |aws| {
+            aws.seed_cluster(&cluster);
+            let instance = |node: &awsim::Node| {
+                let made = aws.instances.get(&node.instance)?;
+                Some((made.id.clone(), made.zone.clone(), made.private_ip?))
+            };
+            Lab {
+                vpc: cluster.vpc.clone(),
+                subnets: cluster.subnets.iter().take(2).cloned().collect(),
+                node_group: cluster.node_group.clone(),
+                lb_group: cluster.lb_group.clone(),
+                instances: cluster.nodes.iter().filter_map(instance).collect(),
+            }
+        });
+        Ok(Self { endpoint: server.endpoint(), lab, server: Some(Arc::new(server)) })
     }
 
     /// Starts moto, written by others, and puts the lab there.
@@ -53,27 +76,29 @@ impl Aws {
     pub fn moto(cluster: &Cluster) -> Result<Self> {
         let [port] = free_ports()?;
         let args = ["-H".to_owned(), "127.0.0.1".to_owned(), "-p".to_owned(), port.to_string()];
-        Self::start(cluster, "moto", Spec::new(cluster.programs().python("moto_server"), args), port)
-    }
-
-    fn start(cluster: &Cluster, name: &'static str, spec: Spec, port: u16) -> Result<Self> {
         let processes = cluster.processes();
-        processes.spawn(name, spec)?;
+        processes.spawn("moto", Spec::new(cluster.programs().python("moto_server"), args))?;
         eventually(Duration::from_secs(60), || {
-            processes.check(name)?;
+            processes.check("moto")?;
             TcpStream::connect(("127.0.0.1", port)).map_err(|error| error.to_string())
         })?;
         let endpoint = format!("http://127.0.0.1:{port}");
         let mut seed = Command::new(cluster.programs().python("python"));
-        seed.arg(source_dir().join("seed.py")).arg(name).envs(environment(&endpoint));
-        let text = run(&mut seed, format!("e2e/seed.py {name}"), "").ok()?;
-        let lab = serde_json::from_str(&text).map_err(|error| format!("e2e/seed.py: {error}"))?;
-        Ok(Self { name, endpoint, lab })
+        seed.arg(source_dir().join("seed_moto.py")).envs(environment(&endpoint));
+        let text = run(&mut seed, "e2e/seed_moto.py".to_owned(), "").ok()?;
+        let lab = serde_json::from_str(&text).map_err(|error| format!("e2e/seed_moto.py: {error}"))?;
+        Ok(Self { endpoint, lab, server: None })
     }
 
-    /// The name of its process: `awsim` or `moto`.
-    pub fn name(&self) -> &'static str {
-        self.name
+    /// awsim's own side: journal, faults, health of targets. Nothing with moto.
+    pub fn server(&self) -> Option<&Server> {
+        self.server.as_deref()
+    }
+
+    /// What was called since the start, a line per call; nothing with moto.
+    pub fn journal(&self) -> String {
+        let calls = self.server.iter().flat_map(|server| server.journal());
+        calls.map(|call| format!("{call:?}\n")).collect()
     }
 
     /// The URL for `AWS_ENDPOINT_URL`.
@@ -98,7 +123,7 @@ impl Aws {
             instance: instance.clone(),
             zone: zone.clone(),
             ip: *ip,
-            pod_cidr: format!("10.244.{n}.0/24"), // as seed.py has it,
+            pod_cidr: format!("10.244.{n}.0/24"), // as the prefixes of its interface,
         };
         self.lab.instances.iter().enumerate().map(node).collect()
     }
@@ -108,6 +133,18 @@ impl Aws {
         let mut command = Command::new(cluster.programs().python("aws"));
         command.envs(environment(&self.endpoint));
         run(command.args(args), shown("aws", args), "")
+    }
+}
+
+/// A node with as many prefixes of addresses as it has pods at most.
+fn node(n: u8) -> awsim::Node {
+    let prefix = |m: u8| ipnet::Ipv4Net::new([10, 244, n, 16 * m].into(), 28).ok();
+    awsim::Node {
+        instance: format!("i-0a0000000000000{:02x}", n + 1),
+        ip: Some([192, 168, 32 * n, 10].into()),
+        subnet: usize::from(n),
+        pod_prefixes: (0..16).filter_map(prefix).collect(),
+        ..awsim::Node::default()
     }
 }
 

@@ -125,7 +125,7 @@ pub fn get(address: &str, path: &str) -> Result<String> {
 }
 
 fn start(cluster: &Cluster, aws: &Aws, name: &str, program: PathBuf, args: Vec<String>) -> Result<()> {
-    let mut spec = Spec::new(program, args);
+    let mut spec = Spec::new(program, args).env("NO_COLOR", "1");
     for (name, value) in aws.environment() {
         spec = spec.env(&name, value);
     }
@@ -133,7 +133,7 @@ fn start(cluster: &Cluster, aws: &Aws, name: &str, program: PathBuf, args: Vec<S
 }
 
 /// A program of this workspace, beside the one that is running: `target/debug` for the demo and for tests.
-pub(crate) fn built(name: &str) -> Result<PathBuf> {
+fn built(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let beside = own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.is_file());
     beside.ok_or_else(|| format!("{name} is not built: run `cargo build --workspace --bins` first"))

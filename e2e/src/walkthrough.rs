@@ -72,48 +72,36 @@ struct User<'a> {
 
 impl User<'_> {
     fn prepares_aws(&mut self) -> Result<()> {
-        self.screen.title("A load balancer and three target groups, as somebody made them in AWS");
+        self.screen.title("Load balancers and target groups, as somebody makes them in AWS");
         let lab = self.aws.lab().clone();
-        let mut balancer =
-            vec!["elbv2", "create-load-balancer", "--name", "test-alb", "--security-groups", &lab.lb_group];
-        balancer.push("--subnets");
-        balancer.extend(lab.subnets.iter().map(String::as_str));
-        let balancer = self.made(&balancer, "LoadBalancers[0].LoadBalancerArn")?;
-        let mut network =
-            vec!["elbv2", "create-load-balancer", "--name", "test-nlb", "--type", "network", "--subnets"];
-        network.extend(lab.subnets.iter().map(String::as_str));
-        let network = self.made(&network, "LoadBalancers[0].LoadBalancerArn")?;
-        self.variables.insert("LB_SG", lab.lb_group.clone());
-        self.variables.insert("LB_ARN", balancer.clone());
-        for (variable, name, protocol, port, kind, listener) in [
-            ("IP_ARN", "test-tg-ip", "HTTP", "80", "ip", Some((&balancer, "28080"))),
-            ("INSTANCE_ARN", "test-tg-instance", "HTTP", "30001", "instance", Some((&balancer, "38080"))),
-            ("NLB_ARN", "test-tg-nlb", "TCP", "9090", "ip", Some((&network, "9090"))),
-            ("SPARE_ARN", "test-tg-spare", "HTTP", "30005", "instance", None),
+        let subnets = lab.subnets.join(" ");
+        self.variables.extend([
+            ("LB_SG", lab.lb_group),
+            ("NODE_SG", lab.node_group),
+            ("VPC", lab.vpc.clone()),
+        ]);
+        let made = "LoadBalancers[0].LoadBalancerArn";
+        let balancer = format!("--subnets {subnets} --security-groups {}", self.variable("LB_SG"));
+        self.made("ALB_ARN", &format!("elbv2 create-load-balancer --name test-alb {balancer}"), made)?;
+        let balancer = format!("--type network --subnets {subnets}");
+        self.made("NLB_ARN", &format!("elbv2 create-load-balancer --name test-nlb {balancer}"), made)?;
+        for (group, name, protocol, port, kind, balancer, listener) in [
+            ("IP_ARN", "test-tg-ip", "HTTP", 80, "ip", "ALB_ARN", 28080),
+            ("INSTANCE_ARN", "test-tg-instance", "HTTP", 30001, "instance", "ALB_ARN", 38080),
+            ("CIDR_ARN", "test-tg-cidr", "TCP", 9090, "ip", "NLB_ARN", 9090),
+            ("SPARE_ARN", "test-tg-spare", "HTTP", 30005, "instance", "ALB_ARN", 48080),
         ] {
-            let args =
-                ["elbv2", "create-target-group", "--name", name, "--protocol", protocol, "--port", port];
-            let args = [&args[..], &["--target-type", kind, "--vpc-id", &lab.vpc]].concat();
-            let group = self.made(&args, "TargetGroups[0].TargetGroupArn")?;
-            if let Some((balancer, port)) = listener {
-                let forward = format!("Type=forward,TargetGroupArn={group}");
-                let args =
-                    ["elbv2", "create-listener", "--load-balancer-arn", balancer, "--protocol", protocol];
-                let args = [&args[..], &["--port", port, "--default-actions", &forward]].concat();
-                self.made(&args, "Listeners[0].[Protocol,Port]")?;
-                // the default is five minutes
-                let attribute = "Key=deregistration_delay.timeout_seconds,Value=5";
-                let args = [
-                    "elbv2",
-                    "modify-target-group-attributes",
-                    "--target-group-arn",
-                    &group,
-                    "--attributes",
-                    attribute,
-                ];
-                self.made(&args, "Attributes[?Key=='deregistration_delay.timeout_seconds'].Value")?;
-            }
-            self.variables.insert(variable, group);
+            let line = format!("--name {name} --protocol {protocol} --port {port} --target-type {kind}");
+            let line = format!("elbv2 create-target-group {line} --vpc-id {}", lab.vpc);
+            self.made(group, &line, "TargetGroups[0].TargetGroupArn")?;
+            let (arn, balancer) = (self.variable(group), self.variable(balancer));
+            let line = format!("--load-balancer-arn {balancer} --protocol {protocol} --port {listener}");
+            let line = format!("{line} --default-actions Type=forward,TargetGroupArn={arn}");
+            self.aws(&format!("elbv2 create-listener {line} --query Listeners[0].Port")).ok()?;
+            // five minutes otherwise
+            let line = "--attributes Key=deregistration_delay.timeout_seconds,Value=5";
+            self.ask_aws(&format!("elbv2 modify-target-group-attributes --target-group-arn {arn} {line}"))
+                .ok()?;
         }
         Ok(())
     }
@@ -121,9 +109,9 @@ impl User<'_> {
     fn binds_pod_addresses(&mut self) -> Result<()> {
         self.screen.title("A Deployment of one replica; its pod becomes a target");
         self.apply("nginx.yaml").ok()?;
-        self.kubectl(&["rollout", "status", "deployment/nginx-deployment", "--timeout=60s"]).ok()?;
+        self.kubectl("rollout status deployment/nginx-deployment --timeout=60s").ok()?;
         self.apply("ip.yaml").ok()?;
-        self.kubectl(&["wait", "--for=condition=Ready", "tgb/my-tgb-alb-ip", "--timeout=60s"]).ok()?;
+        self.kubectl("wait --for=condition=Ready tgb/my-tgb-alb-ip --timeout=60s").ok()?;
         self.pods_are_targets("IP_ARN", 80, 1)?;
         self.screen.title("The nodes' security group admits the load balancer to all TCP ports");
         let group = self.aws.lab().lb_group.clone();
@@ -133,7 +121,7 @@ impl User<'_> {
     fn binds_instances(&mut self) -> Result<()> {
         self.screen.title("A Service of type NodePort; the nodes become targets");
         self.apply("instance.yaml").ok()?;
-        self.kubectl(&["wait", "--for=condition=Ready", "tgb/my-tgb-alb-instance", "--timeout=60s"]).ok()?;
+        self.kubectl("wait --for=condition=Ready tgb/my-tgb-alb-instance --timeout=60s").ok()?;
         let want = self.aws.lab().instances.iter().map(|(id, ..)| (id.clone(), 30001)).collect();
         self.targets_are("INSTANCE_ARN", &want)
     }
@@ -141,7 +129,7 @@ impl User<'_> {
     fn opens_ports_to_address_blocks(&mut self) -> Result<()> {
         self.screen.title("A network load balancer, whose clients are admitted by their addresses");
         self.apply("nlb.yaml").ok()?;
-        self.pods_are_targets("NLB_ARN", 9090, 1)?;
+        self.pods_are_targets("CIDR_ARN", 9090, 1)?;
         let group = self.aws.lab().lb_group.clone();
         let (blocks, all) = (["192.168.0.0/19", "192.168.32.0/19"], ("0", "65535", group.as_str()));
         self.rules(&[all, ("9090", "9090", blocks[0]), ("9090", "9090", blocks[1])])
@@ -149,8 +137,8 @@ impl User<'_> {
 
     fn scales(&mut self) -> Result<()> {
         self.screen.title("Four replicas, four targets");
-        self.kubectl(&["scale", "deployment", "nginx-deployment", "--replicas", "4"]).ok()?;
-        self.kubectl(&["rollout", "status", "deployment/nginx-deployment", "--timeout=60s"]).ok()?;
+        self.kubectl("scale deployment nginx-deployment --replicas 4").ok()?;
+        self.kubectl("rollout status deployment/nginx-deployment --timeout=60s").ok()?;
         self.pods_are_targets("IP_ARN", 80, 4)
     }
 
@@ -170,7 +158,7 @@ impl User<'_> {
     fn looks_around(&mut self) -> Result<()> {
         self.screen.title("What is bound, and how it is");
         let counted = eventually(SOON, || {
-            let output = self.silent_kubectl(&["get", "targetgroupbindings"]);
+            let output = self.ask_kubectl("get targetgroupbindings");
             let table = output.clone().ok()?;
             let line = table.lines().find(|line| line.starts_with("my-tgb-alb-ip ")).unwrap_or_default();
             let cells: Vec<&str> = line.split_whitespace().collect();
@@ -181,9 +169,8 @@ impl User<'_> {
         })?;
         self.screen.command(&counted);
         self.screen.title("The manifest was v1beta1; v1 of it, with what was filled in");
-        let kind = "targetgroupbindings.v1.elbv2.k8s.aws";
-        let read =
-            self.kubectl(&["get", kind, "my-tgb-alb-ip", "-o", "jsonpath={.spec.targetGroup}"]).json()?;
+        let (kind, path) = ("targetgroupbindings.v1.elbv2.k8s.aws", "jsonpath={.spec.targetGroup}{\"\\n\"}");
+        let read = self.kubectl(&format!("get {kind} my-tgb-alb-ip -o {path}")).json()?;
         let arn = self.variables.get("IP_ARN").map_or("", String::as_str);
         let (vpc, want) =
             (self.aws.lab().vpc.as_str(), |key: &str| read.get(key).and_then(|value| value.as_str()));
@@ -197,24 +184,19 @@ impl User<'_> {
 
     fn deletes(&mut self) -> Result<()> {
         self.screen.title("Deleting a binding takes its targets and rules away, nothing else");
-        self.kubectl(&["delete", "targetgroupbinding", "my-tgb-alb-ip", "--timeout=60s"]).ok()?;
-        if self.fidelity == Fidelity::Full {
-            let query = self.health("IP_ARN");
-            let draining = self.silent_aws(&query);
-            if draining.stdout.contains("draining") {
-                self.screen.command(&draining);
-            }
+        self.kubectl("delete targetgroupbinding my-tgb-alb-ip --timeout=60s").ok()?;
+        let draining = self.health("IP_ARN");
+        if draining.stdout.contains("draining") {
+            self.screen.command(&draining);
         }
         self.targets_are("IP_ARN", &BTreeSet::new())?;
         let group = self.aws.lab().lb_group.clone();
         let (blocks, port) = (["192.168.0.0/19", "192.168.32.0/19"], ("30001", "30001", group.as_str()));
         self.rules(&[port, ("9090", "9090", blocks[0]), ("9090", "9090", blocks[1])])?;
-        let names = ["--query", "TargetGroups[].TargetGroupName", "--output", "text"];
-        let groups =
-            self.aws_command(&[&["elbv2", "describe-target-groups"][..], &names[..]].concat()).ok()?;
-        let names = ["--query", "LoadBalancers[].LoadBalancerName", "--output", "text"];
-        let balancers =
-            self.aws_command(&[&["elbv2", "describe-load-balancers"][..], &names[..]].concat()).ok()?;
+        let query = "--query TargetGroups[].TargetGroupName --output text";
+        let groups = self.aws(&format!("elbv2 describe-target-groups {query}")).ok()?;
+        let query = "--query LoadBalancers[].LoadBalancerName --output text";
+        let balancers = self.aws(&format!("elbv2 describe-load-balancers {query}")).ok()?;
         if groups.contains("test-tg-ip") && balancers.contains("test-alb") {
             return Ok(());
         }
@@ -225,7 +207,7 @@ impl User<'_> {
         self.screen.title("The same binding without a port: the Service's only one is filled in");
         self.apply("ip-without-port.yaml").ok()?;
         let path = "jsonpath={.spec.serviceRef}{\"\\n\"}";
-        let filled = self.kubectl(&["get", "tgb", "my-tgb-alb-ip", "-o", path]).json()?;
+        let filled = self.kubectl(&format!("get tgb my-tgb-alb-ip -o {path}")).json()?;
         if filled.get("port") != Some(&serde_json::json!(80)) {
             return Err(format!("the port was not filled in: {filled}"));
         }
@@ -236,7 +218,7 @@ impl User<'_> {
     fn pods_are_targets(&mut self, group: &str, port: u16, count: usize) -> Result<()> {
         let pods = eventually(SOON, || {
             let path = "jsonpath={.items[*].status.podIP}";
-            let ips = self.silent_kubectl(&["get", "pods", "-l", "app=nginx", "-o", path]).ok()?;
+            let ips = self.ask_kubectl(&format!("get pods -l app=nginx -o {path}")).ok()?;
             let ips: BTreeSet<(String, u16)> =
                 ips.split_whitespace().map(|ip| (ip.to_owned(), port)).collect();
             if ips.len() == count { Ok(ips) } else { Err(format!("{} pods, not {count}", ips.len())) }
@@ -246,9 +228,8 @@ impl User<'_> {
 
     /// Waits until these are the targets, and healthy.
     fn targets_are(&mut self, group: &str, want: &BTreeSet<(String, u16)>) -> Result<()> {
-        let query = self.health(group);
         let output = eventually(SOON, || {
-            let output = self.silent_aws(&query);
+            let output = self.health(group);
             let text = output.clone().ok()?;
             let mut there = BTreeSet::new();
             for line in text.lines() {
@@ -267,12 +248,10 @@ impl User<'_> {
         Ok(())
     }
 
-    fn health(&self, group: &str) -> Vec<String> {
-        let arn = self.variables.get(group).cloned().unwrap_or_default();
+    fn health(&self, group: &str) -> Output {
         let query = "TargetHealthDescriptions[].[Target.Id,Target.Port,TargetHealth.State]";
-        ["elbv2", "describe-target-health", "--target-group-arn", &arn, "--query", query, "--output", "text"]
-            .map(str::to_owned)
-            .into()
+        let line = format!("--target-group-arn {} --query {query}", self.variable(group));
+        self.ask_aws(&format!("elbv2 describe-target-health {line} --output text"))
     }
 
     /// Waits until these are the rules of ours in the nodes' security group: from port, to port, source.
@@ -280,23 +259,13 @@ impl User<'_> {
         if self.fidelity == Fidelity::Moto {
             return Ok(());
         }
-        let filter = format!("Name=group-id,Values={}", self.aws.lab().node_group);
         let query = "SecurityGroupRules[?!IsEgress].[FromPort,ToPort,ReferencedGroupInfo.GroupId||CidrIpv4,Description]";
-        let args = [
-            "ec2",
-            "describe-security-group-rules",
-            "--filters",
-            &filter,
-            "--query",
-            query,
-            "--output",
-            "text",
-        ];
-        let args: Vec<String> = args.map(str::to_owned).into();
+        let line = format!("--filters Name=group-id,Values={} --query {query}", self.variable("NODE_SG"));
+        let line = format!("ec2 describe-security-group-rules {line} --output text");
         let want: BTreeSet<Vec<&str>> =
             want.iter().map(|(from, to, source)| vec![*from, *to, *source]).collect();
         let output = eventually(SOON, || {
-            let output = self.silent_aws(&args);
+            let output = self.ask_aws(&line);
             let text = output.clone().ok()?;
             let mut there = BTreeSet::new();
             for line in text.lines().filter(|line| !line.trim().is_empty()) {
@@ -311,34 +280,48 @@ impl User<'_> {
         Ok(())
     }
 
-    /// Runs an aws command that makes something, and gives the text of what `query` finds in its answer.
-    fn made(&mut self, args: &[&str], query: &str) -> Result<String> {
-        let output = self.aws_command(&[args, &["--query", query, "--output", "text"]].concat());
-        output.ok().map(|text| text.trim().to_owned())
+    /// Runs an aws command that makes something, and keeps what `query` finds in its answer as a variable.
+    fn made(&mut self, variable: &'static str, line: &str, query: &str) -> Result<()> {
+        let mut output = self.ask_aws(&format!("{line} --query {query} --output text"));
+        output.command = format!("export {variable}=$({}); echo ${variable}", output.command);
+        self.screen.command(&output);
+        let value = output.ok()?.trim().to_owned();
+        self.variables.insert(variable, value);
+        Ok(())
     }
 
-    fn aws_command(&mut self, args: &[&str]) -> Output {
-        let output = self.aws.cli(self.cluster, args);
+    /// Runs an aws command, given as words with blanks between them, and shows it.
+    fn aws(&mut self, line: &str) -> Output {
+        let output = self.ask_aws(line);
         self.screen.command(&output);
         output
     }
 
-    fn silent_aws(&self, args: &[String]) -> Output {
-        self.aws.cli(self.cluster, &args.iter().map(String::as_str).collect::<Vec<_>>())
-    }
-
-    fn kubectl(&mut self, args: &[&str]) -> Output {
-        let output = self.silent_kubectl(args);
-        self.screen.command(&output);
-        output
-    }
-
-    fn silent_kubectl(&self, args: &[&str]) -> Output {
-        let mut output = self.cluster.kubectl(&[&["-n", self.namespace], args].concat());
-        if self.namespace == "default" {
-            output.command = shown("kubectl", args);
+    /// The same, not shown; in its command stand the variables that its user would have typed.
+    fn ask_aws(&self, line: &str) -> Output {
+        let mut output = self.aws.cli(self.cluster, &line.split_whitespace().collect::<Vec<_>>());
+        for (name, value) in &self.variables {
+            output.command = output.command.replace(value, &format!("${name}"));
         }
         output
+    }
+
+    /// Runs kubectl, given as words with blanks between them, and shows it.
+    fn kubectl(&mut self, line: &str) -> Output {
+        let output = self.ask_kubectl(line);
+        self.screen.command(&output);
+        output
+    }
+
+    fn ask_kubectl(&self, line: &str) -> Output {
+        let args: Vec<&str> = line.split_whitespace().collect();
+        let mut output = self.cluster.kubectl(&[&["-n", self.namespace], &args[..]].concat());
+        output.command = shown("kubectl", &args);
+        output
+    }
+
+    fn variable(&self, name: &str) -> String {
+        self.variables.get(name).cloned().unwrap_or_default()
     }
 
     /// Applies a manifest of `e2e/demo` with the variables filled in.

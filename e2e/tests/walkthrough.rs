@@ -11,13 +11,13 @@ fn walk(start: fn(&Cluster) -> tgb_e2e::Result<Aws>, fidelity: Fidelity, setting
     Product::start(&cluster, &aws, settings).unwrap();
     cluster.namespace("shop").unwrap();
     if let Err(error) = walkthrough::run(&cluster, &aws, "shop", fidelity, &mut Silent) {
-        panic!("{}\n{error}", cluster.report("shop", &["tgb-webhook", "tgb-controller"]));
+        panic!("{}\n{}\n{error}", aws.journal(), cluster.report("shop", &["tgb-webhook", "tgb-controller"]));
     }
 }
 
 #[test]
 fn the_walkthrough_ends_well_on_awsim() {
-    walk(Aws::awsim, Fidelity::Full, &Settings::default());
+    walk(|_| Aws::awsim(), Fidelity::Full, &Settings::default());
 }
 
 #[test]

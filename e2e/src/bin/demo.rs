@@ -27,7 +27,7 @@ fn demo(once: bool) -> Result<()> {
         "A control plane (etcd, Kubernetes 1.37.2, kwok), an AWS, the chart, the webhook and the controller",
     );
     let cluster = Cluster::start(Options::default())?;
-    let aws = Aws::awsim(&cluster)?;
+    let aws = Aws::awsim()?;
     cluster.nodes(&aws.nodes())?;
     let product = Product::start(&cluster, &aws, &Settings::default())?;
     terminal.command(&cluster.kubectl(&["get", "nodes"]));

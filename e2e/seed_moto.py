@@ -1,9 +1,5 @@
-"""Puts a VPC with two nodes into the emulator at AWS_ENDPOINT_URL and prints what it made, as `Lab` in src/aws.rs.
-
-    seed.py awsim|moto
-"""
+"""Puts a VPC with two nodes into moto at AWS_ENDPOINT_URL and prints what it made, as `Lab` in src/aws.rs."""
 import json
-import sys
 
 import boto3
 
@@ -40,9 +36,5 @@ for n, (subnet, zone) in enumerate(zip(subnets, zones)):
         ImageId="ami-12c6146b", MinCount=1, MaxCount=1, SubnetId=subnet, SecurityGroupIds=[nodes],
         PrivateIpAddress=address, TagSpecifications=tags("instance", Name=f"node-{n + 1}", **{CLUSTER: "owned"}),
     )["Instances"][0]
-    if sys.argv[1] != "moto":  # which knows no prefixes
-        interface = made["NetworkInterfaces"][0]["NetworkInterfaceId"]
-        prefixes = [f"10.244.{n}.{16 * m}/28" for m in range(16)]
-        ec2.assign_private_ip_addresses(NetworkInterfaceId=interface, Ipv4Prefixes=prefixes)
     instances.append([made["InstanceId"], zone, made["PrivateIpAddress"]])
 print(json.dumps({"vpc": vpc, "subnets": subnets, "node_group": nodes, "lb_group": balancer, "instances": instances}))
