@@ -274,11 +274,12 @@ impl Worker {
                 "spec.networking is absent: security groups are left alone",
             );
         }
-        if writes && !self.has_finalizer(binding) {
-            if let Err(error) = self.set_finalizer(binding, true).await {
-                warn!(binding = %self.key, %error, "could not set the finalizer");
-                return Err(Outcome::Failed);
-            }
+        if writes
+            && !self.has_finalizer(binding)
+            && let Err(error) = self.set_finalizer(binding, true).await
+        {
+            warn!(binding = %self.key, %error, "could not set the finalizer");
+            return Err(Outcome::Failed);
         }
         let group = match self.resolve(binding, report).await {
             Ok(group) => group,

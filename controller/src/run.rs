@@ -108,6 +108,9 @@ impl Wake {
     }
 }
 
+/// The networks of a VPC's subnets, and when they were read.
+type KnownSubnets = (Instant, Arc<Vec<IpNet>>);
+
 /// What all workers share.
 pub(crate) struct Ctx {
     pub(crate) client: Client,
@@ -120,7 +123,7 @@ pub(crate) struct Ctx {
     pub(crate) stop: CancellationToken,
     index: RwLock<Index>,
     workers: Mutex<HashMap<Key, Arc<Wake>>>,
-    subnets: Mutex<BTreeMap<String, (Instant, Arc<Vec<IpNet>>)>>,
+    subnets: Mutex<BTreeMap<String, KnownSubnets>>,
     leading: AtomicBool,
     unsynced: AtomicUsize,
     synced: Notify,

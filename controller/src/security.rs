@@ -484,12 +484,11 @@ async fn authorize(
     let mut stale = plan.revoke;
     for permission in all {
         let mut answer = ctx.aws.authorize(id, std::slice::from_ref(permission), marker).await;
-        if let (Err(error), Some((rule, old))) = (&answer, stale.last().cloned()) {
-            if error.code == FULL {
-                stale.pop();
-                answer = ctx.aws.modify_rule(id, &rule, permission, marker).await;
-                state.rules.remove(&old);
-            }
+        if answer.as_ref().is_err_and(|error| error.code == FULL)
+            && let Some((rule, old)) = stale.pop()
+        {
+            answer = ctx.aws.modify_rule(id, &rule, permission, marker).await;
+            state.rules.remove(&old);
         }
         match answer {
             Ok(()) => drop(state.rules.insert(permission.clone())),
