@@ -15,6 +15,7 @@ pub use table::{FROZEN, RULES, Rule, document, rule};
 use crate::service::Service;
 use crate::target_group::TargetGroup;
 use crate::v1::{Sharing, TargetGroupBinding};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// What a finding leads to.
@@ -64,9 +65,13 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// `PATH: ID MESSAGE`, with the path in the version that the user speaks (`v1`, `v1beta1`, `v1alpha1`).
+    /// `PATH: ID MESSAGE`, with the path, and what the message says to write, in the version that the user speaks (`v1`, `v1beta1`, `v1alpha1`).
     pub fn in_version(&self, version: &str) -> String {
-        format!("{}: {} {}", path_in(version, &self.path), self.rule, self.message)
+        let message = match version {
+            "v1" => self.message.as_str().into(),
+            _ => Cow::from(self.message.replace("sharing: Shared", "multiClusterTargetGroup: true")),
+        };
+        format!("{}: {} {message}", path_in(version, &self.path), self.rule)
     }
 }
 

@@ -572,7 +572,7 @@ impl Worker {
     /// targets are new, somewhat earlier than usual.
     fn poll_soon(&mut self, targets: &BTreeMap<TargetKey, Target>, plan: &Plan) {
         const HURRIED: [u64; 5] = [1, 2, 4, 8, 15];
-        const NEW: [u64; 4] = [5, 10, 20, 40];
+        const NEW: [u64; 5] = [2, 5, 10, 20, 40];
         let swaps = !plan.kept.is_empty() && !plan.keeps_last;
         let is_new = |key| {
             let observed = self.memory.observed.as_ref();

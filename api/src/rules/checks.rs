@@ -311,7 +311,7 @@ impl<'a> Look<'a> {
                     "TGB111",
                     TARGET_TYPE,
                     format!(
-                        "target group {name} has targets of type {right}, not {}",
+                        "target group {name} has targets of type {right}, not {}; write targetType: {right}, or leave it out",
                         group.target_type.map_or("", TargetType::as_str)
                     ),
                 );

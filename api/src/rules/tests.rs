@@ -750,3 +750,20 @@ fn the_documentation_is_that_of_the_table() {
     let kept = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/rules.md")).unwrap();
     assert!(kept == document(), "docs/rules.md is old; run `tgb-webhook rules > docs/rules.md`");
 }
+
+#[test]
+fn a_finding_speaks_the_version_of_the_manifest() {
+    let finding = Finding {
+        rule: "TGB115",
+        path: "spec.targetGroup.arn".into(),
+        message: "shop/web has this target group already; set sharing: Shared on all of them".into(),
+        severity: Severity::Deny,
+        kind: Kind::Policy,
+    };
+    assert!(finding.in_version("v1").starts_with("spec.targetGroup.arn: TGB115 "));
+    let old = finding.in_version("v1beta1");
+    assert!(
+        old.starts_with("spec.targetGroupARN: TGB115 ") && old.contains("multiClusterTargetGroup: true"),
+        "{old}"
+    );
+}
