@@ -1,21 +1,26 @@
 //! A real control plane, an AWS to talk to, and the product between them, as processes on this machine.
 //!
 //! # How to add a scenario
-//! Write a test in the file of `e2e/tests/` that is about the same thing; a file is one process with one control plane
-//! that its tests share, so don't make a new one lightly. A test is a sentence and gets what it needs from its `world`:
+//! Write a test in `e2e/tests/scenarios.rs`; its tests share one control plane ([`World`]), so don't make another file
+//! lightly. A test is a sentence and gets a namespace of its own, a [`Space`]:
 //!
-//! ```ignore
-//! #[test]
-//! fn a_scaled_deployment_has_as_many_targets() {
-//!     let world = world();                                // the control plane, AWS and the product, started once
-//!     let space = world.namespace("scaling");             // its own namespace; prints everything if the test fails
-//!     space.kubectl(&["scale", "deployment/web", "--replicas=4"]).ok();
-//!     eventually(SECONDS_20, || space.targets("web").is(4)).unwrap();
-//! }
+//! ```no_run
+//! use tgb_e2e::{World, eventually};
+//! # fn main() -> tgb_e2e::Result<()> {
+//! let space = World::shared()?.space("scaling")?; // prints everything about it if the test fails
+//! let arn = space.target_group("HTTP", 80, "ip")?;
+//! space.deploy("web", 4)?;
+//! eventually(std::time::Duration::from_secs(20), || {
+//!     let targets = space.targets(&arn)?;
+//!     if targets.len() == 4 { Ok(()) } else { Err(format!("{targets:?}")) }
+//! })?;
+//! # Ok(())
+//! # }
 //! ```
+//! - `make e2e` runs all; `cargo test --workspace --test scenarios NAME` one, after `cargo build --workspace --bins`.
 //! - Nothing sleeps: [`eventually`] waits for a condition with a deadline and says at the end what was still wrong.
 //! - `TGB_KEEP=1` keeps the directory with the logs of all processes.
-//! - Any process can be paused, killed and restarted: [`Processes`].
+//! - Any process can be paused, killed and restarted: [`Processes`]; awsim takes faults: [`Aws::server`].
 //!
 //! Where the programs come from: [`Programs`].
 
@@ -25,12 +30,14 @@ mod process;
 mod product;
 mod programs;
 pub mod walkthrough;
+mod world;
 
 pub use aws::{Aws, Lab};
 pub use cluster::{Cluster, Node, Options};
 pub use process::{Processes, Spec};
 pub use product::{CLUSTER_NAME, NAMESPACE, Product, Settings, get};
 pub use programs::Programs;
+pub use world::{Space, World};
 
 use std::fmt::Debug;
 use std::io::Write;

@@ -69,7 +69,7 @@ impl Processes {
                 r#"trap "" INT TERM HUP; cat; kill -s KILL -- "-$1" 2>/dev/null; rm -rf "$2" || rm -rf "$2""#,
             ])
             .args(["guard", &holder.id().to_string()])
-            .arg(&dir)
+            .arg(if std::env::var_os("TGB_KEEP").is_some() { Path::new("") } else { &dir })
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

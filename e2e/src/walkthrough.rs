@@ -80,6 +80,9 @@ impl User<'_> {
             ("NODE_SG", lab.node_group),
             ("VPC", lab.vpc.clone()),
         ]);
+        let exports = self.variables.iter().map(|(name, value)| format!(" {name}={value}"));
+        let command = format!("export{}", exports.collect::<String>());
+        self.screen.command(&Output { command, code: 0, stdout: String::new(), stderr: String::new() });
         let made = "LoadBalancers[0].LoadBalancerArn";
         let balancer = format!("--subnets {subnets} --security-groups {}", self.variable("LB_SG"));
         self.made("ALB_ARN", &format!("elbv2 create-load-balancer --name test-alb {balancer}"), made)?;

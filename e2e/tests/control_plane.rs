@@ -1,4 +1,5 @@
 //! The harness itself: what scenarios rely on.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
 
 use std::time::Duration;
 use tgb_e2e::{Aws, Cluster, Options, eventually};

@@ -1,4 +1,5 @@
 //! What `make demo` shows, step by step, on both emulators.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
 
 use tgb_e2e::walkthrough::{self, Fidelity, Silent};
 use tgb_e2e::{Aws, Cluster, Options, Product, Settings};

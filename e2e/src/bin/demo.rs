@@ -36,9 +36,13 @@ fn demo(once: bool) -> Result<()> {
 
     terminal.title("It stays up for you");
     println!("export KUBECONFIG={}", cluster.kubeconfig().display());
-    for (name, value) in aws.environment().iter().filter(|(name, _)| name.starts_with("AWS_")) {
-        println!("export {name}={value}");
-    }
+    let environment = aws.environment();
+    let needed = |name: &str| {
+        ["AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].contains(&name)
+    };
+    let exports =
+        environment.iter().filter(|(name, _)| needed(name)).map(|(name, value)| format!(" {name}={value}"));
+    println!("export{}", exports.collect::<String>());
     println!("export PATH={}:$PATH", cluster.programs().directories());
     println!("# metrics: http://{}/metrics http://{}/metrics", product.webhook_http, product.controller_http);
     if once {
