@@ -6,9 +6,11 @@ mod admission;
 mod bindings;
 mod certificates;
 mod convert;
+mod lint;
 mod lookup;
 mod metrics;
 mod pods;
+mod rewrite;
 mod serve;
 mod server;
 mod services;
@@ -29,6 +31,10 @@ struct Cli {
 enum Command {
     /// Serve admission and conversion over HTTPS, and probes and metrics over HTTP.
     Serve(Box<serve::Options>),
+    /// Hold manifests against the rules of admission, without a cluster.
+    Lint(lint::Options),
+    /// Rewrite manifests to another version: a diff, or the files with --in-place.
+    Convert(rewrite::Options),
     /// Print the CustomResourceDefinition (JSON, which kubectl takes as YAML).
     Crd {
         /// The version that is stored.
@@ -48,6 +54,8 @@ enum Storage {
 fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Serve(options) => serve::main(*options),
+        Command::Lint(options) => lint::main(&options),
+        Command::Convert(options) => rewrite::main(&options),
         Command::Crd { storage_version } => {
             let storage = match storage_version {
                 Storage::V1 => Version::V1,

@@ -1,0 +1,734 @@
+//! `tgb-webhook lint`: the rules of admission on files, without a cluster and without AWS.
+//!
+//! What is checked of each binding: the schema of its own version (from the CustomResourceDefinition), then every rule on
+//! its v1 form. Services and other bindings of the same input take part. Findings name the file's line and the path in
+//! the version that the file speaks.
+
+use crate::rewrite::{Document, Node, Unusable, documents, is_binding, read_file, read_text};
+use clap::ValueEnum;
+use k8s_openapi::api::core::v1 as core;
+use serde_json::{Map, Value, json};
+use serde_saphyr::Spanned;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use tgb_api::crd::{Version, crd};
+use tgb_api::rules::{Context, Lookup, Operation, Other, Settings, Severity, check, path_in};
+use tgb_api::service::Service;
+use tgb_api::v1::TargetGroupBinding;
+use tgb_api::{convert, defaulting, rules};
+
+/// What `lint` is told.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// How findings are written.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    /// From which severity on findings make the exit code 1.
+    #[arg(long, value_enum, default_value_t = FailOn::Error)]
+    fail_on: FailOn,
+    /// Severities that differ from docs/rules.md, as in TGB206=warn,TGB306=off.
+    #[arg(long, value_delimiter = ',')]
+    rules: Vec<String>,
+    /// Roles that may be assumed, as globs; without any, TGB402 is not checked.
+    #[arg(long, value_delimiter = ',')]
+    assume_role_allow: Vec<String>,
+    /// Manifests, directories (all *.yaml, *.yml and *.json below, hidden directories left out), or - for stdin.
+    #[arg(required = true)]
+    inputs: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// `FILE:LINE: SEVERITY: PATH: ID MESSAGE`.
+    Text,
+    /// One JSON object.
+    Json,
+    /// SARIF 2.1.0, as code scanners read it.
+    Sarif,
+    /// Annotations of GitHub Actions.
+    Github,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FailOn {
+    Error,
+    Warning,
+}
+
+/// What a finding of the schema, which has no rule, is called.
+const SCHEMA: &str = "schema";
+
+/// Runs the command.
+pub(crate) fn main(options: &Options) -> ExitCode {
+    let settings = match settings(options) {
+        Ok(settings) => settings,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let mut input = Input::default();
+    for path in &options.inputs {
+        if path.as_os_str() == "-" {
+            input.add("<stdin>", read_text(std::io::stdin()));
+        } else {
+            input.add_path(path);
+        }
+    }
+    let findings = input.check(&settings);
+    for problem in &input.unusable {
+        eprintln!("error: {problem}");
+    }
+    let text = match options.output {
+        Output::Text => text(&findings),
+        Output::Json => format!("{:#}\n", as_json(&findings, &input)),
+        Output::Sarif => format!("{:#}\n", sarif(&findings, &input)),
+        Output::Github => github(&findings),
+    };
+    if crate::print(&text) != ExitCode::SUCCESS {
+        return ExitCode::from(2);
+    }
+    let refused = findings.iter().filter(|finding| finding.severity == Severity::Deny).count();
+    let warned = findings.len() - refused;
+    eprintln!("{} bindings checked: {refused} errors, {warned} warnings", input.bindings.len());
+    if !input.unusable.is_empty() {
+        ExitCode::from(2)
+    } else if refused > 0 || (options.fail_on == FailOn::Warning && warned > 0) {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+fn settings(options: &Options) -> Result<Settings, String> {
+    let mut settings =
+        Settings { assume_role_allow: options.assume_role_allow.clone(), ..Default::default() };
+    if settings.assume_role_allow.is_empty() {
+        settings.set_rule("TGB402=off")?;
+    }
+    for text in &options.rules {
+        settings.set_rule(text)?;
+    }
+    Ok(settings)
+}
+
+/// A finding and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Located {
+    file: String,
+    line: u64,
+    severity: Severity,
+    rule: &'static str,
+    path: String,
+    message: String,
+}
+
+impl Located {
+    fn level(&self) -> &'static str {
+        match self.severity {
+            Severity::Deny => "error",
+            Severity::Warn | Severity::Off => "warning",
+        }
+    }
+}
+
+// ---- input ----
+
+/// All that was read.
+#[derive(Debug, Default)]
+struct Input {
+    bindings: Vec<Binding>,
+    services: Vec<Found>,
+    /// Lines for the user.
+    unusable: Vec<String>,
+}
+
+#[derive(Debug)]
+struct Binding {
+    file: String,
+    /// The line of the document that holds it.
+    document: u64,
+    node: Spanned<Node>,
+    sent: Value,
+    version: Option<Version>,
+    /// The v1 form, if the types are right.
+    parsed: Result<TargetGroupBinding, String>,
+}
+
+impl Binding {
+    fn line(&self, path: &str) -> u64 {
+        self.document + line_of(&self.node, path).saturating_sub(1)
+    }
+
+    fn finding(&self, severity: Severity, rule: &'static str, path: &str, message: &str) -> Located {
+        let (file, line) = (self.file.clone(), self.line(path));
+        Located { file, line, severity, rule, path: path.to_owned(), message: message.to_owned() }
+    }
+}
+
+/// A Service of the input.
+#[derive(Debug)]
+struct Found {
+    file: String,
+    service: Service,
+    /// The API server gives its ports a nodePort where none is written.
+    allocates: bool,
+}
+
+impl Input {
+    fn add_path(&mut self, path: &Path) {
+        if !path.is_dir() {
+            return self.add(&path.display().to_string(), read_file(path));
+        }
+        let mut files = Vec::new();
+        self.walk(path, &mut files);
+        if files.is_empty() {
+            self.unusable.push(format!("{}: holds no *.yaml, *.yml or *.json", path.display()));
+        }
+        for file in files {
+            self.add(&file.display().to_string(), read_file(&file));
+        }
+    }
+
+    /// The manifests below a directory in the order of their names. Links to directories are not followed: they may
+    /// lead in circles.
+    fn walk(&mut self, directory: &Path, files: &mut Vec<PathBuf>) {
+        let entries = std::fs::read_dir(directory).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let mut entries = match entries {
+            Ok(entries) => entries,
+            Err(error) => {
+                return self.unusable.push(format!("{}: can't be read: {error}", directory.display()));
+            }
+        };
+        entries.sort_by_key(std::fs::DirEntry::file_name);
+        for entry in entries {
+            let path = entry.path();
+            let hidden = entry.file_name().to_string_lossy().starts_with('.');
+            let manifest = path.extension().is_some_and(|ext| ext == "yaml" || ext == "yml" || ext == "json");
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                if !hidden {
+                    self.walk(&path, files);
+                }
+            } else if manifest && !path.is_dir() {
+                files.push(path);
+            }
+        }
+    }
+
+    fn add(&mut self, file: &str, text: Result<String, Unusable>) {
+        let text = match text {
+            Ok(text) => text,
+            Err(problem) => return self.unusable.push(problem.of(file)),
+        };
+        for document in documents(&text) {
+            match document.parse() {
+                Ok(Some(node)) => self.add_object(file, document, node, None),
+                Ok(None) => {}
+                Err(problem) => self.unusable.push(problem.of(file)),
+            }
+        }
+    }
+
+    /// Takes up a binding, a Service or the items of a list; `of_list` is the `apiVersion` of a TargetGroupBindingList.
+    fn add_object(
+        &mut self,
+        file: &str,
+        document: Document<'_>,
+        node: Spanned<Node>,
+        of_list: Option<(&str, &str)>,
+    ) {
+        let word = |node: &Node, key: &str| match node.member(key).map(|member| &member.value) {
+            Some(Node::Scalar(Value::String(text))) => text.clone(),
+            _ => String::new(),
+        };
+        let (api_version, kind) = (word(&node.value, "apiVersion"), word(&node.value, "kind"));
+        if let Some(of_kind) = kind.strip_suffix("List") {
+            let of_list = (!of_kind.is_empty()).then_some((api_version.as_str(), of_kind));
+            let Node::Mapping(members) = node.value else { return };
+            let items = members.into_iter().find(|(key, _)| key == "items").map(|(_, items)| items.value);
+            let Some(Node::Sequence(items)) = items else { return };
+            for item in items {
+                self.add_object(file, document, item, of_list);
+            }
+            return;
+        }
+        let mut sent = node.value.value();
+        if let (Some((api_version, kind)), Value::Object(object)) = (of_list, &mut sent) {
+            object.entry("apiVersion").or_insert_with(|| api_version.into());
+            object.entry("kind").or_insert_with(|| kind.into());
+        }
+        if is_binding(&sent) {
+            let version = sent.get("apiVersion").and_then(Value::as_str).and_then(Version::of_api_version);
+            let parsed = parse(&sent);
+            let file = file.to_owned();
+            self.bindings.push(Binding { file, document: document.line, node, sent, version, parsed });
+        } else if sent.get("kind") == Some(&json!("Service")) && sent.get("apiVersion") == Some(&json!("v1"))
+        {
+            // A Service that is not in order is somebody else's to tell.
+            let Ok(object) = serde_json::from_value::<core::Service>(sent) else { return };
+            let mut service = Service::read(&object);
+            if service.namespace.is_empty() {
+                service.namespace = DEFAULT_NAMESPACE.to_owned();
+            }
+            let refuses = object.spec.and_then(|spec| spec.allocate_load_balancer_node_ports) == Some(false);
+            let allocates = service.has_node_ports() && !(refuses && service.service_type == "LoadBalancer");
+            self.services.push(Found { file: file.to_owned(), service, allocates });
+        }
+    }
+
+    /// The Service of a binding: one of the same file before one of another.
+    fn service(&self, file: &str, binding: &TargetGroupBinding) -> Option<&Found> {
+        let wanted = |found: &&Found| {
+            found.service.namespace == binding.namespace()
+                && found.service.name == binding.spec.service_ref.name
+        };
+        let mut all = self.services.iter().filter(wanted);
+        all.clone().find(|found| found.file == file).or_else(|| all.next())
+    }
+
+    fn check(&self, settings: &Settings) -> Vec<Located> {
+        let schemas = crd(Version::V1);
+        let mut all = Vec::new();
+        for binding in &self.bindings {
+            let mut found = self.check_one(binding, &schemas, settings);
+            found.sort_by_key(|finding| finding.line);
+            all.extend(found);
+        }
+        all
+    }
+
+    fn check_one(&self, binding: &Binding, schemas: &Value, settings: &Settings) -> Vec<Located> {
+        let Some(version) = binding.version else {
+            let served = "unknown version; served are elbv2.k8s.aws/v1, /v1beta1 and /v1alpha1";
+            return vec![binding.finding(Severity::Deny, SCHEMA, "apiVersion", served)];
+        };
+        let mut faults = Vec::new();
+        if let Some(schema) = schema(schemas, version) {
+            // A status in a file is ignored by the API server.
+            let without =
+                |(key, value): (&String, &Value)| (key != "status").then(|| (key.clone(), value.clone()));
+            let object: Map<_, _> =
+                binding.sent.as_object().into_iter().flatten().filter_map(without).collect();
+            hold(schema, &Value::Object(object), "", &mut faults);
+        }
+        let named = ["/metadata/name", "/metadata/generateName"];
+        if !named
+            .iter()
+            .any(|at| binding.sent.pointer(at).and_then(Value::as_str).is_some_and(|n| !n.is_empty()))
+        {
+            faults.push(Fault {
+                severity: Severity::Deny,
+                path: "metadata.name".into(),
+                message: "is required".into(),
+            });
+        }
+        let mut out: Vec<Located> = match &binding.parsed {
+            Ok(parsed) => self.rules(binding, parsed, version, settings),
+            Err(reason) => {
+                if !faults.iter().any(|fault| fault.severity == Severity::Deny) {
+                    let message = format!("can't be read: {reason}");
+                    faults.push(Fault { severity: Severity::Deny, path: "spec".into(), message });
+                }
+                Vec::new()
+            }
+        };
+        faults.retain(|fault| {
+            !out.iter().any(|rule| rule.severity == Severity::Deny && rule.path == fault.path)
+        });
+        out.extend(
+            faults.iter().map(|fault| binding.finding(fault.severity, SCHEMA, &fault.path, &fault.message)),
+        );
+        out
+    }
+
+    fn rules(
+        &self,
+        binding: &Binding,
+        parsed: &TargetGroupBinding,
+        version: Version,
+        settings: &Settings,
+    ) -> Vec<Located> {
+        let found = self.service(&binding.file, parsed);
+        let service = found.map(|found| &found.service);
+        let parsed = complete(parsed, service);
+        let identity =
+            |binding: &TargetGroupBinding| (binding.namespace().to_owned(), binding.name().to_owned());
+        let others: Vec<Other> = self
+            .bindings
+            .iter()
+            .filter_map(|other| other.parsed.as_ref().ok())
+            .filter(|other| {
+                let arn = parsed.spec.target_group.arn();
+                arn.is_some() && other.spec.target_group.arn() == arn && identity(other) != identity(&parsed)
+            })
+            .map(|other| Other {
+                namespace: other.namespace().to_owned(),
+                name: other.name().to_owned(),
+                sharing: other.spec.target_group.sharing(),
+            })
+            .collect();
+        let context = Context {
+            service: service.map_or(Lookup::Unknown, Lookup::Found),
+            others: Some(&others),
+            ..Default::default()
+        };
+        let version = version.name();
+        check(Operation::Create, &parsed, None, &context, settings)
+            .into_iter()
+            .filter(|finding| !(finding.rule == "TGB205" && found.is_some_and(|found| found.allocates)))
+            .map(|finding| {
+                let path = path_in(version, &finding.path);
+                let shown = finding.in_version(version);
+                let lead = format!("{path}: {} ", finding.rule);
+                let message = shown.strip_prefix(&lead).unwrap_or(&finding.message);
+                binding.finding(finding.severity, finding.rule, &path, message)
+            })
+            .collect()
+    }
+}
+
+const DEFAULT_NAMESPACE: &str = "default";
+
+fn parse(sent: &Value) -> Result<TargetGroupBinding, String> {
+    let hub = convert::convert(sent.clone(), Version::V1).map_err(|error| error.to_string())?;
+    let mut parsed: TargetGroupBinding = serde_json::from_value(hub).map_err(|error| error.to_string())?;
+    parsed.metadata.namespace.get_or_insert_with(|| DEFAULT_NAMESPACE.to_owned());
+    Ok(parsed)
+}
+
+/// With what defaulting would fill in from the Service.
+fn complete(parsed: &TargetGroupBinding, service: Option<&Service>) -> TargetGroupBinding {
+    let additions = defaulting::from_lookups(parsed, None, service);
+    let Ok(mut object) = serde_json::to_value(parsed) else { return parsed.clone() };
+    defaulting::apply(&mut object, &additions);
+    serde_json::from_value(object).unwrap_or_else(|_| parsed.clone())
+}
+
+/// The line of a path such as `spec.networking.ingress[0].from`, or of as much of it as there is.
+fn line_of(node: &Spanned<Node>, path: &str) -> u64 {
+    let mut at = node;
+    for step in path.split(['.', '[']) {
+        let next = match step.strip_suffix(']') {
+            Some(index) => index.parse().ok().and_then(|index| at.value.item(index)),
+            None => at.value.member(step),
+        };
+        let Some(next) = next else { break };
+        at = next;
+    }
+    at.referenced.line()
+}
+
+// ---- schema ----
+
+struct Fault {
+    severity: Severity,
+    path: String,
+    message: String,
+}
+
+fn schema(crd: &Value, version: Version) -> Option<&Value> {
+    let versions = crd.pointer("/spec/versions")?.as_array()?;
+    versions
+        .iter()
+        .find(|each| each.get("name") == Some(&json!(version.name())))?
+        .pointer("/schema/openAPIV3Schema")
+}
+
+/// Holds a value against a schema, as far as the CustomResourceDefinition makes use of OpenAPI. Null is absent.
+fn hold(schema: &Value, value: &Value, path: &str, faults: &mut Vec<Fault>) {
+    let mut fault = |severity, path: &str, message: String| {
+        faults.push(Fault { severity, path: path.to_owned(), message });
+    };
+    let kind = schema.get("type").and_then(Value::as_str).unwrap_or_default();
+    let either = schema.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true));
+    let fits = match value {
+        _ if either => value.is_i64() || value.is_u64() || value.is_string(),
+        _ => match kind {
+            "object" => value.is_object(),
+            "array" => value.is_array(),
+            "string" => value.is_string(),
+            "boolean" => value.is_boolean(),
+            "integer" => value.is_i64() || value.is_u64(),
+            _ => true,
+        },
+    };
+    if !fits {
+        let wanted = if either { "a number or a text" } else { kind };
+        return fault(Severity::Deny, path, format!("must be {wanted}, is {}", describe(value)));
+    }
+    let limit = |key| schema.get(key).and_then(Value::as_u64).and_then(|limit| usize::try_from(limit).ok());
+    match value {
+        Value::String(text) => {
+            let words = schema.get("enum").and_then(Value::as_array);
+            if let Some(words) = words.filter(|words| !words.contains(value)) {
+                let words: Vec<&str> = words.iter().filter_map(Value::as_str).collect();
+                fault(Severity::Deny, path, format!("is {text:?}, must be one of {}", words.join(", ")));
+            }
+            let length = text.chars().count();
+            if limit("maxLength").is_some_and(|most| length > most) {
+                fault(Severity::Deny, path, format!("has {length} characters, too many"));
+            }
+            if limit("minLength").is_some_and(|least| length < least) {
+                fault(Severity::Deny, path, "must not be empty".to_owned());
+            }
+        }
+        Value::Array(items) => {
+            if let Some(most) = limit("maxItems").filter(|most| items.len() > *most) {
+                fault(Severity::Deny, path, format!("has {} items, at most {most} are allowed", items.len()));
+            }
+            let Some(schema) = schema.get("items") else { return };
+            for (index, item) in items.iter().enumerate() {
+                hold(schema, item, &format!("{path}[{index}]"), faults);
+            }
+        }
+        Value::Object(members) => {
+            let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
+            let is_there = |key: &str| members.get(key).is_some_and(|member| !member.is_null());
+            let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
+            for key in required.filter_map(Value::as_str).filter(|key| !is_there(key)) {
+                fault(Severity::Deny, &below(key), "is required".to_owned());
+            }
+            let known = schema.get("properties").and_then(Value::as_object);
+            let any = schema.get("additionalProperties");
+            for (key, member) in members.iter().filter(|(_, member)| !member.is_null()) {
+                match (known.and_then(|known| known.get(key)).or(any), known) {
+                    (Some(schema), _) => hold(schema, member, &below(key), faults),
+                    (None, Some(known)) => {
+                        let known: Vec<&str> = known.keys().map(String::as_str).collect();
+                        let message =
+                            format!("unknown field, the API server drops it; known are {}", known.join(", "));
+                        faults.push(Fault { severity: Severity::Warn, path: below(key), message });
+                    }
+                    (None, None) => {}
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+fn describe(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+// ---- output ----
+
+fn text(findings: &[Located]) -> String {
+    findings.iter().fold(String::new(), |mut out, each| {
+        let Located { file, line, rule, path, message, .. } = each;
+        let _ = writeln!(out, "{file}:{line}: {}: {path}: {rule} {message}", each.level());
+        out
+    })
+}
+
+fn as_json(findings: &[Located], input: &Input) -> Value {
+    let findings: Vec<Value> = findings
+        .iter()
+        .map(|each| {
+            json!({"file": each.file, "line": each.line, "severity": each.level(), "rule": each.rule,
+                "path": each.path, "message": each.message})
+        })
+        .collect();
+    json!({"bindings": input.bindings.len(), "findings": findings, "unusable": input.unusable})
+}
+
+/// SARIF 2.1.0 (OASIS).
+fn sarif(findings: &[Located], input: &Input) -> Value {
+    let known: Vec<Value> = std::iter::once(json!({"id": SCHEMA,
+            "shortDescription": {"text": "The object has the shape that the CustomResourceDefinition asks for."}}))
+    .chain(rules::RULES.iter().map(|rule| json!({"id": rule.id})))
+    .collect();
+    let results: Vec<Value> = findings
+        .iter()
+        .map(|each| {
+            json!({"ruleId": each.rule, "level": each.level(),
+                "message": {"text": format!("{}: {}", each.path, each.message)},
+                "locations": [{"physicalLocation": {
+                    "artifactLocation": {"uri": uri(&each.file)},
+                    "region": {"startLine": each.line.max(1)}}}]})
+        })
+        .collect();
+    let told: Vec<Value> =
+        input.unusable.iter().map(|text| json!({"level": "error", "message": {"text": text}})).collect();
+    json!({
+        "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
+        "version": "2.1.0",
+        "runs": [{
+            "tool": {"driver": {"name": "tgb-webhook", "version": env!("CARGO_PKG_VERSION"), "rules": known}},
+            "invocations": [{"executionSuccessful": told.is_empty(), "toolExecutionNotifications": told}],
+            "results": results,
+        }],
+    })
+}
+
+/// A path as a URI reference.
+fn uri(path: &str) -> String {
+    path.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            let _ = write!(out, "%{byte:02X}");
+        }
+        out
+    })
+}
+
+/// Workflow commands, which GitHub shows beside the line.
+fn github(findings: &[Located]) -> String {
+    let data = |text: &str| text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
+    let property = |text: &str| data(text).replace(':', "%3A").replace(',', "%2C");
+    findings.iter().fold(String::new(), |mut out, each| {
+        let (file, title) = (property(&each.file), property(each.rule));
+        let message = data(&format!("{}: {}", each.path, each.message));
+        let _ = writeln!(out, "::{} file={file},line={},title={title}::{message}", each.level(), each.line);
+        out
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ARN: &str = "arn:aws:elasticloadbalancing:eu-west-1:123456789012:targetgroup/web/0123456789abcdef";
+
+    fn beta(name: &str, more: &str) -> String {
+        format!(
+            "apiVersion: elbv2.k8s.aws/v1beta1\nkind: TargetGroupBinding\nmetadata:\n  name: {name}\nspec:\n  \
+             targetGroupARN: {ARN}\n  targetType: ip\n{more}"
+        )
+    }
+
+    const SERVICE: &str = "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec:\n  selector: {app: web}\n  \
+        ports: [{name: http, port: 80}]\n---\n";
+
+    fn read(text: &str) -> Input {
+        let mut input = Input::default();
+        input.add("a.yaml", Ok(text.to_owned()));
+        input
+    }
+
+    fn found(text: &str) -> Vec<(u64, Severity, &'static str, String)> {
+        let settings = Settings::default();
+        let findings = read(text).check(&settings);
+        findings.into_iter().map(|each| (each.line, each.severity, each.rule, each.path)).collect()
+    }
+
+    #[test]
+    fn a_binding_that_is_in_order_has_no_findings() {
+        assert_eq!(
+            found(&format!("{SERVICE}{}", beta("web", "  serviceRef: {name: web, port: http}\n"))),
+            []
+        );
+    }
+
+    #[test]
+    fn a_port_is_looked_up_in_the_service_of_the_same_input_and_told_with_its_line() {
+        let text = format!("{SERVICE}{}", beta("web", "  serviceRef:\n    name: web\n    port: 8080\n"));
+        let line = u64::try_from(text.lines().position(|line| line.contains("8080")).unwrap()).unwrap() + 1;
+        assert_eq!(found(&text), [(line, Severity::Deny, "TGB204", "spec.serviceRef.port".to_owned())]);
+        let elsewhere = text.replace("metadata: {name: web}", "metadata: {name: web, namespace: other}");
+        assert_eq!(found(&elsewhere), []);
+    }
+
+    #[test]
+    fn an_omitted_port_is_filled_in_from_the_services_only_one() {
+        assert_eq!(found(&format!("{SERVICE}{}", beta("web", "  serviceRef: {name: web}\n"))), []);
+    }
+
+    #[test]
+    fn a_node_port_that_the_api_server_will_allocate_is_not_missed() {
+        let binding = beta("web", "  serviceRef: {name: web, port: 80}\n")
+            .replace("targetType: ip", "targetType: instance");
+        let rules = |text: &str| found(text).into_iter().map(|each| each.2).collect::<Vec<_>>();
+        assert_eq!(rules(&format!("{SERVICE}{binding}")), ["TGB205"]);
+        assert_eq!(
+            rules(&format!("{}{binding}", SERVICE.replace("spec:", "spec:\n  type: NodePort"))),
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn two_bindings_of_one_target_group_are_both_found() {
+        let text = format!(
+            "{}---\n{}",
+            beta("a", "  serviceRef: {name: web, port: 80}\n"),
+            beta("b", "  serviceRef: {name: web, port: 80}\n")
+        );
+        let rules: Vec<_> = found(&text).into_iter().map(|each| each.2).collect();
+        assert_eq!(rules, ["TGB115", "TGB115"]);
+    }
+
+    #[test]
+    fn paths_are_those_of_the_documents_version_and_lists_are_looked_into() {
+        let item = beta("a", "  serviceRef: {name: web, port: 80}\n").replace(ARN, "nonsense");
+        let list =
+            format!("apiVersion: v1\nkind: List\nitems:\n- {}\n", item.trim_end().replace('\n', "\n  "));
+        assert_eq!(found(&list), [(9, Severity::Deny, "TGB102", "spec.targetGroupARN".to_owned())]);
+    }
+
+    #[test]
+    fn an_unknown_field_is_a_warning_and_a_wrong_type_an_error() {
+        let text = beta("a", "  serviceRef: {name: web, port: 80}\n  serviceref: {}\n");
+        assert_eq!(found(&text), [(9, Severity::Warn, SCHEMA, "spec.serviceref".to_owned())]);
+        let text = beta("a", "  serviceRef: {name: 5, port: 80}\n");
+        assert_eq!(found(&text), [(8, Severity::Deny, SCHEMA, "spec.serviceRef.name".to_owned())]);
+        let text = beta("a", "  serviceRef: {port: 80}\n");
+        assert_eq!(found(&text), [(8, Severity::Deny, SCHEMA, "spec.serviceRef.name".to_owned())]);
+    }
+
+    #[test]
+    fn a_document_that_is_no_yaml_is_told_and_the_others_are_checked() {
+        let input = read(&format!("a: [\n---\n{}", beta("a", "  serviceRef: {name: web, port: 80}\n")));
+        assert_eq!((input.unusable.len(), input.bindings.len()), (1, 1));
+        assert!(input.unusable[0].starts_with("a.yaml:"), "{:?}", input.unusable);
+    }
+
+    #[test]
+    fn json_is_read_like_yaml() {
+        let object = json!({"apiVersion": "elbv2.k8s.aws/v1", "kind": "TargetGroupBinding", "metadata": {"name": "a"},
+            "spec": {"targetGroup": {}, "serviceRef": {"name": "web", "port": 80}}});
+        let rules: Vec<_> = found(&format!("{object:#}")).into_iter().map(|each| (each.2, each.3)).collect();
+        assert_eq!(rules, [("TGB101", "spec.targetGroup".to_owned())]);
+    }
+
+    #[test]
+    fn annotations_for_github_and_sarif_keep_odd_file_names_apart() {
+        let finding = Located {
+            file: "a,b c.yaml".into(),
+            line: 3,
+            severity: Severity::Warn,
+            rule: "TGB306",
+            path: "spec".into(),
+            message: "100%\nopen".into(),
+        };
+        let all = [finding];
+        assert_eq!(github(&all), "::warning file=a%2Cb c.yaml,line=3,title=TGB306::spec: 100%25%0Aopen\n");
+        let made = sarif(&all, &Input::default());
+        let place = &made["runs"][0]["results"][0]["locations"][0]["physicalLocation"];
+        assert_eq!(place["artifactLocation"]["uri"], "a%2Cb%20c.yaml");
+        assert_eq!(place["region"]["startLine"], 3);
+    }
+
+    #[test]
+    fn manifests_are_found_in_directories_below_and_hidden_ones_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in [("b/x.yml", "a: 1"), ("a.json", "{}"), (".git/y.yaml", "["), ("z.txt", "[")] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let (mut input, mut files) = (Input::default(), Vec::new());
+        input.walk(dir.path(), &mut files);
+        assert_eq!(files, [dir.path().join("a.json"), dir.path().join("b/x.yml")]);
+        input.add_path(&dir.path().join(".git/nothing.yaml"));
+        assert_eq!(input.unusable.len(), 1);
+    }
+}
