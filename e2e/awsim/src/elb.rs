@@ -1085,7 +1085,16 @@ impl Aws {
                 forwards.push((action.need("TargetGroupArn")?.to_owned(), None));
             }
         }
-        if self.listeners.values().any(|l| l.load_balancer == lb_arn && l.port == port) {
+        if let Some(old) = self.listeners.values().find(|l| l.load_balancer == lb_arn && l.port == port) {
+            let same = old.protocol.as_deref() == protocol
+                && old.forwards == forwards
+                && old.action == action_type
+                && old.certificate.as_deref() == certificate;
+            if same {
+                let mut x = Xml::default();
+                x.el("Listeners", |x| x.el("member", |x| listener_xml(x, old)));
+                return Ok(x);
+            }
             return Err(AwsError::new(
                 "DuplicateListener",
                 "A listener already exists on this port for this load balancer",

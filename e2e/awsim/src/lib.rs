@@ -33,6 +33,8 @@ mod ec2;
 mod elb;
 mod server;
 mod state;
+#[cfg(test)]
+mod tests;
 mod wire;
 mod world;
 
