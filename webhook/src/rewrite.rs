@@ -552,7 +552,7 @@ mod tests {
 
     #[test]
     fn a_file_is_replaced_whole_with_its_permissions() {
-        use std::os::unix::fs::PermissionsExt as _;
+        use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.yaml");
         std::fs::write(&path, "old").unwrap();
