@@ -131,7 +131,10 @@ fn a_stopped_webhook_holds_up_no_clean_up_and_nobody_else() {
     kubectl(&["delete", "tgb", "web", "--timeout=30s"]).ok().unwrap();
     stage.cluster.processes().restart("tgb-webhook").unwrap();
     stage.until_targets("stopped", &arn, 0);
-    eventually(SOON, || kubectl(&["apply", "--dry-run=server", "-f", "-"]).refused().map(drop)).unwrap();
+    let again = || {
+        stage.cluster.kubectl_with(&["apply", "-n", "stopped", "-f", "-"], &binding(&arn).to_string()).ok()
+    };
+    eventually(SOON, again).unwrap();
 }
 
 #[test]
@@ -224,4 +227,42 @@ fn an_edit_in_the_oldest_version_keeps_what_that_version_cannot_say() {
     assert_eq!(new["spec"]["targetGroup"]["vpcID"], stage.aws.lab().vpc.as_str());
     assert_eq!(new["spec"]["targetGroup"]["protocol"], "HTTP");
     assert_eq!(new["metadata"]["annotations"].get("elbv2.k8s.aws/conversion-data"), None);
+}
+
+#[test]
+fn storage_goes_to_the_old_version_and_back_and_loses_nothing() {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let stage = &*STAGE;
+    let arn = stage.shop("stored", "", 0);
+    stage.apply("stored", &binding(&arn));
+    let kubectl = |args: &[&str]| stage.cluster.kubectl(args);
+    let spec =
+        || kubectl(&["get", "tgb", "-n", "stored", "web", "-o", "json"]).json().unwrap()["spec"].clone();
+    let crd = || kubectl(&["get", "crd", "targetgroupbindings.elbv2.k8s.aws", "-o", "json"]).json().unwrap();
+    let before = spec();
+    let programs = std::env::current_exe().unwrap();
+    let controller = programs.ancestors().nth(2).unwrap().join("tgb-controller");
+    for version in ["v1beta1", "v1"] {
+        let versions = crd()["spec"]["versions"].as_array().cloned().unwrap();
+        let patch: Vec<Value> = (versions.iter().enumerate())
+            .map(|(n, v)| json!({"op": "replace", "path": format!("/spec/versions/{n}/storage"), "value": v["name"] == version}))
+            .collect();
+        let patch = Value::Array(patch).to_string();
+        kubectl(&["patch", "crd", "targetgroupbindings.elbv2.k8s.aws", "--type=json", "-p", &patch])
+            .ok()
+            .unwrap();
+        assert_eq!(crd()["status"]["storedVersions"].as_array().map(Vec::len), Some(2));
+        let mut migrate = std::process::Command::new(&controller);
+        migrate.arg("migrate-storage").arg("--kubeconfig").arg(stage.cluster.kubeconfig());
+        let counted = migrate.arg("--dry-run").output().unwrap();
+        assert!(
+            counted.status.success() && crd()["status"]["storedVersions"].as_array().map(Vec::len) == Some(2)
+        );
+        let mut migrate = std::process::Command::new(&controller);
+        migrate.arg("migrate-storage").arg("--kubeconfig").arg(stage.cluster.kubeconfig());
+        let migrated = migrate.output().unwrap();
+        assert!(migrated.status.success(), "{}", String::from_utf8_lossy(&migrated.stderr));
+        assert_eq!(crd()["status"]["storedVersions"], json!([version]));
+        assert_eq!(spec(), before);
+    }
 }
