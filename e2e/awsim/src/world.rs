@@ -312,10 +312,13 @@ pub(crate) enum Wire {
     Reset,
 }
 
+/// By account and region.
+type Accounts = HashMap<(String, String), Arc<Mutex<Aws>>>;
+
 /// All accounts.
 pub(crate) struct World {
     pub(crate) options: Options,
-    accounts: RwLock<HashMap<(String, String), Arc<Mutex<Aws>>>>,
+    accounts: RwLock<Accounts>,
     iam: Mutex<Iam>,
     faults: Mutex<Faults>,
     journal: Mutex<VecDeque<Line>>,

@@ -1,5 +1,13 @@
 //! Runs `fidelity.py`: botocore's service model, the `aws` command line and moto against the program.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may say what it means"
+)]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -1,5 +1,13 @@
 //! 1,000 target groups of 1,000 targets, over HTTP: how long an answer takes, how many come per second, what it needs.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may say what it means"
+)]
+
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
