@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 use tgb_e2e::{Aws, Cluster, Options, Product, Settings, eventually};
@@ -157,12 +158,10 @@ fn what_changed_while_the_controller_was_away_is_made_good_at_its_start() {
     change("deregister-targets", &id);
     change("register-targets", stranger);
     stage.cluster.processes().restart("tgb-controller").unwrap();
-    eventually(SOON, || match stage.targets(&arn) {
-        mut now => {
-            let mut wanted = targets.clone();
-            (now.sort(), wanted.sort());
-            if now == wanted { Ok(()) } else { Err(now) }
-        }
+    let wanted: BTreeSet<String> = targets.into_iter().collect();
+    eventually(SOON, || {
+        let now: BTreeSet<String> = stage.targets(&arn).into_iter().collect();
+        if now == wanted { Ok(()) } else { Err(now) }
     })
     .unwrap_or_else(|error| panic!("{error}\n{}", stage.cluster.report("away", &["tgb-controller"])));
 }
