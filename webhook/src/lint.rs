@@ -312,17 +312,15 @@ impl Input {
                 binding.sent.as_object().into_iter().flatten().filter_map(without).collect();
             hold(schema, &Value::Object(object), "", &mut faults);
         }
-        let named = ["/metadata/name", "/metadata/generateName"];
-        if !named
-            .iter()
-            .any(|at| binding.sent.pointer(at).and_then(Value::as_str).is_some_and(|n| !n.is_empty()))
-        {
-            faults.push(Fault {
-                severity: Severity::Deny,
-                path: "metadata.name".into(),
-                message: "is required".into(),
-            });
-        }
+        let name =
+            ["/metadata/name", "/metadata/generateName"].iter().find_map(|at| binding.sent.pointer(at));
+        let nameless = match name {
+            None | Some(Value::Null) => Some("is required".to_owned()),
+            Some(Value::String(name)) => name.is_empty().then(|| "must not be empty".to_owned()),
+            Some(other) => Some(format!("must be a string, is {}", describe(other))),
+        };
+        let path = "metadata.name".to_owned();
+        faults.extend(nameless.map(|message| Fault { severity: Severity::Deny, path, message }));
         let mut out: Vec<Located> = match &binding.parsed {
             Ok(parsed) => self.rules(binding, parsed, version, settings),
             Err(reason) => {
@@ -682,6 +680,12 @@ mod tests {
         assert_eq!(found(&text), [(8, Severity::Deny, SCHEMA, "spec.serviceRef.name".to_owned())]);
         let text = beta("a", "  serviceRef: {port: 80}\n");
         assert_eq!(found(&text), [(8, Severity::Deny, SCHEMA, "spec.serviceRef.name".to_owned())]);
+    }
+
+    #[test]
+    fn a_name_that_yaml_reads_as_a_boolean_is_an_error() {
+        let text = beta("yes", "  serviceRef: {name: web, port: 80}\n");
+        assert_eq!(found(&text), [(4, Severity::Deny, SCHEMA, "metadata.name".to_owned())]);
     }
 
     #[test]

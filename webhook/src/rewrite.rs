@@ -154,17 +154,25 @@ fn is_blank_or_comment(line: &str) -> bool {
 }
 
 /// The documents of a text; together they are the text. A line that begins with `---` begins a document wherever it
-/// stands (YAML 1.2, 9.1.2), but directives belong to the document behind their marker.
+/// stands (YAML 1.2, 9.1.2); directives, at the start or behind `...`, belong to the document behind their marker.
 pub(crate) fn documents(text: &str) -> Vec<Document<'_>> {
     let mut all = Vec::new();
     let (mut start, mut first, mut at) = (0, 1, 0);
-    let mut directives = false;
+    let (mut open, mut directives) = (false, false);
     for (number, line) in (1..).zip(text.split_inclusive('\n')) {
-        if is_marker(line) && at > start && !directives {
+        let marker = is_marker(line);
+        let directive = !open && line.starts_with('%');
+        if (marker || directive) && at > start && !directives {
             all.extend(text.get(start..at).map(|text| Document { text, line: first }));
             (start, first) = (at, number);
         }
-        directives = line.starts_with('%') || (directives && is_blank_or_comment(line));
+        if line.trim_end() == "..." {
+            (open, directives) = (false, false);
+        } else if directive {
+            directives = true;
+        } else if marker || !is_blank_or_comment(line) {
+            (open, directives) = (true, false);
+        }
         at += line.len();
     }
     all.extend(text.get(start..).filter(|rest| !rest.is_empty()).map(|text| Document { text, line: first }));
@@ -500,6 +508,15 @@ mod tests {
         let mixed = to_v1(&format!("{other}\n---\n{BETA}"));
         assert!(mixed.text.starts_with(other), "{}", mixed.text);
         assert_eq!(mixed.converted, 1);
+    }
+
+    #[test]
+    fn directives_belong_to_the_document_behind_them() {
+        let text = "# a\n%YAML 1.2\n---\na: |\n  %b\n--- {c: d}\n...\n# e\n%YAML 1.2\n---\nf: 1\n";
+        let lines: Vec<u64> = documents(text).iter().map(|document| document.line).collect();
+        assert_eq!(lines, [1, 2, 6, 9]);
+        assert_eq!(documents(text).iter().map(|document| document.text).collect::<String>(), text);
+        assert!(documents(text).iter().all(|document| document.parse().is_ok()));
     }
 
     #[test]
