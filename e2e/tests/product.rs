@@ -216,10 +216,14 @@ fn an_edit_in_the_oldest_version_keeps_what_that_version_cannot_say() {
     let old = "targetgroupbindings.v1alpha1.elbv2.k8s.aws";
     let kubectl =
         |args: &[&str], input: &str| stage.cluster.kubectl_with(&[&["-n", "oldest"], args].concat(), input);
-    let mut object = kubectl(&["get", old, "web", "-o", "json"], "").json().unwrap();
-    assert_eq!(object["spec"].get("vpcID"), None);
-    object["spec"]["serviceRef"]["port"] = json!("http");
-    kubectl(&["replace", "-f", "-"], &object.to_string()).ok().unwrap();
+    // As a person would: if the controller wrote meanwhile, read, edit and write again.
+    eventually(SOON, || {
+        let mut object = kubectl(&["get", old, "web", "-o", "json"], "").json()?;
+        assert_eq!(object["spec"].get("vpcID"), None);
+        object["spec"]["serviceRef"]["port"] = json!("http");
+        kubectl(&["replace", "-f", "-"], &object.to_string()).ok()
+    })
+    .unwrap();
     let new =
         kubectl(&["get", "targetgroupbindings.v1.elbv2.k8s.aws", "web", "-o", "json"], "").json().unwrap();
     assert_eq!(new["spec"]["serviceRef"]["port"], "http");
