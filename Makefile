@@ -67,6 +67,10 @@ e2e: control-plane ## scenarios on a real control plane
 	@cargo build $(WORKSPACE) --bins
 	@cargo test $(WORKSPACE) --test '*'
 
+.PHONY: bench
+bench: ## figures as ratios in one run; also in target/bench.json
+	@cargo bench --locked -p tgb-api --bench conversion
+
 .PHONY: prove
 prove: ## the laws of conversion over 1,000,000 objects each (hours); CASES=N for another number
 	@TGB_PROVE_CASES=$(or $(CASES),1000000) cargo test --locked --release -p tgb-api convert
