@@ -1,7 +1,7 @@
 //! What a conversion costs beside reading and printing the same bytes: ratios in one run, since absolute times move from
 //! machine to machine. Prints a table and writes `target/bench.json`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use serde_json::{Value, json};
 use std::hint::black_box;
