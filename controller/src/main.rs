@@ -18,10 +18,11 @@ mod status;
 mod storage;
 mod tracking;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+use tgb_process::{Logging, duration};
 
 /// Keeps target groups and security groups as TargetGroupBindings say.
 ///
@@ -72,12 +73,8 @@ struct Cluster {
     /// Kubeconfig; otherwise from $KUBECONFIG or the pod's service account.
     #[arg(long, env = "TGB_KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
-    /// How log lines look.
-    #[arg(long, env = "TGB_LOG_FORMAT", default_value = "text")]
-    log_format: LogFormat,
-    /// What is logged: error, warn, info, debug, trace, or filters by target.
-    #[arg(long, env = "TGB_LOG_LEVEL", default_value = "info")]
-    log_level: String,
+    #[command(flatten)]
+    logging: Logging,
 }
 
 /// Flags of `run`; each also by environment variable.
@@ -101,9 +98,6 @@ struct Flags {
     /// Marks the security group rules of this installation beside others in the same cluster.
     #[arg(long, env = "TGB_RULE_OWNER")]
     rule_owner: Option<String>,
-    /// How log lines look.
-    #[arg(long, env = "TGB_LOG_FORMAT", default_value = "text")]
-    log_format: LogFormat,
     /// Treat security group rules with exactly LBC's description as ours.
     #[arg(long, env = "TGB_ADOPT_UNMARKED_RULES")]
     adopt_unmarked_rules: bool,
@@ -128,9 +122,8 @@ struct Flags {
     /// Also manage the bindings that LBC made for its own Ingresses, Services and Gateways.
     #[arg(long, env = "TGB_MANAGE_LBC_BINDINGS")]
     manage_lbc_bindings: bool,
-    /// What is logged: error, warn, info, debug, trace, or filters by target.
-    #[arg(long, env = "TGB_LOG_LEVEL", default_value = "info")]
-    log_level: String,
+    #[command(flatten)]
+    logging: Logging,
     /// Address of /livez, /readyz and /metrics.
     #[arg(long, env = "TGB_HTTP_LISTEN", default_value = ":8080")]
     http_listen: String,
@@ -170,12 +163,6 @@ struct Flags {
     /// How often everything is compared again.
     #[arg(long, env = "TGB_RESYNC", default_value = "10m", value_parser = duration)]
     resync: Duration,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum LogFormat {
-    Json,
-    Text,
 }
 
 impl Flags {
@@ -228,81 +215,30 @@ impl Flags {
 
 fn main() -> ExitCode {
     let command = Cli::parse().command;
-    let (format, level) = match &command {
-        Command::Run(flags) => (flags.log_format, &flags.log_level),
+    let logging = match &command {
+        Command::Run(flags) => &flags.logging,
         Command::MigrateStorage { cluster, .. }
         | Command::Release { cluster, .. }
-        | Command::PrepareUninstall { cluster, .. } => (cluster.log_format, &cluster.log_level),
-    };
-    log(format, level);
-    // Two providers in one binary would make rustls panic at the first connection.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("error: no runtime: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    match runtime.block_on(execute(command)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => {
-            eprintln!("error: {message}");
-            ExitCode::FAILURE
-        }
+        | Command::PrepareUninstall { cluster, .. } => &cluster.logging,
     }
+    .clone();
+    tgb_process::main("tgb-controller", &logging, execute(command))
 }
 
 async fn execute(command: Command) -> Result<(), String> {
     match command {
         Command::Run(flags) => run::run(*flags).await,
         Command::MigrateStorage { dry_run, cluster } => {
-            storage::migrate(&run::client(cluster.kubeconfig.as_deref()).await?, dry_run).await.map(drop)
+            storage::migrate(&tgb_process::client(cluster.kubeconfig.as_deref()).await?, dry_run)
+                .await
+                .map(drop)
         }
         Command::Release { all: _, cluster } => {
-            storage::release(&run::client(cluster.kubeconfig.as_deref()).await?).await.map(drop)
+            storage::release(&tgb_process::client(cluster.kubeconfig.as_deref()).await?).await.map(drop)
         }
         Command::PrepareUninstall { keep_version, force, cluster } => {
-            let client = run::client(cluster.kubeconfig.as_deref()).await?;
+            let client = tgb_process::client(cluster.kubeconfig.as_deref()).await?;
             storage::prepare_uninstall(&client, &keep_version, force).await
         }
-    }
-}
-
-fn log(format: LogFormat, level: &str) {
-    let filter = tracing_subscriber::EnvFilter::new(level);
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match format {
-        LogFormat::Json => builder.json().init(),
-        LogFormat::Text => builder.init(),
-    }
-}
-
-/// Reads `500ms`, `30s`, `5m`, `1h`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let number: f64 =
-        digits.parse().map_err(|_| "expected a number and ms, s, m or h, as in 30s".to_owned())?;
-    let unit = match text.strip_prefix(digits) {
-        Some("ms") => 0.001,
-        Some("s") => 1.0,
-        Some("m") => 60.0,
-        Some("h") => 3600.0,
-        Some("") if number == 0.0 => 0.0,
-        _ => return Err("expected a number and ms, s, m or h, as in 30s".to_owned()),
-    };
-    Duration::try_from_secs_f64(number * unit).map_err(|error| error.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_are_written_with_a_unit() {
-        assert_eq!(duration("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("1.5m"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
-        assert!(duration("5").is_err() && duration("-1s").is_err() && duration("").is_err());
     }
 }

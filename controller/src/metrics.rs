@@ -68,17 +68,7 @@ impl Metrics {
 }
 
 /// Serves `/livez`, `/readyz` and `/metrics` for ever.
-///
-/// # Errors
-/// The address cannot be listened on.
-pub(crate) async fn serve(ctx: Arc<Ctx>, listen: &str) -> std::io::Result<()> {
-    let listener = match listen.strip_prefix(':') {
-        Some(port) => match tokio::net::TcpListener::bind(format!("[::]:{port}")).await {
-            Ok(listener) => listener,
-            Err(_) => tokio::net::TcpListener::bind(format!("0.0.0.0:{port}")).await?,
-        },
-        None => tokio::net::TcpListener::bind(listen).await?,
-    };
+pub(crate) fn serve(ctx: Arc<Ctx>, listener: tokio::net::TcpListener) {
     let router = Router::new()
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
@@ -89,7 +79,6 @@ pub(crate) async fn serve(ctx: Arc<Ctx>, listen: &str) -> std::io::Result<()> {
             tracing::error!(%error, "the HTTP server broke off");
         }
     });
-    Ok(())
 }
 
 async fn readyz(State(ctx): State<Arc<Ctx>>) -> impl IntoResponse {

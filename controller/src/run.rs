@@ -252,7 +252,8 @@ impl Ctx {
 /// # Errors
 /// A line for people about what is missing at start.
 pub(crate) async fn run(flags: Flags) -> Result<(), String> {
-    let client = client(flags.kubeconfig.as_deref()).await?;
+    let signals = tgb_process::Signals::listen()?;
+    let client = tgb_process::client(flags.kubeconfig.as_deref()).await?;
     let settings = tgb_aws::Settings {
         region: flags.aws_region.clone(),
         vpc_id: flags.aws_vpc_id.clone(),
@@ -324,21 +325,14 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         Index::remove_pod,
         |i| i.pods.keys().cloned().collect(),
     );
-    let stop = CancellationToken::new();
-    tokio::spawn({
-        let stop = stop.clone();
-        async move {
-            shutdown_signal().await;
-            info!("stopping");
-            stop.cancel();
-            // A second signal ends at once.
-            shutdown_signal().await;
-            std::process::exit(1);
-        }
+    let stop = signals.first.clone();
+    tokio::spawn(async move {
+        signals.first.cancelled().await;
+        info!("stopping");
+        signals.second.cancelled().await;
+        std::process::exit(1);
     });
-    metrics::serve(Arc::clone(&ctx), &flags.http_listen)
-        .await
-        .map_err(|error| format!("--http-listen {}: {error}", flags.http_listen))?;
+    metrics::serve(Arc::clone(&ctx), tgb_process::listen(&flags.http_listen).await?);
     while ctx.unsynced.load(Ordering::Acquire) > 0 {
         tokio::select! {
             () = ctx.synced.notified() => {}
@@ -361,31 +355,6 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
     }
     candidate.release().await;
     Ok(())
-}
-
-pub(crate) async fn client(kubeconfig: Option<&std::path::Path>) -> Result<Client, String> {
-    let config = match kubeconfig {
-        Some(path) => {
-            let file = kube::config::Kubeconfig::read_from(path)
-                .map_err(|error| format!("--kubeconfig {}: {error}", path.display()))?;
-            kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
-                .await
-                .map_err(|error| format!("--kubeconfig {}: {error}", path.display()))?
-        }
-        None => kube::Config::infer()
-            .await
-            .map_err(|error| format!("no cluster to talk to ({error}); give --kubeconfig or run in a pod"))?,
-    };
-    Client::try_from(config).map_err(|error| error.to_string())
-}
-
-async fn shutdown_signal() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
-    }
 }
 
 fn put_binding(index: &mut Index, binding: &DeserializeGuard<TargetGroupBinding>) -> Concerned {

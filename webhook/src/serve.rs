@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tgb_api::rules::Settings;
 use tgb_certs::Serving;
-use tokio::net::TcpListener;
+use tgb_process::{Logging, Signals, duration, listen};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -97,12 +97,8 @@ pub(crate) struct Options {
     /// How long to go on serving after SIGTERM, as in 15s.
     #[arg(long, env = "TGB_SHUTDOWN_DELAY", default_value = "15s", value_parser = duration)]
     pub(crate) shutdown_delay: Duration,
-    /// Format of the log.
-    #[arg(long, env = "TGB_LOG_FORMAT", value_enum, default_value_t = LogFormat::Json)]
-    pub(crate) log_format: LogFormat,
-    /// Level of the log: error, warn, info, debug, or a tracing filter.
-    #[arg(long, env = "TGB_LOG_LEVEL", default_value = "info")]
-    pub(crate) log_level: String,
+    #[command(flatten)]
+    pub(crate) logging: Logging,
     /// Namespaces to look at; none given: all.
     #[arg(long, env = "TGB_WATCH_NAMESPACES", value_delimiter = ',')]
     pub(crate) watch_namespaces: Vec<String>,
@@ -149,22 +145,6 @@ pub(crate) enum Unavailable {
     Deny,
 }
 
-/// `--log-format`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum LogFormat {
-    /// For machines.
-    Json,
-    /// For people.
-    Text,
-}
-
-fn duration(text: &str) -> Result<Duration, String> {
-    let text = text.trim();
-    let text = if text.bytes().all(|b| b.is_ascii_digit()) { format!("{text}s") } else { text.to_owned() };
-    let parsed: jiff::SignedDuration = text.parse().map_err(|e| format!("{e}; write it as 15s"))?;
-    Duration::try_from(parsed).map_err(|_| "it can't be negative".to_owned())
-}
-
 impl Options {
     fn settings(&self) -> Result<Settings, String> {
         let given =
@@ -188,33 +168,15 @@ impl Options {
 
 /// Runs until a signal; 0 after an orderly end.
 pub(crate) fn main(options: Options) -> ExitCode {
-    let filter = tracing_subscriber::EnvFilter::try_new(&options.log_level).unwrap_or_else(|_| "info".into());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match options.log_format {
-        LogFormat::Json => log.json().init(),
-        LogFormat::Text => log.init(),
-    }
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => return failed(&format!("no threads: {error}")),
-    };
-    match runtime.block_on(run(options)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(message) => failed(&message),
-    }
-}
-
-fn failed(message: &str) -> ExitCode {
-    eprintln!("error: {message}");
-    ExitCode::FAILURE
+    let logging = options.logging.clone();
+    tgb_process::main("tgb-webhook", &logging, run(options))
 }
 
 async fn run(options: Options) -> Result<(), String> {
     let settings = options.settings()?;
     let options = Arc::new(options);
-    let stop = Stop::listen()?;
-    let client = client(&options).await?;
+    let stop = Signals::listen()?;
+    let client = tgb_process::client(options.kubeconfig.as_deref()).await?;
     let https = listen(&options.listen).await?;
     let http = listen(&options.http_listen).await?;
     tracing::info!(https = ?https.local_addr().ok(), http = ?http.local_addr().ok(), "listening");
@@ -244,52 +206,26 @@ async fn run(options: Options) -> Result<(), String> {
         Arc::new(App { bindings, metrics, serving: Arc::clone(&serving), published, stop: stop.clone() });
 
     let tls = tgb_certs::server_config(serving).map_err(|e| e.to_string())?;
+    let over = CancellationToken::new();
     let servers = async {
         tokio::join!(
-            server::serve(https, Some(Arc::new(tls)), admission_routes(&state), stop.over.clone()),
-            server::serve(http, None, probe_routes(&state), stop.over.clone()),
+            server::serve(https, Some(Arc::new(tls)), admission_routes(&state), over.clone()),
+            server::serve(http, None, probe_routes(&state), over.clone()),
         )
     };
     let after_signal = async {
-        stop.begun.cancelled().await;
+        stop.first.cancelled().await;
         tracing::info!(delay = ?options.shutdown_delay, "ending; still serving");
         tokio::time::sleep(options.shutdown_delay).await;
-        stop.over.cancel();
+        over.cancel();
         std::future::pending::<()>().await;
     };
     tokio::select! {
         _ = servers => {}
         () = after_signal => {}
-        () = stop.at_once.cancelled() => tracing::warn!("a second signal; ending at once"),
+        () = stop.second.cancelled() => tracing::warn!("a second signal; ending at once"),
     }
     Ok(())
-}
-
-async fn client(options: &Options) -> Result<kube::Client, String> {
-    let hint = "give --kubeconfig, or run in a pod with a ServiceAccount";
-    let config = match &options.kubeconfig {
-        Some(path) => {
-            let file =
-                kube::config::Kubeconfig::read_from(path).map_err(|e| format!("{}: {e}", path.display()))?;
-            kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
-                .await
-                .map_err(|e| e.to_string())?
-        }
-        None => kube::Config::infer().await.map_err(|e| format!("no cluster is known ({e}); {hint}"))?,
-    };
-    kube::Client::try_from(config).map_err(|e| e.to_string())
-}
-
-async fn listen(address: &str) -> Result<TcpListener, String> {
-    let full = if address.starts_with(':') { format!("[::]{address}") } else { address.to_owned() };
-    match TcpListener::bind(&full).await {
-        Ok(listener) => Ok(listener),
-        // A host without IPv6.
-        Err(_) if address.starts_with(':') => TcpListener::bind(format!("0.0.0.0{address}"))
-            .await
-            .map_err(|e| format!("can't listen on {address}: {e}")),
-        Err(error) => Err(format!("can't listen on {address}: {error}")),
-    }
 }
 
 /// Connects to AWS, and completes the settings with who we are as soon as AWS says it.
@@ -332,42 +268,12 @@ async fn connect(options: &Options, told: tokio::sync::watch::Sender<Arc<Setting
     Some(TargetGroups::new(aws))
 }
 
-/// The way to the end: the first signal begins it, `over` closes the listeners, a second signal ends at once.
-#[derive(Clone)]
-struct Stop {
-    begun: CancellationToken,
-    over: CancellationToken,
-    at_once: CancellationToken,
-}
-
-impl Stop {
-    fn listen() -> Result<Self, String> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let stop = Self {
-            begun: CancellationToken::new(),
-            over: CancellationToken::new(),
-            at_once: CancellationToken::new(),
-        };
-        let handler = |kind| signal(kind).map_err(|e| format!("no signal handler: {e}"));
-        let (mut terminate, mut interrupt) =
-            (handler(SignalKind::terminate())?, handler(SignalKind::interrupt())?);
-        let tokens = stop.clone();
-        tokio::spawn(async move {
-            for token in [tokens.begun, tokens.at_once] {
-                tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-                token.cancel();
-            }
-        });
-        Ok(stop)
-    }
-}
-
 struct App {
     bindings: Bindings,
     metrics: Arc<Metrics>,
     serving: Arc<Serving>,
     published: Arc<AtomicBool>,
-    stop: Stop,
+    stop: Signals,
 }
 
 type Shared = State<Arc<App>>;
@@ -401,7 +307,7 @@ async fn around(State(app): Shared, request: axum::extract::Request, next: Next)
         Err(_) => (StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response(),
     };
     app.metrics.request(path, response.status().as_u16());
-    if app.stop.begun.is_cancelled() && version < axum::http::Version::HTTP_2 {
+    if app.stop.first.is_cancelled() && version < axum::http::Version::HTTP_2 {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
@@ -500,7 +406,7 @@ async fn readyz(State(app): Shared, Query(query): Query<Verbose>) -> Response {
     let checks = [
         ("certificate", certificate.is_valid(jiff::Timestamp::now())),
         ("authority published", app.published.load(Ordering::Relaxed)),
-        ("not ending", !app.stop.begun.is_cancelled()),
+        ("not ending", !app.stop.first.is_cancelled()),
     ];
     let ready = checks.iter().all(|(_, fine)| *fine);
     let code = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
