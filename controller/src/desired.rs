@@ -1,6 +1,7 @@
 //! What a binding wants registered, from what the cluster looks like. No clock, no calls.
 
 use crate::index::{Index, Key, NodeReady, Pod, Slice};
+use crate::reason::Reason;
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -65,7 +66,7 @@ pub(crate) struct Wanted {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Missing {
     /// The condition's reason.
-    pub(crate) reason: &'static str,
+    pub(crate) reason: Reason,
     /// For people.
     pub(crate) message: String,
     /// Whether delete-and-recreate may end it, so that the grace for a missing backend applies.
@@ -92,11 +93,11 @@ pub(crate) fn desired(
 ) -> Desired {
     let service_key = Key::new(binding.namespace(), &binding.spec.service_ref.name);
     let Some(service) = index.services.get(&service_key) else {
-        return missing("ServiceNotFound", format!("Service {service_key} does not exist"), true);
+        return missing(Reason::ServiceNotFound, format!("Service {service_key} does not exist"), true);
     };
     if service.service_type == "ExternalName" {
         let message = format!("TGB202 Service {service_key} is of type ExternalName, which has no endpoints");
-        return missing("UnsupportedServiceType", message, false);
+        return missing(Reason::UnsupportedServiceType, message, false);
     }
     let Some(port) = service_port(service, binding, group) else {
         let has: Vec<_> = service.ports.iter().map(ServicePort::describe).collect();
@@ -106,7 +107,7 @@ pub(crate) fn desired(
             None => "to take by default".to_owned(),
         };
         let message = format!("Service {service_key} has no port {wanted}; it has {}", has.join(", "));
-        return missing("PortNotFound", message, true);
+        return missing(Reason::PortNotFound, message, true);
     };
     if !group.binding_protocol().is_none_or(|protocol| protocol.fits_service_protocol(&port.protocol)) {
         let message = format!(
@@ -115,7 +116,7 @@ pub(crate) fn desired(
             port.protocol,
             group.protocol
         );
-        return missing("PortNotFound", message, false);
+        return missing(Reason::PortNotFound, message, false);
     }
     match group.binding_target_type() {
         Some(TargetType::Instance) => instance_targets(index, binding, &service_key, service, port),
@@ -205,7 +206,7 @@ pub(crate) fn matches(selector: &LabelSelector, labels: &BTreeMap<String, String
 
 // ---- details ----
 
-fn missing(reason: &'static str, message: String, is_gone: bool) -> Desired {
+fn missing(reason: Reason, message: String, is_gone: bool) -> Desired {
     Desired { missing: Some(Missing { reason, message, is_gone }), ..Default::default() }
 }
 
@@ -317,11 +318,11 @@ fn instance_targets(
             "TGB205 instance targets need a Service of type NodePort or LoadBalancer; {service_key} is {}",
             service.service_type
         );
-        return missing("UnsupportedServiceType", message, false);
+        return missing(Reason::UnsupportedServiceType, message, false);
     }
     let Some(node_port) = port.node_port else {
         let message = format!("TGB205 port {} of Service {service_key} has no nodePort", port.describe());
-        return missing("NodePortMissing", message, false);
+        return missing(Reason::NodePortMissing, message, false);
     };
     let mut found = Desired::default();
     let mut on_unknown_nodes = BTreeMap::new();

@@ -1,5 +1,6 @@
 //! Events on bindings. Publishing never holds up a pass: it happens on the side, and a failure is only logged.
 
+use crate::reason::EventReason;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
@@ -21,22 +22,22 @@ impl Events {
     }
 
     /// Something went as it should.
-    pub(crate) fn normal(&self, binding: &TargetGroupBinding, reason: &str, note: String) {
+    pub(crate) fn normal(&self, binding: &TargetGroupBinding, reason: EventReason, note: String) {
         self.publish(binding, EventType::Normal, reason, note);
     }
 
     /// Something that a person may want to look at.
-    pub(crate) fn warning(&self, binding: &TargetGroupBinding, reason: &str, note: String) {
+    pub(crate) fn warning(&self, binding: &TargetGroupBinding, reason: EventReason, note: String) {
         self.publish(binding, EventType::Warning, reason, note);
     }
 
-    fn publish(&self, binding: &TargetGroupBinding, kind: EventType, reason: &str, note: String) {
+    fn publish(&self, binding: &TargetGroupBinding, kind: EventType, reason: EventReason, note: String) {
         let reference: ObjectReference = binding.object_ref(&());
         let event = Event {
             type_: kind,
-            reason: reason.to_owned(),
+            reason: reason.as_str().to_owned(),
             note: Some(shortened(note)),
-            action: reason.to_owned(),
+            action: reason.as_str().to_owned(),
             secondary: None,
         };
         let recorder = self.0.clone();

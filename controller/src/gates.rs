@@ -1,7 +1,7 @@
 //! Readiness gates: what the condition `target-health.elbv2.k8s.aws/<binding>` of pods says, and writing it.
 
+use crate::context::Ctx;
 use crate::index::{Index, Key};
-use crate::run::Ctx;
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::Api;

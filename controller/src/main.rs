@@ -3,14 +3,19 @@
 //! Watches feed an [`index`]; every binding has a worker ([`reconcile`]) that asks pure functions what is wanted
 //! ([`desired`]) and what to do about it ([`plan`]), does it, and reports ([`status`]).
 
+mod claims;
+mod context;
 mod desired;
 mod events;
 mod gates;
+
+mod http;
 mod index;
 mod lease;
 mod metrics;
 mod network;
 mod plan;
+mod reason;
 mod reconcile;
 mod run;
 mod security;
@@ -115,7 +120,7 @@ struct Flags {
     namespace_binding_tag: Option<String>,
     /// What happens when a security group cannot hold all rules.
     #[arg(long, env = "TGB_RULE_OVERFLOW", default_value = "fail")]
-    rule_overflow: run::RuleOverflow,
+    rule_overflow: context::RuleOverflow,
     /// A clean-up that has failed for so long is given up; 0: never.
     #[arg(long, env = "TGB_CLEANUP_DEADLINE", default_value = "0s", value_parser = duration)]
     cleanup_deadline: Duration,
@@ -144,7 +149,7 @@ struct Flags {
     endpoints_without_pods: bool,
     /// Where the last targets stay while pods run but none is ready.
     #[arg(long, env = "TGB_KEEP_LAST_TARGETS", default_value = "instance")]
-    keep_last_targets: run::KeepLast,
+    keep_last_targets: context::KeepLast,
     /// How long targets that run outlive their Service or port.
     #[arg(long, env = "TGB_MISSING_BACKEND_GRACE", default_value = "30s", value_parser = duration)]
     missing_backend_grace: Duration,
@@ -178,8 +183,8 @@ impl Flags {
         rules
     }
 
-    fn settings(&self) -> run::Settings {
-        run::Settings {
+    fn settings(&self) -> context::Settings {
+        context::Settings {
             observe: self.observe,
             switches: desired::Switches {
                 endpoints_fail_open: self.endpoints_fail_open,

@@ -1,12 +1,5 @@
-//! What Prometheus reads, and the small HTTP server for it and for the probes.
+//! What Prometheus reads.
 
-use crate::run::Ctx;
-use axum::Router;
-use axum::extract::State;
-use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::IntoResponse;
-use axum::routing::get;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
@@ -14,7 +7,6 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use std::sync::Arc;
 
 /// How a pass ended.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -35,8 +27,8 @@ pub(crate) struct Metrics {
     pub(crate) changes: Family<Result, Counter>,
     /// 1 while leading.
     pub(crate) leader: Gauge,
-    bindings: Gauge,
-    pods: Gauge,
+    pub(crate) bindings: Gauge,
+    pub(crate) pods: Gauge,
 }
 
 const SECONDS: [f64; 14] =
@@ -65,40 +57,11 @@ impl Metrics {
         registry.register("cached_pods", "Pods in the cache", pods.clone());
         Self { registry, passes, pass_duration, change_to_register, changes, leader, bindings, pods }
     }
-}
 
-/// Serves `/livez`, `/readyz` and `/metrics` for ever.
-pub(crate) fn serve(ctx: Arc<Ctx>, listener: tokio::net::TcpListener) {
-    let router = Router::new()
-        .route("/livez", get(|| async { "ok" }))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .with_state(ctx);
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the HTTP server broke off");
-        }
-    });
-}
-
-async fn readyz(State(ctx): State<Arc<Ctx>>) -> impl IntoResponse {
-    match ctx.unready() {
-        None => (StatusCode::OK, "ok"),
-        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
+    /// The text for Prometheus.
+    pub(crate) fn text(&self) -> std::result::Result<String, std::fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
     }
-}
-
-async fn metrics(State(ctx): State<Arc<Ctx>>) -> impl IntoResponse {
-    let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-    {
-        let index = ctx.index();
-        ctx.metrics.bindings.set(count(index.bindings.len()));
-        ctx.metrics.pods.set(count(index.pods.len()));
-    }
-    let mut text = String::new();
-    let status = match encode(&mut text, &ctx.metrics.registry) {
-        Ok(()) => StatusCode::OK,
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR,
-    };
-    (status, [(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
 }

@@ -4,6 +4,7 @@
 //! claim may need.
 
 use crate::index::Pod;
+use crate::reason::Reason;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::collections::{BTreeMap, BTreeSet};
 use tgb_api::names;
@@ -185,7 +186,7 @@ pub(crate) fn group_of(
     interface: &NetworkInterface,
     groups: &BTreeMap<String, SecurityGroup>,
     tags: &[(String, Option<String>)],
-) -> Result<String, (&'static str, String)> {
+) -> Result<String, (Reason, String)> {
     if let [only] = interface.security_groups.as_slice() {
         return Ok(only.clone());
     }
@@ -219,7 +220,7 @@ pub(crate) fn group_of(
                 interface.id,
                 looked_for()
             );
-            Err(("SecurityGroupNotFound", message))
+            Err((Reason::SecurityGroupNotFound, message))
         }
         _ => {
             let message = format!(
@@ -227,7 +228,7 @@ pub(crate) fn group_of(
                 interface.id,
                 looked_for()
             );
-            Err(("SecurityGroupAmbiguous", message))
+            Err((Reason::SecurityGroupAmbiguous, message))
         }
     }
 }
@@ -353,8 +354,8 @@ mod tests {
         };
         assert_eq!(chosen(&[("sg-1", false)]), Ok("sg-1".to_owned()));
         assert_eq!(chosen(&[("sg-1", false), ("sg-2", true)]), Ok("sg-2".to_owned()));
-        assert_eq!(chosen(&[("sg-1", false), ("sg-2", false)]), Err("SecurityGroupNotFound"));
-        assert_eq!(chosen(&[("sg-1", true), ("sg-2", true)]), Err("SecurityGroupAmbiguous"));
-        assert_eq!(chosen(&[]), Err("SecurityGroupNotFound"));
+        assert_eq!(chosen(&[("sg-1", false), ("sg-2", false)]), Err(Reason::SecurityGroupNotFound));
+        assert_eq!(chosen(&[("sg-1", true), ("sg-2", true)]), Err(Reason::SecurityGroupAmbiguous));
+        assert_eq!(chosen(&[]), Err(Reason::SecurityGroupNotFound));
     }
 }

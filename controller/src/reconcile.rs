@@ -1,6 +1,7 @@
 //! One binding's worker: resolves, compares, applies, reports. Workers of different bindings run side by side and share
 //! no lock over a call.
 
+use crate::context::{Ctx, Wake};
 use crate::desired::{Desired, Origin, TargetKey, desired, is_alive, is_of_cluster, zone};
 use crate::events::listed;
 use crate::gates;
@@ -8,14 +9,11 @@ use crate::index::{Index, Key, resolved_arn};
 use crate::metrics;
 use crate::network::{Claim, anywhere};
 use crate::plan::{Plan, Situation, plan};
-use crate::run::{Ctx, Wake};
+use crate::reason::{EventReason, Kind, Reason};
 use crate::security::{self, Standing};
 use crate::status::Verdict;
-use crate::status::{
-    self, BACKEND_RESOLVED, NETWORKING_READY, Report, TARGET_GROUP_RESOLVED, TARGETS_REGISTERED,
-};
+use crate::status::{self, Report};
 use crate::tracking::Tracking;
-use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -92,7 +90,7 @@ struct Memory {
     failures: u32,
     written: Option<Written>,
     /// Events that stand for what is wrong now.
-    told: BTreeSet<(&'static str, String)>,
+    told: BTreeSet<(EventReason, String)>,
     /// Since when the clean-up fails.
     cleanup_since: Option<Instant>,
     /// Targets of ours that vanished, and when.
@@ -173,23 +171,18 @@ impl Worker {
 
     /// Events for what went wrong, once per cause.
     fn tell(&mut self, binding: &TargetGroupBinding, report: &Report) {
-        let cleanup = report.cleanup_failed.iter().map(|cause| ("CleanupFailed", cause.clone()));
+        let cleanup = report.cleanup_failed.iter().map(|cause| (EventReason::CleanupFailed, cause.clone()));
         let found = report.findings.iter().filter(|finding| finding.verdict == Verdict::False);
-        let causes: BTreeSet<(&'static str, String)> = found
-            .filter(|finding| finding.reason != "Paused")
+        let causes: BTreeSet<(EventReason, String)> = found
+            .filter(|finding| finding.reason != Reason::Paused)
             .map(|finding| {
-                let event = match (finding.kind, finding.reason) {
-                    (BACKEND_RESOLVED, _) => "BackendNotFound",
-                    (NETWORKING_READY, _) => "NetworkingFailed",
-                    (_, reason @ ("TargetsRejected" | "ForeignTargets" | "TargetsRemovedByOthers")) => reason,
-                    _ => "ReconcileFailed",
-                };
+                let event = EventReason::of(finding.kind, finding.reason);
                 (event, format!("{}: {}", finding.reason, finding.message))
             })
             .chain(cleanup)
             .collect();
         for (event, note) in causes.difference(&self.memory.told) {
-            self.ctx.events.warning(binding, event, note.clone());
+            self.ctx.events.warning(binding, *event, note.clone());
         }
         self.memory.told = causes;
     }
@@ -219,12 +212,12 @@ impl Worker {
                 match security::claim(&self.ctx, binding, &wanted.targets, vpc).await {
                     Ok((claim, problem)) => {
                         if let Some((reason, message)) = problem {
-                            report.bad(NETWORKING_READY, reason, message);
+                            report.bad(Kind::NetworkingReady, reason, message);
                         }
                         Some(claim)
                     }
                     Err(error) => {
-                        report.bad(NETWORKING_READY, "AccessDenied", error.to_string());
+                        report.bad(Kind::NetworkingReady, Reason::AccessDenied, error.to_string());
                         security::put_claim(
                             &self.ctx,
                             &self.key,
@@ -251,11 +244,19 @@ impl Worker {
         }
         match security::standing(&self.ctx, &self.key) {
             Standing::Authorized(groups) => {
-                report.ok(NETWORKING_READY, "Authorized", format!("{groups} security groups have the rules"));
+                report.ok(
+                    Kind::NetworkingReady,
+                    Reason::Authorized,
+                    format!("{groups} security groups have the rules"),
+                );
             }
-            Standing::Failed(reason, message) => report.bad(NETWORKING_READY, reason, message),
+            Standing::Failed(reason, message) => report.bad(Kind::NetworkingReady, reason, message),
             Standing::Pending => {
-                report.unknown(NETWORKING_READY, "Pending", "the security groups are not done yet");
+                report.unknown(
+                    Kind::NetworkingReady,
+                    Reason::Pending,
+                    "the security groups are not done yet",
+                );
             }
         }
         outcome
@@ -269,8 +270,8 @@ impl Worker {
         let writes = !self.ctx.settings.observe && binding.annotation(names::PAUSED) != Some("true");
         if binding.spec.networking.is_none() {
             report.ok(
-                NETWORKING_READY,
-                "NotManaged",
+                Kind::NetworkingReady,
+                Reason::NotManaged,
                 "spec.networking is absent: security groups are left alone",
             );
         }
@@ -289,34 +290,38 @@ impl Worker {
         report.target_group_arn = Some(arn.clone());
         if let Some(owner) = self.owner(binding, &arn) {
             report.stalled(
-                TARGET_GROUP_RESOLVED,
-                "InUseByAnotherBinding",
+                Kind::TargetGroupResolved,
+                Reason::InUseByAnotherBinding,
                 format!("TGB115 the target group is bound by {owner} already"),
             );
             return Err(Outcome::Done(None));
         }
-        report.ok(TARGET_GROUP_RESOLVED, "Resolved", format!("target group {} exists", group.arn.name()));
+        report.ok(
+            Kind::TargetGroupResolved,
+            Reason::Resolved,
+            format!("target group {} exists", group.arn.name()),
+        );
 
         let wanted = desired(&self.ctx.index(), binding, &group, &self.ctx.settings.switches);
         match &wanted.missing {
             None => report.ok(
-                BACKEND_RESOLVED,
-                "Resolved",
+                Kind::BackendResolved,
+                Reason::Resolved,
                 format!("Service {}/{} has the port", self.key.namespace, binding.spec.service_ref.name),
             ),
             Some(missing) if missing.is_gone => {
-                report.bad(BACKEND_RESOLVED, missing.reason, missing.message.clone());
+                report.bad(Kind::BackendResolved, missing.reason, missing.message.clone());
             }
             // A frozen rule: nothing is registered or deregistered.
             Some(missing) => {
-                report.stalled(BACKEND_RESOLVED, missing.reason, missing.message.clone());
+                report.stalled(Kind::BackendResolved, missing.reason, missing.message.clone());
                 return Err(Outcome::Done(None));
             }
         }
         let targets = match self.with_zones(&wanted, &group).await {
             Ok(targets) => targets,
             Err(error) => {
-                report.bad(TARGETS_REGISTERED, "RegistrationFailed", error.to_string());
+                report.bad(Kind::TargetsRegistered, Reason::RegistrationFailed, error.to_string());
                 return Err(Outcome::Failed);
             }
         };
@@ -325,21 +330,21 @@ impl Worker {
             if error.is_target_group_not_found() {
                 self.memory.group = None;
             }
-            report.bad(TARGETS_REGISTERED, "RegistrationFailed", error.to_string());
+            report.bad(Kind::TargetsRegistered, Reason::RegistrationFailed, error.to_string());
             return Err(Outcome::Failed);
         }
         if let Err(error) = self.track(binding, &targets).await {
             report.bad(
-                TARGETS_REGISTERED,
-                "RegistrationFailed",
+                Kind::TargetsRegistered,
+                Reason::RegistrationFailed,
                 format!("the ConfigMap of targets: {error}"),
             );
             return Err(Outcome::Failed);
         }
         if self.memory.vanished.len() >= FIGHT {
             report.bad(
-                TARGETS_REGISTERED,
-                "TargetsRemovedByOthers",
+                Kind::TargetsRegistered,
+                Reason::TargetsRemovedByOthers,
                 "registered targets vanished three times in ten minutes: another controller owns this target group, \
                  too",
             );
@@ -350,8 +355,8 @@ impl Worker {
             self.apply(binding, &arn, &wanted, &plan, report).await
         } else {
             report.bad(
-                TARGETS_REGISTERED,
-                "Paused",
+                Kind::TargetsRegistered,
+                Reason::Paused,
                 format!("would register {} and deregister {}", plan.register.len(), plan.deregister.len()),
             );
             Outcome::Done(None)
@@ -374,7 +379,7 @@ impl Worker {
     ) -> Result<TargetGroup, Outcome> {
         let reference = &binding.spec.target_group;
         if let Some((reason, message)) = refused(&self.ctx, binding, None, None) {
-            report.stalled(TARGET_GROUP_RESOLVED, reason, message);
+            report.stalled(Kind::TargetGroupResolved, reason, message);
             return Err(Outcome::Done(None));
         }
         let from = (
@@ -402,14 +407,16 @@ impl Worker {
                 Err(error) => {
                     let (reason, stalled) = reason_of(&error);
                     let message = match reason {
-                        "TargetGroupNotFound" => format!("TGB110 the target group does not exist: {error}"),
+                        Reason::TargetGroupNotFound => {
+                            format!("TGB110 the target group does not exist: {error}")
+                        }
                         _ => error.to_string(),
                     };
                     match stalled {
-                        true => report.stalled(TARGET_GROUP_RESOLVED, reason, message),
-                        false => report.bad(TARGET_GROUP_RESOLVED, reason, message),
+                        true => report.stalled(Kind::TargetGroupResolved, reason, message),
+                        false => report.bad(Kind::TargetGroupResolved, reason, message),
                     }
-                    if reason == "TargetGroupNotFound" {
+                    if reason == Reason::TargetGroupNotFound {
                         self.memory.group = None;
                         self.memory.group_is_gone = true;
                     }
@@ -419,8 +426,8 @@ impl Worker {
         }
         let Some(group) = self.memory.group.clone() else {
             report.stalled(
-                TARGET_GROUP_RESOLVED,
-                "TargetGroupNotFound",
+                Kind::TargetGroupResolved,
+                Reason::TargetGroupNotFound,
                 "TGB110 the target group does not exist",
             );
             return Err(Outcome::Failed);
@@ -429,14 +436,14 @@ impl Worker {
             match self.ctx.aws.tags(reference.role(), group.arn.as_str()).await {
                 Ok(tags) => self.memory.tags = Some(tags),
                 Err(error) => {
-                    report.bad(TARGET_GROUP_RESOLVED, reason_of(&error).0, error.to_string());
+                    report.bad(Kind::TargetGroupResolved, reason_of(&error).0, error.to_string());
                     return Err(Outcome::Failed);
                 }
             }
         }
         if let Some((reason, message)) = refused(&self.ctx, binding, Some(&group), self.memory.tags.as_ref())
         {
-            report.stalled(TARGET_GROUP_RESOLVED, reason, message);
+            report.stalled(Kind::TargetGroupResolved, reason, message);
             return Err(Outcome::Done(None));
         }
         Ok(group)
@@ -683,8 +690,8 @@ impl Worker {
     ) -> Outcome {
         if let Err(error) = self.note(&plan.register, wanted).await {
             report.bad(
-                TARGETS_REGISTERED,
-                "RegistrationFailed",
+                Kind::TargetsRegistered,
+                Reason::RegistrationFailed,
                 format!("the ConfigMap of targets: {error}"),
             );
             return Outcome::Failed;
@@ -716,8 +723,9 @@ impl Worker {
         if error.is_target_group_not_found() {
             self.memory.group = None;
         }
-        let reason = if error.is_target_limit() { "TargetLimitReached" } else { "RegistrationFailed" };
-        report.bad(TARGETS_REGISTERED, reason, error.to_string());
+        let reason =
+            if error.is_target_limit() { Reason::TargetLimitReached } else { Reason::RegistrationFailed };
+        report.bad(Kind::TargetsRegistered, reason, error.to_string());
         Outcome::Failed
     }
 
@@ -746,7 +754,7 @@ impl Worker {
                     }
                     self.count("registered", batch.len());
                     let keys: Vec<TargetKey> = batch.iter().map(TargetKey::of).collect();
-                    self.ctx.events.normal(binding, "Registered", listed(&keys));
+                    self.ctx.events.normal(binding, EventReason::Registered, listed(&keys));
                     self.registered(wanted, batch);
                     continue;
                 }
@@ -821,7 +829,7 @@ impl Worker {
             info!(binding = %self.key, targets = batch.len(), "deregistered");
             self.count("deregistered", batch.len());
             let keys: Vec<TargetKey> = batch.iter().map(TargetKey::of).collect();
-            self.ctx.events.normal(binding, "Deregistered", listed(&keys));
+            self.ctx.events.normal(binding, EventReason::Deregistered, listed(&keys));
             for target in batch {
                 let key = TargetKey::of(target);
                 self.memory.uids.remove(&key);
@@ -867,20 +875,20 @@ impl Worker {
         if let Some((key, (_, why))) = self.memory.rejected.first_key_value() {
             let others = self.memory.rejected.len() - 1;
             report.bad(
-                TARGETS_REGISTERED,
-                "TargetsRejected",
+                Kind::TargetsRegistered,
+                Reason::TargetsRejected,
                 format!("AWS refuses {key} and {others} others: {why}{left_out}"),
             );
         }
         if plan.no_room > 0 {
             let message =
                 format!("{} targets more than --max-targets-per-target-group{left_out}", plan.no_room);
-            report.bad(TARGETS_REGISTERED, "TargetLimitReached", message);
+            report.bad(Kind::TargetsRegistered, Reason::TargetLimitReached, message);
         }
         if let Some(first) = foreign.first() {
             report.bad(
-                TARGETS_REGISTERED,
-                "ForeignTargets",
+                Kind::TargetsRegistered,
+                Reason::ForeignTargets,
                 format!(
                     "{} targets that are not this cluster's were registered before this binding, as {first}; they \
                      are left alone until the next resync",
@@ -893,11 +901,11 @@ impl Worker {
                 "no endpoint is ready although pods run; the last {} targets stay{left_out}",
                 plan.kept.len()
             );
-            report.bad(TARGETS_REGISTERED, "BackendUnready", message);
+            report.bad(Kind::TargetsRegistered, Reason::BackendUnready, message);
         }
         report.ok(
-            TARGETS_REGISTERED,
-            "Registered",
+            Kind::TargetsRegistered,
+            Reason::Registered,
             format!("{registered} of {all} targets are registered{left_out}"),
         );
     }
@@ -1111,7 +1119,7 @@ fn refused(
     binding: &TargetGroupBinding,
     group: Option<&TargetGroup>,
     tags: Option<&BTreeMap<String, String>>,
-) -> Option<(&'static str, String)> {
+) -> Option<(Reason, String)> {
     let context = rules::Context {
         target_group: group.map_or(rules::Lookup::Unknown, rules::Lookup::Found),
         tags,
@@ -1123,23 +1131,23 @@ fn refused(
         .filter(|finding| finding.severity == rules::Severity::Deny && rules::FROZEN.contains(&finding.rule));
     frozen.next().map(|finding| {
         let reason = match finding.rule {
-            "TGB101" | "TGB102" => "InvalidSpec",
-            "TGB110" => "TargetGroupNotFound",
-            "TGB111" | "TGB112" => "TargetTypeMismatch",
-            _ => "NotAllowed",
+            "TGB101" | "TGB102" => Reason::InvalidSpec,
+            "TGB110" => Reason::TargetGroupNotFound,
+            "TGB111" | "TGB112" => Reason::TargetTypeMismatch,
+            _ => Reason::NotAllowed,
         };
         (reason, format!("{} {}", finding.rule, finding.message))
     })
 }
 
 /// The reason of `TargetGroupResolved=False`, and whether waiting does not help.
-fn reason_of(error: &AwsError) -> (&'static str, bool) {
+fn reason_of(error: &AwsError) -> (Reason, bool) {
     if error.is_target_group_not_found() {
-        ("TargetGroupNotFound", true)
+        (Reason::TargetGroupNotFound, true)
     } else if error.is_access_denied() {
-        ("AccessDenied", true)
+        (Reason::AccessDenied, true)
     } else {
-        ("AwsUnavailable", false)
+        (Reason::AwsUnavailable, false)
     }
 }
 
@@ -1151,9 +1159,4 @@ fn names_id(message: &str, id: &str) -> bool {
         let after = message.get(at + found.len()..).and_then(|text| text.chars().next());
         !before.is_some_and(is_part) && !after.is_some_and(|c| c.is_ascii_alphanumeric() || c == '-')
     })
-}
-
-/// Subnets of a VPC as networks.
-pub(crate) fn networks(subnets: &[tgb_aws::values::Subnet]) -> Vec<IpNet> {
-    subnets.iter().flat_map(|subnet| &subnet.cidrs).filter_map(|cidr| cidr.parse().ok()).collect()
 }

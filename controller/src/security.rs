@@ -1,16 +1,18 @@
 //! Security groups: finds the groups of targets, keeps every binding's claim, and brings one group at a time to what
 //! all claims together want. One writer per group; different groups side by side.
 
+use crate::claims::{Group, State};
+use crate::context::Ctx;
 use crate::desired::{Origin, TargetKey, Wanted};
 use crate::index::{Concerned, Key, Pod};
 use crate::network::{self, Claim, anywhere, covers, group_of, group_plan, permissions};
-use crate::run::Ctx;
+use crate::reason::Reason;
 use futures::future::BoxFuture;
 use kube::Api;
 use kube::api::ListParams;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tgb_api::names;
@@ -25,37 +27,11 @@ const REMEMBERED: Duration = Duration::from_secs(600);
 /// A group that could not be brought to what is wanted is tried again.
 const AGAIN: Duration = Duration::from_secs(30);
 
-/// What is known of security groups.
-#[derive(Default)]
-pub(crate) struct SecurityGroups {
-    claims: Mutex<BTreeMap<Key, Claim>>,
-    groups: Mutex<BTreeMap<String, Arc<Group>>>,
-    interfaces: Mutex<HashMap<String, (Instant, Vec<NetworkInterface>)>>,
-    tags: Mutex<HashMap<String, (Instant, SecurityGroup)>>,
-}
-
-/// One group's writer.
-#[derive(Default)]
-struct Group {
-    writing: tokio::sync::Mutex<()>,
-    asked: AtomicU64,
-    done: AtomicU64,
-    state: Mutex<Option<State>>,
-}
-
-/// How a group stood after the last pass.
-#[derive(Debug, Clone, Default, PartialEq)]
-struct State {
-    rules: BTreeSet<Permission>,
-    failed: BTreeMap<Permission, AwsError>,
-    error: Option<AwsError>,
-}
-
 /// How a binding's rules stand.
 pub(crate) enum Standing {
     Authorized(usize),
     Pending,
-    Failed(&'static str, String),
+    Failed(Reason, String),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -130,9 +106,9 @@ pub(crate) fn standing(ctx: &Ctx, key: &Key) -> Standing {
             match failure.map(|(_, error)| error).or(state.error.as_ref()) {
                 Some(error) => {
                     let reason = match error.code.as_str() {
-                        "RulesPerSecurityGroupLimitExceeded" => "RuleLimitExceeded",
-                        "InvalidGroup.NotFound" | "InvalidGroupId.Malformed" => "SecurityGroupNotFound",
-                        _ => "AccessDenied",
+                        "RulesPerSecurityGroupLimitExceeded" => Reason::RuleLimitExceeded,
+                        "InvalidGroup.NotFound" | "InvalidGroupId.Malformed" => Reason::SecurityGroupNotFound,
+                        _ => Reason::AccessDenied,
                     };
                     return Standing::Failed(reason, format!("{id}: {error}"));
                 }
@@ -173,7 +149,7 @@ pub(crate) async fn claim(
     binding: &TargetGroupBinding,
     targets: &BTreeMap<TargetKey, Wanted>,
     vpc: Option<&str>,
-) -> Result<(Claim, Option<(&'static str, String)>), AwsError> {
+) -> Result<(Claim, Option<(Reason, String)>), AwsError> {
     let sites: Vec<Site> = {
         let index = ctx.index();
         targets.values().filter_map(|wanted| site(&index, wanted)).collect()
@@ -220,7 +196,7 @@ pub(crate) async fn claim(
             }
             None => {
                 let message = format!("no network interface of {} is found", site.name);
-                problem.get_or_insert(("SecurityGroupNotFound", message));
+                problem.get_or_insert((Reason::SecurityGroupNotFound, message));
             }
         }
     }

@@ -1,17 +1,12 @@
 //! The status of a binding: conditions with reasons for machines and sentences for people.
 
+use crate::reason::{Kind, Reason};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use tgb_api::v1::{Status, TargetCounts};
 
-/// Condition types, in the order in which `Ready` takes over the first that is false.
-pub(crate) const TARGET_GROUP_RESOLVED: &str = "TargetGroupResolved";
-pub(crate) const BACKEND_RESOLVED: &str = "BackendResolved";
-pub(crate) const TARGETS_REGISTERED: &str = "TargetsRegistered";
-pub(crate) const NETWORKING_READY: &str = "NetworkingReady";
-const READY: &str = "Ready";
-const STALLED: &str = "Stalled";
-const CLEANUP_FAILED: &str = "CleanupFailed";
-const ORDER: [&str; 4] = [TARGET_GROUP_RESOLVED, BACKEND_RESOLVED, TARGETS_REGISTERED, NETWORKING_READY];
+/// The types in the order in which `Ready` takes over the first that is false.
+const ORDER: [Kind; 4] =
+    [Kind::TargetGroupResolved, Kind::BackendResolved, Kind::TargetsRegistered, Kind::NetworkingReady];
 
 /// How a condition stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,9 +29,9 @@ impl Verdict {
 /// One finding of a pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Finding {
-    pub(crate) kind: &'static str,
+    pub(crate) kind: Kind,
     pub(crate) verdict: Verdict,
-    pub(crate) reason: &'static str,
+    pub(crate) reason: Reason,
     pub(crate) message: String,
     /// Only a person can help.
     pub(crate) stalled: bool,
@@ -53,38 +48,31 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    pub(crate) fn ok(&mut self, kind: &'static str, reason: &'static str, message: impl Into<String>) {
+    pub(crate) fn ok(&mut self, kind: Kind, reason: Reason, message: impl Into<String>) {
         self.put(kind, Verdict::True, reason, message.into(), false);
     }
 
-    pub(crate) fn bad(&mut self, kind: &'static str, reason: &'static str, message: impl Into<String>) {
+    pub(crate) fn bad(&mut self, kind: Kind, reason: Reason, message: impl Into<String>) {
         self.put(kind, Verdict::False, reason, message.into(), false);
     }
 
     /// As [`Self::bad`], where waiting does not help.
-    pub(crate) fn stalled(&mut self, kind: &'static str, reason: &'static str, message: impl Into<String>) {
+    pub(crate) fn stalled(&mut self, kind: Kind, reason: Reason, message: impl Into<String>) {
         self.put(kind, Verdict::False, reason, message.into(), true);
     }
 
-    pub(crate) fn unknown(&mut self, kind: &'static str, reason: &'static str, message: impl Into<String>) {
+    pub(crate) fn unknown(&mut self, kind: Kind, reason: Reason, message: impl Into<String>) {
         self.put(kind, Verdict::Unknown, reason, message.into(), false);
     }
 
     /// The first finding wins.
-    fn put(
-        &mut self,
-        kind: &'static str,
-        verdict: Verdict,
-        reason: &'static str,
-        message: String,
-        stalled: bool,
-    ) {
+    fn put(&mut self, kind: Kind, verdict: Verdict, reason: Reason, message: String, stalled: bool) {
         if !self.findings.iter().any(|finding| finding.kind == kind) {
             self.findings.push(Finding { kind, verdict, reason, message, stalled });
         }
     }
 
-    fn find(&self, kind: &str) -> Option<&Finding> {
+    fn find(&self, kind: Kind) -> Option<&Finding> {
         self.findings.iter().find(|finding| finding.kind == kind)
     }
 }
@@ -94,15 +82,15 @@ impl Report {
 pub(crate) fn status(report: &Report, old: Option<&Status>, generation: Option<i64>, now: Time) -> Status {
     let old_conditions = old.map(|status| status.conditions.as_slice()).unwrap_or_default();
     let mut conditions: Vec<Condition> = Vec::new();
-    let mut put = |kind: &str, verdict: Verdict, reason: &str, message: &str| {
-        let before = old_conditions.iter().find(|condition| condition.type_ == kind);
+    let mut put = |kind: Kind, verdict: Verdict, reason: Reason, message: &str| {
+        let before = old_conditions.iter().find(|condition| condition.type_ == kind.as_str());
         let last_transition_time = before
             .filter(|before| before.status == verdict.as_str())
             .map_or_else(|| now.clone(), |before| before.last_transition_time.clone());
         conditions.push(Condition {
-            type_: kind.to_owned(),
+            type_: kind.as_str().to_owned(),
             status: verdict.as_str().to_owned(),
-            reason: reason.to_owned(),
+            reason: reason.as_str().to_owned(),
             message: shortened(message),
             observed_generation: generation,
             last_transition_time,
@@ -111,30 +99,31 @@ pub(crate) fn status(report: &Report, old: Option<&Status>, generation: Option<i
     for kind in ORDER {
         match report.find(kind) {
             Some(finding) => put(kind, finding.verdict, finding.reason, &finding.message),
-            None => put(kind, Verdict::Unknown, "Pending", "not looked at yet"),
+            None => put(kind, Verdict::Unknown, Reason::Pending, "not looked at yet"),
         }
     }
     let first = |verdict| {
-        ORDER.iter().filter_map(|kind| report.find(kind)).find(move |finding| finding.verdict == verdict)
+        ORDER.iter().filter_map(|kind| report.find(*kind)).find(move |finding| finding.verdict == verdict)
     };
-    let pending = ORDER.iter().find(|kind| report.find(kind).is_none());
+    let pending = ORDER.iter().find(|kind| report.find(**kind).is_none());
     match (first(Verdict::False), first(Verdict::Unknown), pending) {
-        (Some(finding), _, _) => put(READY, Verdict::False, finding.reason, &finding.message),
-        (None, Some(finding), _) => put(READY, Verdict::Unknown, finding.reason, &finding.message),
+        (Some(finding), _, _) => put(Kind::Ready, Verdict::False, finding.reason, &finding.message),
+        (None, Some(finding), _) => put(Kind::Ready, Verdict::Unknown, finding.reason, &finding.message),
         (None, None, Some(kind)) => {
-            put(READY, Verdict::Unknown, "Pending", &format!("{kind} is not known yet"))
+            put(Kind::Ready, Verdict::Unknown, Reason::Pending, &format!("{kind} is not known yet"))
         }
         (None, None, None) => {
-            put(READY, Verdict::True, "Reconciled", "the target group is as the binding says")
+            put(Kind::Ready, Verdict::True, Reason::Reconciled, "the target group is as the binding says")
         }
     }
     if let Some(finding) = report.findings.iter().find(|finding| finding.stalled) {
-        put(STALLED, Verdict::True, finding.reason, &finding.message);
+        put(Kind::Stalled, Verdict::True, finding.reason, &finding.message);
     }
     if let Some(cause) = &report.cleanup_failed {
-        put(CLEANUP_FAILED, Verdict::True, CLEANUP_FAILED, cause);
+        put(Kind::CleanupFailed, Verdict::True, Reason::CleanupFailed, cause);
     }
-    let ours = |kind: &str| ORDER.contains(&kind) || [READY, STALLED, CLEANUP_FAILED].contains(&kind);
+    let extra = [Kind::Ready, Kind::Stalled, Kind::CleanupFailed];
+    let ours = |name: &str| ORDER.iter().chain(&extra).any(|kind| kind.as_str() == name);
     conditions.extend(old_conditions.iter().filter(|condition| !ours(&condition.type_)).cloned());
     Status {
         observed_generation: generation,
@@ -174,22 +163,23 @@ mod tests {
     fn good() -> Report {
         let mut report = Report::default();
         for kind in ORDER {
-            report.ok(kind, "Resolved", "fine");
+            report.ok(kind, Reason::Resolved, "fine");
         }
         report
     }
 
     fn ready(status: &Status) -> (&str, &str) {
-        let ready = status.conditions.iter().find(|condition| condition.type_ == READY).unwrap();
+        let ready =
+            status.conditions.iter().find(|condition| condition.type_ == Kind::Ready.as_str()).unwrap();
         (&ready.status, &ready.reason)
     }
 
     #[test]
     fn ready_takes_the_first_false_condition() {
         let mut report = Report::default();
-        report.ok(TARGET_GROUP_RESOLVED, "Resolved", "");
-        report.bad(TARGETS_REGISTERED, "RegistrationFailed", "no");
-        report.bad(BACKEND_RESOLVED, "ServiceNotFound", "no");
+        report.ok(Kind::TargetGroupResolved, Reason::Resolved, "");
+        report.bad(Kind::TargetsRegistered, Reason::RegistrationFailed, "no");
+        report.bad(Kind::BackendResolved, Reason::ServiceNotFound, "no");
         assert_eq!(ready(&status(&report, None, Some(1), at(1))), ("False", "ServiceNotFound"));
         assert_eq!(ready(&status(&good(), None, Some(1), at(1))), ("True", "Reconciled"));
         assert_eq!(ready(&status(&Report::default(), None, Some(1), at(1))), ("Unknown", "Pending"));
@@ -205,10 +195,10 @@ mod tests {
     fn stalled_is_there_only_while_a_person_must_help() {
         let mut report = good();
         report.findings.clear();
-        report.stalled(TARGET_GROUP_RESOLVED, "NotAllowed", "no");
+        report.stalled(Kind::TargetGroupResolved, Reason::NotAllowed, "no");
         let stalled = status(&report, None, Some(1), at(1));
-        assert!(stalled.conditions.iter().any(|condition| condition.type_ == STALLED));
+        assert!(stalled.conditions.iter().any(|condition| condition.type_ == Kind::Stalled.as_str()));
         let healed = status(&good(), Some(&stalled), Some(1), at(2));
-        assert!(!healed.conditions.iter().any(|condition| condition.type_ == STALLED));
+        assert!(!healed.conditions.iter().any(|condition| condition.type_ == Kind::Stalled.as_str()));
     }
 }

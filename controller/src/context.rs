@@ -1,0 +1,231 @@
+//! What every part of the running controller shares: the adapters to the cluster and to AWS, the settings, the index, and
+//! who works on which binding. The parts use this file; it uses none of them.
+
+use crate::claims::SecurityGroups;
+use crate::desired::Switches;
+use crate::events::Events;
+use crate::index::{Concerned, Index, Key};
+use crate::metrics::Metrics;
+use ipnet::IpNet;
+use kube::Client;
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+use tgb_api::target_group::TargetGroup;
+use tgb_aws::{Aws, AwsError};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// `--keep-last-targets`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum KeepLast {
+    /// Where targets are instances.
+    Instance,
+    /// Everywhere.
+    All,
+    /// Nowhere.
+    None,
+}
+
+impl KeepLast {
+    pub(crate) fn applies(self, group: Option<&TargetGroup>) -> bool {
+        match self {
+            Self::All => true,
+            Self::None => false,
+            Self::Instance => group.is_some_and(|group| group.target_type == "instance"),
+        }
+    }
+}
+
+/// `--rule-overflow`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum RuleOverflow {
+    /// What has no room is reported.
+    Fail,
+    /// The closest ranges are merged, which opens ports in between.
+    Widen,
+}
+
+/// How the controller behaves; the flags, read.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) observe: bool,
+    pub(crate) switches: Switches,
+    pub(crate) keep_last: KeepLast,
+    pub(crate) missing_backend_grace: Duration,
+    pub(crate) swap_grace: Duration,
+    pub(crate) max_targets: Option<usize>,
+    pub(crate) health_poll: Duration,
+    pub(crate) poll_rate: f64,
+    pub(crate) resync: Duration,
+    /// What the operator allows; the region and account are filled in at start.
+    pub(crate) rules: tgb_api::rules::Settings,
+    pub(crate) cleanup_deadline: Option<Duration>,
+    pub(crate) rule_overflow: RuleOverflow,
+    pub(crate) cluster_name: String,
+    pub(crate) rule_owner: Option<String>,
+    pub(crate) adopt_unmarked_rules: bool,
+    /// Tags that mark the security group of an interface that has several.
+    pub(crate) security_group_tags: Vec<(String, Option<String>)>,
+    /// Only some namespaces are watched.
+    pub(crate) watches_some: bool,
+    pub(crate) manage_lbc_bindings: bool,
+}
+
+/// What wakes a worker.
+#[derive(Debug, Default)]
+pub(crate) struct Wake {
+    pub(crate) notify: Notify,
+    /// When the first change happened that no pass has seen yet.
+    changed: Mutex<Option<Instant>>,
+}
+
+impl Wake {
+    pub(crate) fn wake(&self) {
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(Instant::now);
+        self.notify.notify_one();
+    }
+
+    /// Since when something has changed that the last call did not tell.
+    pub(crate) fn take_changed(&self) -> Option<Instant> {
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// The networks of a VPC's subnets, and when they were read.
+type KnownSubnets = (Instant, Arc<Vec<IpNet>>);
+
+/// Who works on which binding.
+type Workers = HashMap<Key, Arc<Wake>>;
+
+/// What all workers share.
+pub(crate) struct Ctx {
+    pub(crate) client: Client,
+    pub(crate) aws: Aws,
+    pub(crate) settings: Settings,
+    pub(crate) security: SecurityGroups,
+    pub(crate) metrics: Metrics,
+    pub(crate) events: Events,
+    /// Ends everything.
+    pub(crate) stop: CancellationToken,
+    index: RwLock<Index>,
+    workers: Mutex<Workers>,
+    subnets: Mutex<BTreeMap<String, KnownSubnets>>,
+    leading: AtomicBool,
+    unsynced: AtomicUsize,
+    synced: Notify,
+}
+
+impl Ctx {
+    pub(crate) fn new(client: Client, aws: Aws, settings: Settings) -> Self {
+        Self {
+            events: Events::new(client.clone()),
+            client,
+            aws,
+            settings,
+            security: SecurityGroups::default(),
+            metrics: Metrics::new(),
+            stop: CancellationToken::new(),
+            index: RwLock::default(),
+            workers: Mutex::default(),
+            subnets: Mutex::default(),
+            leading: AtomicBool::new(false),
+            unsynced: AtomicUsize::new(0),
+            synced: Notify::new(),
+        }
+    }
+
+    pub(crate) fn index(&self) -> RwLockReadGuard<'_, Index> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For the watches.
+    pub(crate) fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// For [`crate::run`], which starts and ends workers.
+    pub(crate) fn workers(&self) -> MutexGuard<'_, Workers> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How often a worker polls: `--health-poll`, or less often if there are so many that `--poll-rate` is reached.
+    pub(crate) fn poll_period(&self) -> Duration {
+        let bindings = u32::try_from(self.index().bindings.len()).unwrap_or(u32::MAX);
+        self.settings.health_poll.max(Duration::from_secs_f64(f64::from(bindings) / self.settings.poll_rate))
+    }
+
+    /// The subnets of a VPC, read again when an address is in none of them and the answer is a minute old. A VPC that
+    /// this account cannot see has none, so that its targets are registered for all zones.
+    pub(crate) async fn subnets(&self, vpc: &str, ips: &[IpAddr]) -> Result<Arc<Vec<IpNet>>, AwsError> {
+        let known = self.subnets.lock().unwrap_or_else(PoisonError::into_inner).get(vpc).cloned();
+        if let Some((read, networks)) = known {
+            let covers = |ip: &IpAddr| networks.iter().any(|network| network.contains(ip));
+            if ips.iter().all(covers) || read.elapsed() < Duration::from_secs(60) {
+                return Ok(networks);
+            }
+        }
+        let networks = match self.aws.subnets(vpc).await {
+            Ok(subnets) => {
+                let cidrs = subnets.iter().flat_map(|subnet| &subnet.cidrs);
+                Arc::new(cidrs.filter_map(|cidr| cidr.parse().ok()).collect())
+            }
+            Err(error) if error.code == "InvalidVpcID.NotFound" => Arc::default(),
+            Err(error) => return Err(error),
+        };
+        let entry = (Instant::now(), Arc::clone(&networks));
+        self.subnets.lock().unwrap_or_else(PoisonError::into_inner).insert(vpc.to_owned(), entry);
+        Ok(networks)
+    }
+
+    /// Has bindings looked at again without forgetting their backoff.
+    pub(crate) fn nudge(&self, concerned: &Concerned) {
+        let workers = self.workers();
+        for wake in concerned.iter().filter_map(|key| workers.get(key)) {
+            wake.notify.notify_one();
+        }
+    }
+
+    /// Whether this replica may write.
+    pub(crate) fn is_leading(&self) -> bool {
+        self.leading.load(Ordering::Acquire)
+    }
+
+    /// From now on this replica may write, or may not.
+    pub(crate) fn set_leading(&self, leading: bool) {
+        self.leading.store(leading, Ordering::Release);
+        self.metrics.leader.set(i64::from(leading));
+    }
+
+    /// One more cache has to be filled.
+    pub(crate) fn expect_cache(&self) {
+        self.unsynced.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// A cache is filled.
+    pub(crate) fn cache_filled(&self) {
+        self.unsynced.fetch_sub(1, Ordering::AcqRel);
+        self.synced.notify_one();
+    }
+
+    /// Waits until all caches are filled. Nothing may be decided before.
+    pub(crate) async fn caches_filled(&self) {
+        while self.unsynced.load(Ordering::Acquire) > 0 {
+            self.synced.notified().await;
+        }
+    }
+
+    /// Why `/readyz` is not well, if so.
+    pub(crate) fn unready(&self) -> Option<&'static str> {
+        if self.stop.is_cancelled() {
+            Some("stopping")
+        } else if self.unsynced.load(Ordering::Acquire) > 0 {
+            Some("the caches are not filled yet")
+        } else {
+            None
+        }
+    }
+}
