@@ -3,7 +3,7 @@
 use crate::cluster::{Node, free_ports, shown};
 use crate::programs::source_dir;
 use crate::{Cluster, Output, Result, Spec, eventually, run};
-use awsim::{DEFAULT_ACCOUNT, Server, Timing};
+use awsim::{Call, DEFAULT_ACCOUNT, Server, Timing};
 use serde::Deserialize;
 use std::net::TcpStream;
 use std::process::Command;
@@ -12,12 +12,15 @@ use std::time::Duration;
 
 /// The region of everything.
 pub(crate) const REGION: &str = "us-west-2";
+/// Who calls for tests and people, in contrast to the product.
+pub const USER: &str = "USER";
 
 /// An emulator on this machine and what was put there.
 #[derive(Clone)]
 pub struct Aws {
     server: Option<Arc<Server>>,
     endpoint: String,
+    account: String,
     lab: Lab,
 }
 
@@ -51,8 +54,21 @@ impl Aws {
         };
         let options = awsim::Options { port: 0, timing, ..awsim::Options::default() };
         let server = Server::start(options).map_err(|error| format!("awsim does not start: {error}"))?;
+        Ok(Self::with_lab(Arc::new(server), DEFAULT_ACCOUNT))
+    }
+
+    /// Another account of the same awsim, with a lab of its own; nothing is shared with others.
+    ///
+    /// # Errors
+    /// When this is moto, which has one account only.
+    pub fn account_of(&self, number: u32) -> Result<Self> {
+        let server = self.server.as_ref().ok_or("only awsim has accounts for single tests")?;
+        Ok(Self::with_lab(Arc::clone(server), &format!("2{number:011}")))
+    }
+
+    fn with_lab(server: Arc<Server>, account: &str) -> Self {
         let cluster = awsim::Cluster { nodes: vec![node(0), node(1)], ..awsim::Cluster::default() };
-        let lab = server.seed(DEFAULT_ACCOUNT, REGION, |aws| {
+        let lab = server.seed(account, REGION, |aws| {
             aws.seed_cluster(&cluster);
             let instance = |node: &awsim::Node| {
                 let made = aws.instances.get(&node.instance)?;
@@ -66,7 +82,7 @@ impl Aws {
                 instances: cluster.nodes.iter().filter_map(instance).collect(),
             }
         });
-        Ok(Self { endpoint: server.endpoint(), lab, server: Some(Arc::new(server)) })
+        Self { endpoint: server.endpoint(), lab, server: Some(server), account: account.to_owned() }
     }
 
     /// Starts moto, written by others, and puts the lab there.
@@ -84,10 +100,10 @@ impl Aws {
         })?;
         let endpoint = format!("http://127.0.0.1:{port}");
         let mut seed = Command::new(cluster.programs().python("python"));
-        seed.arg(source_dir().join("seed_moto.py")).envs(environment(&endpoint));
+        seed.arg(source_dir().join("seed_moto.py")).envs(environment(&endpoint, DEFAULT_ACCOUNT, USER));
         let text = run(&mut seed, "e2e/seed_moto.py".to_owned(), "").ok()?;
         let lab = serde_json::from_str(&text).map_err(|error| format!("e2e/seed_moto.py: {error}"))?;
-        Ok(Self { endpoint, lab, server: None })
+        Ok(Self { endpoint, lab, server: None, account: DEFAULT_ACCOUNT.to_owned() })
     }
 
     /// awsim's own side: journal, faults, health of targets. Nothing with moto.
@@ -95,10 +111,30 @@ impl Aws {
         self.server.as_deref()
     }
 
-    /// What was called since the start, a line per call; nothing with moto.
+    /// The account: twelve digits.
+    pub fn account(&self) -> &str {
+        &self.account
+    }
+
+    /// What was called in this account since the start, the oldest first; nothing with moto.
+    pub fn calls(&self) -> Vec<Call> {
+        self.server.iter().flat_map(|server| server.journal_of(&self.account)).collect()
+    }
+
+    /// The same, a line per call, for people.
     pub fn journal(&self) -> String {
-        let calls = self.server.iter().flat_map(|server| server.journal());
-        calls.map(|call| format!("{call:?}\n")).collect()
+        let line = |call: &Call| {
+            let (what, code) = (&call.action, call.code.as_deref().unwrap_or("ok"));
+            let who = call.caller.rsplit('/').next().unwrap_or_default();
+            let parameters = call.parameters.iter().map(|(name, value)| format!(" {name}={value}"));
+            format!(
+                "{:9.3} s {who} {what}{} -> {} {code}\n",
+                Duration::from_micros(call.real_us).as_secs_f64(),
+                parameters.collect::<String>(),
+                call.status
+            )
+        };
+        self.calls().iter().map(line).collect()
     }
 
     /// The URL for `AWS_ENDPOINT_URL`.
@@ -111,9 +147,10 @@ impl Aws {
         &self.lab
     }
 
-    /// The environment by which an AWS SDK finds this AWS.
-    pub fn environment(&self) -> Vec<(String, String)> {
-        environment(&self.endpoint)
+    /// The environment by which an AWS SDK finds this AWS and account, as this user (capital letters); the journal of
+    /// awsim has the user's name.
+    pub fn environment(&self, user: &str) -> Vec<(String, String)> {
+        environment(&self.endpoint, &self.account, user)
     }
 
     /// The nodes that the instances are to a cluster.
@@ -131,7 +168,7 @@ impl Aws {
     /// Runs the aws command line.
     pub fn cli(&self, cluster: &Cluster, args: &[&str]) -> Output {
         let mut command = Command::new(cluster.programs().python("aws"));
-        command.envs(environment(&self.endpoint));
+        command.envs(self.environment(USER));
         run(command.args(args), shown("aws", args), "")
     }
 }
@@ -148,12 +185,12 @@ fn node(n: u8) -> awsim::Node {
     }
 }
 
-fn environment(endpoint: &str) -> Vec<(String, String)> {
+fn environment(endpoint: &str, account: &str, user: &str) -> Vec<(String, String)> {
     [
         ("AWS_ENDPOINT_URL", endpoint),
         ("AWS_REGION", REGION),
         ("AWS_DEFAULT_REGION", REGION),
-        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_ACCESS_KEY_ID", &format!("AKIA{account}{user}")),
         ("AWS_SECRET_ACCESS_KEY", "test"),
         ("AWS_PAGER", ""),
         ("AWS_EC2_METADATA_DISABLED", "true"),

@@ -1,11 +1,13 @@
 //! The control plane: etcd, kube-apiserver, kube-controller-manager, kube-scheduler and kwok.
 
+use crate::product::exchange;
 use crate::programs::source_dir;
 use crate::{Output, Processes, Programs, Result, Spec, eventually, run};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -26,9 +28,10 @@ pub struct Options {
 /// A running control plane. Dropping it ends all its processes.
 #[derive(Debug)]
 pub struct Cluster {
-    processes: Arc<Processes>,
+    pub(crate) processes: Arc<Processes>,
     programs: Programs,
     server: String,
+    etcd: String,
     ca_pem: String,
     kubeconfig: PathBuf,
 }
@@ -93,8 +96,9 @@ impl Cluster {
         processes.spawn("kube-apiserver", Spec::new(programs.kubernetes("kube-apiserver"), flags))?;
         let server = format!("https://{host}:{api}");
         let kubeconfig = dir.join("kubeconfig");
-        let cluster = Self { processes, programs, server, ca_pem, kubeconfig };
-        cluster.write_kubeconfig(&cluster.kubeconfig, ADMIN_TOKEN)?;
+        let etcd = format!("127.0.0.1:{etcd}");
+        let cluster = Self { processes, programs, server, etcd, ca_pem, kubeconfig };
+        cluster.write_kubeconfig(&cluster.kubeconfig, &cluster.server, ADMIN_TOKEN)?;
         eventually(START, || {
             cluster.processes.check("kube-apiserver")?;
             cluster.kubectl(&["get", "--raw", "/readyz"]).ok()
@@ -178,6 +182,15 @@ impl Cluster {
         &self.server
     }
 
+    /// The API server's address.
+    ///
+    /// # Errors
+    /// Never: its URL has an address and a port.
+    pub(crate) fn address(&self) -> Result<SocketAddr> {
+        let address = self.server.strip_prefix("https://").unwrap_or_default().parse();
+        address.map_err(|error| format!("{}: {error}", self.server))
+    }
+
     /// Runs kubectl as the administrator.
     pub fn kubectl(&self, args: &[&str]) -> Output {
         self.kubectl_with(args, "")
@@ -204,12 +217,14 @@ impl Cluster {
         run(command.args(args), shown("helm", args), "")
     }
 
-    /// Makes a namespace, ready for pods.
+    /// Makes a namespace with these labels, ready for pods.
     ///
     /// # Errors
-    /// When it isn't within a minute.
-    pub fn namespace(&self, name: &str) -> Result<()> {
-        self.kubectl(&["create", "namespace", name]).ok()?;
+    /// When there is one already, or it isn't ready within a minute.
+    pub fn namespace(&self, name: &str, labels: &BTreeMap<String, String>) -> Result<()> {
+        let object =
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}});
+        self.kubectl_with(&["create", "-f", "-"], &object.to_string()).ok()?;
         eventually(START, || self.kubectl(&["-n", name, "get", "serviceaccount", "default"]).ok()).map(drop)
     }
 
@@ -228,15 +243,40 @@ impl Cluster {
         .map(drop)
     }
 
-    /// Writes a kubeconfig that carries the token of a service account, so that RBAC is what a pod of it has.
+    /// Writes a kubeconfig that carries the token of a service account, so that RBAC is what a pod of it has, and leads
+    /// to `server`: our own URL or a proxy's.
     ///
     /// # Errors
     /// When there is no such account.
-    pub fn kubeconfig_of(&self, namespace: &str, account: &str) -> Result<PathBuf> {
+    pub fn kubeconfig_of(&self, namespace: &str, account: &str, server: &str) -> Result<PathBuf> {
         let token = self.kubectl(&["-n", namespace, "create", "token", account, "--duration=24h"]).ok()?;
-        let path = self.dir().join(format!("kubeconfig.{account}"));
-        self.write_kubeconfig(&path, token.trim())?;
+        let path = self.dir().join(format!("kubeconfig.{namespace}.{account}"));
+        self.write_kubeconfig(&path, server, token.trim())?;
         Ok(path)
+    }
+
+    /// Compacts etcd up to its present revision, as the API server does every five minutes: watches and lists from older
+    /// resource versions are refused from then on, once its own cache does not have them. Gives the revision.
+    ///
+    /// # Errors
+    /// When etcd does not answer.
+    pub fn compact_etcd(&self) -> Result<u64> {
+        let ask = |path: &str, question: Value| -> Result<Value> {
+            let answer = exchange(&self.etcd, &format!("POST {path}"), &question.to_string())?;
+            let body = answer
+                .split_once("\r\n\r\n")
+                .map(|(_, body)| body)
+                .filter(|_| answer.starts_with("HTTP/1.1 200"));
+            let body = body.and_then(|body| body.get(body.find('{')?..=body.rfind('}')?));
+            body.and_then(|body| serde_json::from_str(body).ok())
+                .ok_or_else(|| format!("etcd{path}: {answer}"))
+        };
+        let now = ask("/v3/kv/range", json!({"key": "AA==", "count_only": true}))?;
+        let revision =
+            now.pointer("/header/revision").and_then(Value::as_str).and_then(|text| text.parse().ok());
+        let revision: u64 = revision.ok_or_else(|| format!("etcd has no revision: {now}"))?;
+        ask("/v3/kv/compaction", json!({"revision": revision.to_string(), "physical": true}))?;
+        Ok(revision)
     }
 
     /// The audit log so far, one event per line, if it was asked for.
@@ -245,18 +285,20 @@ impl Cluster {
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// What somebody needs who looks for the cause of a failure in a namespace: objects, events and the last lines of
-    /// the logs of `processes`.
-    pub fn report(&self, namespace: &str, processes: &[&str]) -> String {
+    /// What somebody needs who looks for the cause of a failure in some namespaces: objects, events and the last lines
+    /// of the logs of `processes`.
+    pub fn report(&self, namespaces: &[String], processes: &[String]) -> String {
         let mut text = String::new();
         let kinds = "targetgroupbindings,services,endpointslices,pods,deployments,configmaps";
-        for args in [
-            vec!["-n", namespace, "get", kinds, "-o", "wide"],
-            vec!["-n", namespace, "get", "targetgroupbindings", "-o", "yaml"],
-            vec!["-n", namespace, "get", "events", "--sort-by=.lastTimestamp"],
-        ] {
-            let output = self.kubectl(&args);
-            text.push_str(&format!("$ {}\n{}{}\n", output.command, output.stdout, output.stderr));
+        for namespace in namespaces {
+            for args in [
+                vec!["get", kinds, "-o", "wide"],
+                vec!["get", "targetgroupbindings", "-o", "yaml"],
+                vec!["get", "events", "--sort-by=.lastTimestamp"],
+            ] {
+                let output = self.kubectl(&[&["-n", namespace], args.as_slice()].concat());
+                text.push_str(&format!("$ {}\n{}{}\n", output.command, output.stdout, output.stderr));
+            }
         }
         for name in processes {
             let log = self.processes.log(name);
@@ -267,12 +309,12 @@ impl Cluster {
         text
     }
 
-    fn write_kubeconfig(&self, path: &Path, token: &str) -> Result<()> {
+    fn write_kubeconfig(&self, path: &Path, server: &str, token: &str) -> Result<()> {
         let ca = self.dir().join("ca.crt");
         let config = json!({
             "apiVersion": "v1",
             "kind": "Config",
-            "clusters": [{"name": "tgb", "cluster": {"server": self.server, "certificate-authority": ca}}],
+            "clusters": [{"name": "tgb", "cluster": {"server": server, "certificate-authority": ca}}],
             "users": [{"name": "tgb", "user": {"token": token}}],
             "contexts": [{"name": "tgb", "context": {"cluster": "tgb", "user": "tgb"}}],
             "current-context": "tgb",

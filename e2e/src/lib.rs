@@ -1,43 +1,70 @@
 //! A real control plane, an AWS to talk to, and the product between them, as processes on this machine.
 //!
 //! # How to add a scenario
-//! Write a test in `e2e/tests/scenarios.rs`; its tests share one control plane ([`World`]), so don't make another file
-//! lightly. A test is a sentence and gets a namespace of its own, a [`Space`]:
+//! Write a test in `e2e/tests/scenarios.rs`, or in the file of its subject; the tests of a file share one control plane
+//! and one awsim ([`World::shared`]), so don't make another file lightly. A test is a sentence and has a [`Space`]: a
+//! namespace, an AWS account with a VPC and two nodes, a webhook and a controller of its own, with the roles of the chart.
+//! So it may kill, pause, throttle, deny and reconfigure without disturbing others, and runs beside them.
 //!
 //! ```no_run
-//! use tgb_e2e::{World, eventually};
+//! use awsim::{Effect, Fault, Probe};
+//! use serde_json::json;
+//! use std::time::Duration;
+//! use tgb_e2e::World;
 //! # fn main() -> tgb_e2e::Result<()> {
-//! let space = World::shared()?.space("scaling")?; // prints everything about it if the test fails
-//! let arn = space.target_group("HTTP", 80, "ip")?;
-//! space.deploy("web", 4)?;
-//! eventually(std::time::Duration::from_secs(20), || {
-//!     let targets = space.targets(&arn)?;
-//!     if targets.len() == 4 { Ok(()) } else { Err(format!("{targets:?}")) }
-//! })?;
+//! let world = World::shared()?;
+//! let space = world.space("scaling")?; // prints everything about it if the test fails
+//! let arn = space.served_target_group("HTTP", 80, "ip")?; // with a load balancer, so that targets become healthy
+//! space.deploy("web", 4)?; // a Deployment and a Service
+//! space.bind("web", &arn, &json!({}))?; // `more` of the spec: json!({"networking": …})
+//! space.until_pods_are_targets(&arn, "web", 4)?;
+//!
+//! // AWS: single targets, faults, limits, time; all of this account only
+//! space.set_health(&arn, "*", &Probe::Failing { reason: "Target.Timeout".into(), description: "Request timed out".into() })?;
+//! space.fault(Fault::new(Effect::LostResponse).action("RegisterTargets").times(1))?;
+//! space.throttle(true)?;
+//! space.attribute(&arn, "deregistration_delay.timeout_seconds", "30")?;
+//! space.advance(Duration::from_secs(30))?;
+//! assert!(space.count("RegisterTargets") > 0); // what the product called, without this harness
+//!
+//! // processes: kill, pause, resume, stop, restart, other flags, metrics, logs, the network in between
+//! space.controller().restart_with(&["--health-poll=1s"])?;
+//! space.webhook().link()?.hold(); // slow, cut, open
+//!
+//! // adjusted before it starts
+//! let gated = world.prepare("gated").with_readiness_gates().controller("--health-poll=1s").start()?;
+//! # drop(gated);
 //! # Ok(())
 //! # }
 //! ```
+//! - Instance targets: `let port = space.node_port("web")?`, then bind a target group of the type `instance`; the nodes are
+//!   `space.aws().lab().instances`. Security groups: [`Space::security_group`], [`Space::rules`], and `seed` for anything
+//!   else that an account can hold.
+//! - One more namespace under the same controller: `prepare("a").namespace("b")`; a controller that looks after all
+//!   namespaces as in production, or a control plane with other flags: [`World::start`], in a file of its own.
+//! - Whoever kills or pauses the API server or etcd disturbs all tests of the file: put that into `tests/control_plane.rs`.
 //! - `make e2e` runs all; `cargo test --workspace --test scenarios NAME` one, after `cargo build --workspace --bins`.
 //! - Nothing sleeps: [`eventually`] waits for a condition with a deadline and says at the end what was still wrong.
 //! - `TGB_KEEP=1` keeps the directory with the logs of all processes.
-//! - Any process can be paused, killed and restarted: [`Processes`]; awsim takes faults: [`Aws::server`].
 //!
 //! Where the programs come from: [`Programs`].
 
 mod aws;
 mod cluster;
+mod link;
 mod process;
 mod product;
 mod programs;
 pub mod walkthrough;
 mod world;
 
-pub use aws::{Aws, Lab};
+pub use aws::{Aws, Lab, USER};
 pub use cluster::{Cluster, Node, Options};
+pub use link::Link;
 pub use process::{Processes, Spec};
-pub use product::{CLUSTER_NAME, NAMESPACE, Product, Settings, get};
+pub use product::{CLUSTER_NAME, NAMESPACE, Part, Product, Scope, Settings, get, run_program};
 pub use programs::Programs;
-pub use world::{Space, World};
+pub use world::{Prepare, Setup, Space, World};
 
 use std::fmt::Debug;
 use std::io::Write;

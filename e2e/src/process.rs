@@ -188,9 +188,16 @@ impl Processes {
     /// # Errors
     /// When it was never started, or does not start again.
     pub fn restart(&self, name: &str) -> Result<()> {
+        self.restart_with(name, |_| ())
+    }
+
+    /// The same with other arguments.
+    pub(crate) fn restart_with(&self, name: &str, change: impl FnOnce(&mut Vec<String>)) -> Result<()> {
         self.kill(name)?;
         let spec = self.table().get(name).map(|(spec, _)| spec.clone());
-        self.spawn(name, spec.ok_or_else(|| format!("{name} was not started"))?)
+        let mut spec = spec.ok_or_else(|| format!("{name} was not started"))?;
+        change(&mut spec.args);
+        self.spawn(name, spec)
     }
 
     /// The names of all processes that were started.

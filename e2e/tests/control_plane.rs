@@ -1,6 +1,7 @@
 //! The harness itself: what scenarios rely on.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tgb_e2e::{Aws, Cluster, Options, eventually};
 
@@ -11,7 +12,7 @@ fn pods_run_become_ready_and_wait_for_their_readiness_gates() {
     let cluster = Cluster::start(Options { audit: true, ..Options::default() }).unwrap();
     let aws = Aws::moto(&cluster).unwrap();
     cluster.nodes(&aws.nodes()).unwrap();
-    cluster.namespace("shop").unwrap();
+    cluster.namespace("shop", &BTreeMap::new()).unwrap();
     let pod = |name: &str, gates: &str| {
         let pod = format!(
             "{{apiVersion: v1, kind: Pod, metadata: {{name: {name}}}, \

@@ -1,18 +1,15 @@
 //! What `make demo` shows, step by step, on both emulators.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
 
+use std::collections::BTreeMap;
 use tgb_e2e::walkthrough::{self, Fidelity, Silent};
-use tgb_e2e::{Aws, Cluster, Options, Product, Settings};
+use tgb_e2e::{Aws, Cluster, Options, Settings, Setup, World};
 
-fn walk(start: fn(&Cluster) -> tgb_e2e::Result<Aws>, fidelity: Fidelity, settings: &Settings) {
-    let cluster =
-        Cluster::start(Options { reachable: settings.by_own_address, ..Options::default() }).unwrap();
-    let aws = start(&cluster).unwrap();
-    cluster.nodes(&aws.nodes()).unwrap();
-    Product::start(&cluster, &aws, settings).unwrap();
-    cluster.namespace("shop").unwrap();
-    if let Err(error) = walkthrough::run(&cluster, &aws, "shop", fidelity, &mut Silent) {
-        panic!("{}\n{}\n{error}", aws.journal(), cluster.report("shop", &["tgb-webhook", "tgb-controller"]));
+fn walk(aws: fn(&Cluster) -> tgb_e2e::Result<Aws>, fidelity: Fidelity, product: &Settings) {
+    let world = World::start(&Setup { cluster: Options::default(), product, aws }).unwrap();
+    world.cluster.namespace("shop", &BTreeMap::new()).unwrap();
+    if let Err(error) = walkthrough::run(&world.cluster, &world.aws, "shop", fidelity, &mut Silent) {
+        panic!("{}\n{error}", world.report(&["shop".to_owned()], &world.product.names(), &world.aws));
     }
 }
 

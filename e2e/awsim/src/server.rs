@@ -21,6 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use crate::state::{
     Aws, Cluster, Eni, Instance, InstanceState, Probe, Quotas, SecurityGroup, Subnet, TargetId, Timing, Vpc,
 };
+use crate::wire::{AwsError, Service};
 use crate::world::{Call, DEFAULT_ACCOUNT, Fault, Options, Request, Role, Wire, World};
 
 /// A running awsim; it ends when this is dropped.
@@ -118,9 +119,34 @@ impl Server {
         self.world.seed_random(seed);
     }
 
-    /// Switches throttling; buckets are full then.
-    pub fn throttle(&self, on: bool) {
-        self.world.throttle(on);
+    /// Switches throttling, of an account or of all that have no setting of their own; buckets are full then.
+    pub fn throttle(&self, account: Option<&str>, on: bool) {
+        self.world.throttle(account, on);
+    }
+
+    /// Makes a call as the user `user` of an account, without HTTP: faults, throttling and the journal are as for any
+    /// other. A list is given as `Targets.member.1.Id`. Returns the XML of the answer.
+    ///
+    /// # Errors
+    /// What AWS answers; also the faults `reset` and `lost_response`, with these as codes.
+    pub fn call(
+        &self,
+        (account, user): (&str, &str),
+        region: &str,
+        service: Service,
+        action: &str,
+        parameters: &[(&str, &str)],
+    ) -> Result<String, AwsError> {
+        let mut form = form_urlencoded::Serializer::new(String::new());
+        form.append_pair("Action", action).append_pair("Version", service.version()).extend_pairs(parameters);
+        let scope =
+            format!("Credential=AKIA{account}{user}/20260101/{region}/{}/aws4_request", service.name());
+        let body = form.finish();
+        let reply = self.world.answer(Request { authorization: Some(&scope), body: body.as_bytes() });
+        match reply.error {
+            Some(error) => Err(error),
+            None => Ok(reply.body),
+        }
     }
 
     /// Sets what health checks of a target find, by ARN or name of the group; id `*` is every target. Returns how many
@@ -148,9 +174,9 @@ impl Server {
         self.world.with(account, region, |aws, now| rows(aws, group, now))
     }
 
-    /// Moves the simulated clock.
-    pub fn advance(&self, by: Duration) {
-        self.world.advance(by);
+    /// Moves the simulated clock, of an account or of all.
+    pub fn advance(&self, account: Option<&str>, by: Duration) {
+        self.world.advance(account, by);
     }
 
     /// Simulated seconds per real second; 0 stops the clock.
@@ -158,10 +184,10 @@ impl Server {
         self.world.scale(scale);
     }
 
-    /// The simulated time, milliseconds since the epoch.
+    /// The simulated time of an account, milliseconds since the epoch.
     #[must_use]
-    pub fn now(&self) -> u64 {
-        self.world.now()
+    pub fn now(&self, account: &str) -> u64 {
+        self.world.now_of(account)
     }
 
     /// All calls so far, the oldest first.
@@ -419,12 +445,14 @@ struct SetHealth {
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct ClockChange {
+    account: Option<String>,
     advance_ms: u64,
     scale: Option<f64>,
 }
 
 #[derive(Deserialize)]
 struct Switch {
+    account: Option<String>,
     throttle: Option<bool>,
     seed: Option<u64>,
 }
@@ -448,8 +476,11 @@ fn control(world: &World, method: &Method, path: &str, query: &str, body: &[u8])
             if let Some(scale) = change.scale {
                 world.scale(scale);
             }
-            world.advance(Duration::from_millis(change.advance_ms));
-            return Ok(serde_json::json!({ "now_ms": world.now() }));
+            let account = change.account.as_deref();
+            world.advance(account, Duration::from_millis(change.advance_ms));
+            return Ok(
+                serde_json::json!({ "now_ms": account.map_or_else(|| world.now(), |a| world.now_of(a)) }),
+            );
         }
         (&Method::GET, "journal") => return Ok(serde_json::json!(world.journal(account.as_deref()))),
         (&Method::DELETE, "journal") => world.clear_journal(account.as_deref()),
@@ -487,7 +518,7 @@ fn control(world: &World, method: &Method, path: &str, query: &str, body: &[u8])
         (&Method::POST, "options") => {
             let switch: Switch = read(body)?;
             if let Some(on) = switch.throttle {
-                world.throttle(on);
+                world.throttle(switch.account.as_deref(), on);
             }
             if let Some(seed) = switch.seed {
                 world.seed_random(seed);

@@ -350,7 +350,7 @@ fn elb_gives_forty_calls_then_ten_a_second_and_ec2_says_503() {
         200,
         "other accounts go on"
     );
-    world.advance(std::time::Duration::from_secs(1));
+    world.advance(None, std::time::Duration::from_secs(1));
     assert_eq!((0..40).filter(|_| elb(&world) == 200).count(), 10);
     let answers: Vec<_> = (0..101).map(|_| signed(&world, "111122223333", "ec2", VPCS)).collect();
     let last = answers.last().unwrap();
@@ -413,7 +413,7 @@ fn a_role_wants_trust_and_its_external_id_and_its_session_expires() {
     let key = text(&answer.body, "AccessKeyId");
     let who = "Action=GetCallerIdentity&Version=2011-06-15";
     assert_eq!(text(&signed(&world, &key, "sts", who).body, "Account"), "999988887777");
-    world.advance(std::time::Duration::from_secs(3600));
+    world.advance(None, std::time::Duration::from_secs(3600));
     assert_eq!(text(&signed(&world, &key, "sts", who).body, "Code"), "ExpiredToken");
 }
 

@@ -113,9 +113,18 @@ pub struct Fault {
     /// That many calls are hit, then it is over.
     #[serde(default)]
     pub count: Option<u64>,
-    /// Share of the matching calls that are hit, from the seeded generator.
+    /// Share of the matching calls that are hit, from a seeded generator of this fault.
     #[serde(default)]
     pub probability: Option<f64>,
+    /// Seed of that generator; the server's if there is none.
+    #[serde(default)]
+    pub seed: Option<u64>,
+    /// It begins so many simulated milliseconds after it was added.
+    #[serde(default)]
+    pub after_ms: u64,
+    /// It lasts so many simulated milliseconds, then it is over.
+    #[serde(default)]
+    pub for_ms: Option<u64>,
     /// What happens.
     pub effect: Effect,
 }
@@ -134,8 +143,51 @@ impl Fault {
             skip: 0,
             count: None,
             probability: None,
+            seed: None,
+            after_ms: 0,
+            for_ms: None,
             effect,
         }
+    }
+
+    /// A schedule by chance, the same for the same seed: `count` faults of an account, each of some calls or of a whole
+    /// service, that begin within `length` of simulated time and are all over when it ends.
+    #[must_use]
+    pub fn schedule(seed: u64, account: &str, count: usize, length: Duration) -> Vec<Self> {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let length = u64::try_from(length.as_millis()).unwrap_or(u64::MAX).max(1);
+        let error = |status, code: &str| Effect::Error {
+            status,
+            code: code.to_owned(),
+            message: "We encountered an internal error. Please try again.".to_owned(),
+        };
+        (0..count)
+            .map(|_| {
+                let effect = match random.u8(0..8) {
+                    0 => Effect::Latency { ms: random.u64(10..1_000) },
+                    1 => error(500, "InternalFailure"),
+                    2 => error(502, "BadGateway"),
+                    3 => Effect::Throttle,
+                    4 => Effect::Unavailable,
+                    5 => Effect::Reset,
+                    _ => Effect::LostResponse,
+                };
+                let service = random.choice([Service::Elb, Service::Ec2, Service::Sts]);
+                let action =
+                    random.choice(["*", "Describe*", "*Targets", "*SecurityGroup*", "Describe*Groups"]);
+                let after_ms = random.u64(0..length);
+                Self {
+                    account: Some(account.to_owned()),
+                    service: if random.bool() { service } else { None },
+                    action: action.map(str::to_owned),
+                    probability: Some(0.2 + 0.8 * random.f64()),
+                    seed: Some(random.u64(..)),
+                    after_ms,
+                    for_ms: Some(random.u64(0..=length - after_ms)),
+                    ..Self::new(effect)
+                }
+            })
+            .collect()
     }
 
     /// Only this account.
@@ -177,6 +229,14 @@ impl Fault {
     #[must_use]
     pub fn times(mut self, calls: u64) -> Self {
         self.count = Some(calls);
+        self
+    }
+
+    /// It begins after some simulated time and lasts for some, then it is over.
+    #[must_use]
+    pub fn between(mut self, after: Duration, lasting: Duration) -> Self {
+        let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        (self.after_ms, self.for_ms) = (ms(after), Some(ms(lasting)));
         self
     }
 
@@ -266,9 +326,23 @@ struct Caller {
     role_session: bool,
 }
 
-struct Faults {
-    list: Vec<(Fault, u64)>,
+/// A fault that was added.
+struct Active {
+    fault: Fault,
+    /// Matching calls so far.
+    seen: u64,
+    /// When it was added, simulated milliseconds.
+    since_ms: u64,
     random: fastrand::Rng,
+}
+
+/// What an account has of its own beside its resources.
+#[derive(Debug, Clone, Copy, Default)]
+struct Own {
+    /// How far its clock is ahead of the server's.
+    ahead_ms: u64,
+    /// Whether it is throttled; none: as all.
+    throttle: Option<bool>,
 }
 
 struct Clock {
@@ -299,6 +373,8 @@ pub(crate) struct Reply {
     pub delay: Duration,
     /// Whether there is an answer at all.
     pub wire: Wire,
+    /// What went wrong, lost answers included.
+    pub error: Option<AwsError>,
 }
 
 /// What happens to the connection.
@@ -320,7 +396,9 @@ pub(crate) struct World {
     pub(crate) options: Options,
     accounts: RwLock<Accounts>,
     iam: Mutex<Iam>,
-    faults: Mutex<Faults>,
+    faults: Mutex<Vec<Active>>,
+    seed: std::sync::atomic::AtomicU64,
+    own: Mutex<HashMap<String, Own>>,
     journal: Mutex<VecDeque<Line>>,
     buckets: Mutex<HashMap<String, (u64, u64)>>,
     throttle: std::sync::atomic::AtomicBool,
@@ -343,7 +421,9 @@ impl World {
         Self {
             accounts: RwLock::default(),
             iam: Mutex::default(),
-            faults: Mutex::new(Faults { list: Vec::new(), random: fastrand::Rng::with_seed(options.seed) }),
+            faults: Mutex::default(),
+            seed: options.seed.into(),
+            own: Mutex::default(),
             journal: Mutex::default(),
             buckets: Mutex::default(),
             throttle: options.throttle.into(),
@@ -360,8 +440,18 @@ impl World {
         clock.at_ms + u64::try_from(elapsed.as_millis()).unwrap_or(0)
     }
 
-    pub(crate) fn advance(&self, by: Duration) {
-        lock(&self.clock).at_ms += u64::try_from(by.as_millis()).unwrap_or(0);
+    /// The time of an account, which may be ahead.
+    pub(crate) fn now_of(&self, account: &str) -> u64 {
+        self.now() + lock(&self.own).get(account).map_or(0, |own| own.ahead_ms)
+    }
+
+    /// Moves the clock of an account or of all.
+    pub(crate) fn advance(&self, account: Option<&str>, by: Duration) {
+        let by = u64::try_from(by.as_millis()).unwrap_or(0);
+        match account {
+            Some(account) => lock(&self.own).entry(account.to_owned()).or_default().ahead_ms += by,
+            None => lock(&self.clock).at_ms += by,
+        }
     }
 
     pub(crate) fn scale(&self, scale: f64) {
@@ -369,9 +459,13 @@ impl World {
         *lock(&self.clock) = Clock { at_ms: now, since: Instant::now(), scale };
     }
 
-    pub(crate) fn throttle(&self, on: bool) {
-        self.throttle.store(on, std::sync::atomic::Ordering::Relaxed);
-        lock(&self.buckets).clear();
+    /// Switches throttling of an account or of all others; buckets are full then.
+    pub(crate) fn throttle(&self, account: Option<&str>, on: bool) {
+        match account {
+            Some(account) => lock(&self.own).entry(account.to_owned()).or_default().throttle = Some(on),
+            None => self.throttle.store(on, std::sync::atomic::Ordering::Relaxed),
+        }
+        lock(&self.buckets).retain(|key, _| account.is_some_and(|account| !key.starts_with(account)));
     }
 
     pub(crate) fn account(&self, account: &str, region: &str) -> Arc<Mutex<Aws>> {
@@ -386,7 +480,7 @@ impl World {
     }
 
     pub(crate) fn with<R>(&self, account: &str, region: &str, f: impl FnOnce(&mut Aws, u64) -> R) -> R {
-        let now = self.now();
+        let now = self.now_of(account);
         let aws = self.account(account, region);
         let mut aws = lock(&aws);
         f(&mut aws, now)
@@ -399,27 +493,33 @@ impl World {
             .retain(|(a, _), _| account.is_some_and(|account| account != a));
         lock(&self.journal).retain(|l| account.is_some_and(|account| account != l.call.account));
         lock(&self.faults)
-            .list
-            .retain(|(f, _)| account.is_some_and(|account| f.account.as_deref() != Some(account)));
+            .retain(|f| account.is_some_and(|account| f.fault.account.as_deref() != Some(account)));
+        lock(&self.own).retain(|a, _| account.is_some_and(|account| account != a));
     }
 
     pub(crate) fn add_fault(&self, fault: Fault) {
-        lock(&self.faults).list.push((fault, 0));
+        let since_ms = fault.account.as_deref().map_or_else(|| self.now(), |account| self.now_of(account));
+        let seed = fault.seed.unwrap_or_else(|| self.seed.load(std::sync::atomic::Ordering::Relaxed));
+        let random = fastrand::Rng::with_seed(seed);
+        lock(&self.faults).push(Active { fault, seen: 0, since_ms, random });
     }
 
     pub(crate) fn clear_faults(&self, name: Option<&str>, account: Option<&str>) {
-        lock(&self.faults).list.retain(|(f, _)| {
-            name.is_some_and(|n| f.name.as_deref() != Some(n))
-                || account.is_some_and(|a| f.account.as_deref() != Some(a))
+        lock(&self.faults).retain(|f| {
+            name.is_some_and(|n| f.fault.name.as_deref() != Some(n))
+                || account.is_some_and(|a| f.fault.account.as_deref() != Some(a))
         });
     }
 
     pub(crate) fn faults(&self) -> Vec<Fault> {
-        lock(&self.faults).list.iter().map(|(f, _)| f.clone()).collect()
+        lock(&self.faults).iter().map(|f| f.fault.clone()).collect()
     }
 
     pub(crate) fn seed_random(&self, seed: u64) {
-        lock(&self.faults).random = fastrand::Rng::with_seed(seed);
+        self.seed.store(seed, std::sync::atomic::Ordering::Relaxed);
+        for fault in &mut *lock(&self.faults) {
+            fault.random = fastrand::Rng::with_seed(fault.fault.seed.unwrap_or(seed));
+        }
     }
 
     pub(crate) fn add_role(&self, role: Role) {
@@ -440,9 +540,7 @@ impl World {
 
     /// Answers one request and writes it down.
     pub(crate) fn answer(&self, request: Request<'_>) -> Reply {
-        let now = self.now();
         let number = self.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let request_id = format!("{:08x}-0000-4000-8000-{number:012x}", now & 0xffff_ffff);
         let params = Params::parse(request.body);
         let action = params.get("Action").unwrap_or_default();
         let scope = request.authorization.and_then(scope);
@@ -457,12 +555,14 @@ impl World {
         };
         let known = service.is_some();
         let service = service.unwrap_or_else(by_version);
-        let caller = self.caller(scope.map(|(key, ..)| key), service, region, now);
+        let caller = self.caller(scope.map(|(key, ..)| key), service, region);
         let (caller_arn, account) = match &caller {
             Ok(caller) => (caller.arn.clone(), caller.account.clone()),
             Err(_) => (String::new(), DEFAULT_ACCOUNT.to_owned()),
         };
-        let (delay, effect) = self.strike(&account, region, service, action, request.body);
+        let now = self.now_of(&account);
+        let request_id = format!("{:08x}-0000-4000-8000-{number:012x}", now & 0xffff_ffff);
+        let (delay, effect) = self.strike(&account, region, service, action, request.body, now);
         let mut wire = Wire::Answer;
         let mut result = match (caller, effect) {
             (Err(error), _) => Err(error),
@@ -493,7 +593,13 @@ impl World {
             Ok(xml) => (200, None, service.answer(action, &request_id, xml)),
             Err(error) => (error.status, Some(error.code.to_string()), error.body(service, &request_id)),
         };
-        let code = if wire == Wire::Close { Some("LostResponse".to_owned()) } else { code };
+        let (code, error) = match (wire, result) {
+            (Wire::Close, _) => {
+                let lost = AwsError::with_status(status, "LostResponse", "no answer came");
+                (Some("LostResponse".to_owned()), Some(lost))
+            }
+            (_, result) => (code, result.err()),
+        };
         let mut journal = lock(&self.journal);
         journal.push_back(Line {
             call: Call {
@@ -513,7 +619,7 @@ impl World {
         while journal.len() > self.options.journal_limit {
             journal.pop_front();
         }
-        Reply { status, body, request_id, delay, wire }
+        Reply { status, body, request_id, delay, wire, error }
     }
 
     #[allow(clippy::too_many_arguments, reason = "the parts of one request")]
@@ -527,7 +633,8 @@ impl World {
         params: &Params,
         now: u64,
     ) -> Result<Xml, AwsError> {
-        if self.throttle.load(std::sync::atomic::Ordering::Relaxed) {
+        let own = lock(&self.own).get(&caller.account).and_then(|own| own.throttle);
+        if own.unwrap_or_else(|| self.throttle.load(std::sync::atomic::Ordering::Relaxed)) {
             self.draw(&caller.account, region, service, action, params, now)?;
         }
         if action.is_empty() {
@@ -547,13 +654,7 @@ impl World {
         }
     }
 
-    fn caller(
-        &self,
-        key: Option<&str>,
-        service: Service,
-        region: &str,
-        now: u64,
-    ) -> Result<Caller, AwsError> {
+    fn caller(&self, key: Option<&str>, service: Service, region: &str) -> Result<Caller, AwsError> {
         let Some(key) = key else {
             return Err(AwsError::with_status(
                 403,
@@ -561,14 +662,14 @@ impl World {
                 "Request is missing Authentication Token",
             ));
         };
-        let expired = |at: u64| {
+        let expired = |at: u64, now: u64| {
             let code = if service == Service::Ec2 { "RequestExpired" } else { "ExpiredToken" };
             (at <= now).then(|| {
                 AwsError::with_status(403, code, "The security token included in the request is expired")
             })
         };
         if let Some(session) = lock(&self.iam).sessions.get(key) {
-            if let Some(error) = expired(session.expires_ms) {
+            if let Some(error) = expired(session.expires_ms, self.now_of(&session.account)) {
                 return Err(error);
             }
             return Ok(Caller {
@@ -579,8 +680,11 @@ impl World {
             });
         }
         let digits = |text: &str| text.len() == 12 && text.bytes().all(|b| b.is_ascii_digit());
-        let account = [key.get(..12), key.get(4..16)].into_iter().flatten().find(|t| digits(t));
-        if account.is_none() && key.starts_with("ASIA") {
+        let named = [(key.get(..12), key.get(12..)), (key.get(4..16), key.get(16..))];
+        let named = named.into_iter().find_map(|(account, user)| {
+            account.filter(|text| digits(text)).zip(Some(user.filter(|text| !text.is_empty())))
+        });
+        if named.is_none() && key.starts_with("ASIA") {
             let (status, code, text) = match service {
                 Service::Ec2 => {
                     (401, "AuthFailure", "AWS was not able to validate the provided access credentials")
@@ -589,8 +693,9 @@ impl World {
             };
             return Err(AwsError::with_status(status, code, text));
         }
-        let account = account.unwrap_or(DEFAULT_ACCOUNT).to_owned();
-        let arn = format!("arn:{}:iam::{account}:user/awsim", partition(region));
+        let (account, user) = named.unwrap_or((DEFAULT_ACCOUNT, None));
+        let (account, user) = (account.to_owned(), user.unwrap_or("awsim"));
+        let arn = format!("arn:{}:iam::{account}:user/{user}", partition(region));
         Ok(Caller { account, arn, user_id: "AIDAAWSIM00000000000".to_owned(), role_session: false })
     }
 
@@ -602,17 +707,20 @@ impl World {
         service: Service,
         action: &str,
         body: &[u8],
+        now: u64,
     ) -> (Duration, Option<Effect>) {
         let mut faults = lock(&self.faults);
-        let Faults { list, random } = &mut *faults;
         let (mut delay, mut effect) = (Duration::ZERO, None);
         let mut text: Option<String> = None;
-        for (fault, hits) in list.iter_mut() {
+        for Active { fault, seen, since_ms, random } in faults.iter_mut() {
+            let begins = since_ms.saturating_add(fault.after_ms);
             let fits = fault.account.as_deref().is_none_or(|a| a == account)
                 && fault.region.as_deref().is_none_or(|r| r == region)
                 && fault.service.is_none_or(|s| s == service)
                 && fault.action.as_deref().is_none_or(|a| glob(a, action))
                 && fault.count != Some(0)
+                && now >= begins
+                && fault.for_ms.is_none_or(|lasts| now < begins.saturating_add(lasts))
                 && fault.contains.as_deref().is_none_or(|wanted| {
                     text.get_or_insert_with(|| {
                         form_urlencoded::parse(body).map(|(k, v)| format!("{k}={v}\n")).collect()
@@ -626,8 +734,8 @@ impl World {
             if fault.probability.is_some_and(|share| random.f64() >= share) {
                 continue;
             }
-            *hits += 1;
-            if *hits <= fault.skip {
+            *seen += 1;
+            if *seen <= fault.skip {
                 continue;
             }
             if let Some(count) = &mut fault.count {
@@ -638,7 +746,12 @@ impl World {
                 other => effect = Some(other.clone()),
             }
         }
-        list.retain(|(f, _)| f.count != Some(0));
+        faults.retain(|f| {
+            let ends =
+                f.fault.for_ms.map(|lasts| f.since_ms.saturating_add(f.fault.after_ms).saturating_add(lasts));
+            f.fault.count != Some(0)
+                && ends.is_none_or(|ends| f.fault.account.as_deref() != Some(account) || now < ends)
+        });
         (delay, effect)
     }
 

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tgb_e2e::walkthrough::{self, Fidelity, Screen};
-use tgb_e2e::{Aws, Cluster, Options, Output, Product, Result, Settings};
+use tgb_e2e::{Aws, Cluster, Options, Output, Result, Settings, Setup, World};
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -26,17 +26,16 @@ fn demo(once: bool) -> Result<()> {
     terminal.title(
         "A control plane (etcd, Kubernetes 1.37.2, kwok), an AWS, the chart, the webhook and the controller",
     );
-    let cluster = Cluster::start(Options::default())?;
-    let aws = Aws::awsim()?;
-    cluster.nodes(&aws.nodes())?;
-    let product = Product::start(&cluster, &aws, &Settings::default())?;
+    let (cluster, product) = (Options::default(), &Settings::default());
+    let world = World::start(&Setup { cluster, product, aws: |_| Aws::awsim() })?;
+    let World { cluster, aws, product, .. } = &world;
     terminal.command(&cluster.kubectl(&["get", "nodes"]));
     terminal.command(&cluster.helm(&["list", "--namespace", tgb_e2e::NAMESPACE]));
-    walkthrough::run(&cluster, &aws, "default", Fidelity::Full, &mut terminal)?;
+    walkthrough::run(cluster, aws, "default", Fidelity::Full, &mut terminal)?;
 
     terminal.title("It stays up for you");
     println!("export KUBECONFIG={}", cluster.kubeconfig().display());
-    let environment = aws.environment();
+    let environment = aws.environment(tgb_e2e::USER);
     let needed = |name: &str| {
         ["AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].contains(&name)
     };
@@ -44,14 +43,18 @@ fn demo(once: bool) -> Result<()> {
         environment.iter().filter(|(name, _)| needed(name)).map(|(name, value)| format!(" {name}={value}"));
     println!("export{}", exports.collect::<String>());
     println!("export PATH={}:$PATH", cluster.programs().directories());
-    println!("# metrics: http://{}/metrics http://{}/metrics", product.webhook_http, product.controller_http);
+    println!(
+        "# metrics: http://{}/metrics http://{}/metrics",
+        product.webhook().http(),
+        product.controller().http()
+    );
     if once {
         return Ok(());
     }
     println!("# Ctrl-C ends everything. Target groups and their targets:");
     let mut lines = 0;
     loop {
-        let table = table(&cluster, &aws)?;
+        let table = table(cluster, aws)?;
         // back over the last table, line by line
         for _ in 0..lines {
             print!("\x1b[1A\x1b[2K");
