@@ -6,6 +6,7 @@ use crate::desired::Switches;
 use crate::events::Events;
 use crate::index::{Concerned, Index, Key};
 use crate::metrics::Metrics;
+use crate::reason::Reason;
 use ipnet::IpNet;
 use kube::Client;
 use std::collections::{BTreeMap, HashMap};
@@ -73,6 +74,8 @@ pub(crate) struct Settings {
     /// Only some namespaces are watched.
     pub(crate) watches_some: bool,
     pub(crate) manage_lbc_bindings: bool,
+    /// After how long a readiness gate of a binding that does not exist opens.
+    pub(crate) orphaned_gate_grace: Duration,
 }
 
 /// What wakes a worker.
@@ -89,6 +92,11 @@ impl Wake {
         self.notify.notify_one();
     }
 
+    /// Whether something has changed that no pass has seen yet.
+    pub(crate) fn is_changed(&self) -> bool {
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     /// Since when something has changed that the last call did not tell.
     pub(crate) fn take_changed(&self) -> Option<Instant> {
         self.changed.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -100,6 +108,20 @@ type KnownSubnets = (Instant, Arc<Vec<IpNet>>);
 
 /// Who works on which binding.
 type Workers = HashMap<Key, Arc<Wake>>;
+
+/// How a binding fares, for metrics.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Standing {
+    /// The reason of `Ready`.
+    pub(crate) reason: Option<Reason>,
+    /// Its targets by state, and those that are missing.
+    pub(crate) targets: BTreeMap<&'static str, usize>,
+    /// What would be registered and deregistered.
+    pub(crate) planned: (usize, usize),
+    pub(crate) pods_without_gate: usize,
+    /// Pods wait for their gates, or old targets for new ones.
+    pub(crate) waits: bool,
+}
 
 /// What all workers share.
 pub(crate) struct Ctx {
@@ -113,7 +135,10 @@ pub(crate) struct Ctx {
     pub(crate) stop: CancellationToken,
     index: RwLock<Index>,
     workers: Mutex<Workers>,
+    standings: Mutex<HashMap<Key, Standing>>,
     subnets: Mutex<BTreeMap<String, KnownSubnets>>,
+    /// Since when the watch of a kind is broken.
+    broken: Mutex<BTreeMap<&'static str, Instant>>,
     leading: AtomicBool,
     unsynced: AtomicUsize,
     synced: Notify,
@@ -131,7 +156,9 @@ impl Ctx {
             stop: CancellationToken::new(),
             index: RwLock::default(),
             workers: Mutex::default(),
+            standings: Mutex::default(),
             subnets: Mutex::default(),
+            broken: Mutex::default(),
             leading: AtomicBool::new(false),
             unsynced: AtomicUsize::new(0),
             synced: Notify::new(),
@@ -150,6 +177,16 @@ impl Ctx {
     /// For [`crate::run`], which starts and ends workers.
     pub(crate) fn workers(&self) -> MutexGuard<'_, Workers> {
         self.workers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How the bindings fare that have been looked at.
+    pub(crate) fn standings(&self) -> MutexGuard<'_, HashMap<Key, Standing>> {
+        self.standings.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Since when the watches of kinds are broken; those that are connected are not there.
+    pub(crate) fn broken(&self) -> MutexGuard<'_, BTreeMap<&'static str, Instant>> {
+        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How often a worker polls: `--health-poll`, or less often if there are so many that `--poll-rate` is reached.

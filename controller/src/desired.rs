@@ -2,11 +2,11 @@
 
 use crate::index::{Index, Key, NodeReady, Pod, Slice};
 use crate::reason::Reason;
-use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 use tgb_api::service::{Service, ServicePort};
 use tgb_api::target_group::{IpAddressType, TargetGroup, TargetType};
 use tgb_api::v1::TargetGroupBinding;
@@ -97,7 +97,7 @@ pub(crate) fn desired(
     };
     if service.service_type == "ExternalName" {
         let message = format!("TGB202 Service {service_key} is of type ExternalName, which has no endpoints");
-        return missing(Reason::UnsupportedServiceType, message, false);
+        return missing(Reason::UnsupportedServiceType, message, true);
     }
     let Some(port) = service_port(service, binding, group) else {
         let has: Vec<_> = service.ports.iter().map(ServicePort::describe).collect();
@@ -157,6 +157,7 @@ pub(crate) fn is_alive(
     index.pods_at(&ip).any(|(pod_key, pod)| {
         *pod_key.namespace == *binding.namespace()
             && pod.running
+            && pod.node.as_deref().is_none_or(|node| index.nodes.contains_key(node))
             && match (uid, service) {
                 (Some(uid), _) => pod.uid == uid,
                 (None, Some(service)) => {
@@ -179,9 +180,23 @@ pub(crate) fn is_of_cluster(index: &Index, key: &TargetKey) -> bool {
     }
 }
 
-/// `all` for an address that is in no subnet of the target group's VPC (RegisterTargets, "AvailabilityZone").
-pub(crate) fn zone(ip: &IpAddr, subnets: &[IpNet]) -> Option<String> {
-    (!subnets.iter().any(|subnet| subnet.contains(ip))).then(|| "all".to_owned())
+/// How much longer a Service without slices counts as missing instead of empty: its slices are still to come, since pods
+/// match its selector and it is younger than `grace`. `now` is in seconds since the epoch.
+pub(crate) fn not_there_yet(
+    index: &Index,
+    binding: &TargetGroupBinding,
+    grace: Duration,
+    now: i64,
+) -> Option<Duration> {
+    let key = Key::new(binding.namespace(), &binding.spec.service_ref.name);
+    let service = index.services.get(&key)?;
+    let age = u64::try_from(now - service.created?).unwrap_or_default();
+    let left = grace.checked_sub(Duration::from_secs(age)).filter(|left| !left.is_zero())?;
+    if index.slices(&key).next().is_some() {
+        return None;
+    }
+    let mut pods = index.pods.iter().filter(|(pod, _)| pod.namespace == key.namespace);
+    pods.any(|(_, pod)| pod.running && service.selects(&pod.labels)).then_some(left)
 }
 
 /// Whether labels match a selector; one that does not parse matches nothing.
@@ -271,7 +286,7 @@ fn ip_targets(
                 let zone = node.and_then(|node| node.zone()).map(str::to_owned);
                 let origin = Origin::Pod { key: key.clone(), uid: pod.uid.clone(), zone };
                 let waits_for_gate = pod.containers_ready && node_ready == NodeReady::Yes;
-                (origin, pod.quic.get(&candidate.port).cloned(), candidate.ready || waits_for_gate)
+                (origin, pod.quic_server_id(candidate.port).cloned(), candidate.ready || waits_for_gate)
             }
             Some(_) => continue,
             None if candidate.has_reference || !switches.endpoints_without_pods => continue,
@@ -372,4 +387,339 @@ fn is_usual(labels: &BTreeMap<String, String>) -> bool {
             labels.get("eks.amazonaws.com/compute-type").map(String::as_str),
             Some("fargate" | "hybrid")
         )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::api::core::v1 as core;
+    use serde::de::DeserializeOwned;
+    use serde_json::{Value, json};
+    use tgb_api::arn::TargetGroupArn;
+
+    const ARN: &str = "arn:aws:elasticloadbalancing:us-west-2:123456789012:targetgroup/web/1234567890abcdef";
+
+    fn read<T: DeserializeOwned>(value: Value) -> T {
+        serde_json::from_value(value).unwrap()
+    }
+
+    /// A cluster with Service `web` (80 to 8080), nodes `n1` (ready), `n2` (unknown) and `n3` (not ready).
+    fn cluster() -> Index {
+        let mut index = Index::default();
+        index.put_service(&read(service(json!({}))));
+        for (name, ready) in [("n1", "True"), ("n2", "Unknown"), ("n3", "False")] {
+            index.put_node(&read(node(name, ready, &format!("aws:///us-west-2a/i-{name}"), json!({}))));
+        }
+        index
+    }
+
+    fn service(spec: Value) -> Value {
+        let mut object = json!({
+            "metadata": {"namespace": "shop", "name": "web", "creationTimestamp": "2026-01-01T00:00:00Z"},
+            "spec": {
+                "type": "ClusterIP",
+                "selector": {"app": "web"},
+                "ports": [{"port": 80, "targetPort": 8080, "protocol": "TCP"}],
+            },
+        });
+        for (key, value) in spec.as_object().unwrap() {
+            object["spec"][key] = value.clone();
+        }
+        object
+    }
+
+    fn node(name: &str, ready: &str, provider: &str, labels: Value) -> Value {
+        json!({
+            "metadata": {"name": name, "labels": labels},
+            "spec": {"providerID": provider},
+            "status": {"conditions": [{"type": "Ready", "status": ready}]},
+        })
+    }
+
+    /// A pod on a node with these addresses; its containers are ready.
+    fn pod(name: &str, node: &str, ips: &[&str]) -> Value {
+        let ips: Vec<Value> = ips.iter().map(|ip| json!({"ip": ip})).collect();
+        json!({
+            "metadata": {"namespace": "shop", "name": name, "uid": format!("uid-{name}"), "labels": {"app": "web"}},
+            "spec": {"nodeName": node, "containers": [{"name": "web", "ports": [{"containerPort": 8080}]}]},
+            "status": {"phase": "Running", "podIPs": ips, "conditions": [{"type": "ContainersReady", "status": "True"}]},
+        })
+    }
+
+    /// A slice with an endpoint per (address, pod, ready).
+    fn slice(name: &str, family: &str, endpoints: &[(&str, Option<&str>, Option<bool>)]) -> Value {
+        let one = |(ip, pod, ready): &(&str, Option<&str>, Option<bool>)| {
+            let mut endpoint = json!({"addresses": [ip], "conditions": {}});
+            if let Some(ready) = ready {
+                endpoint["conditions"]["ready"] = json!(ready);
+            }
+            if let Some(pod) = pod {
+                endpoint["targetRef"] = json!({"kind": "Pod", "name": pod, "namespace": "shop"});
+            }
+            endpoint
+        };
+        json!({
+            "metadata": {
+                "namespace": "shop", "name": name, "labels": {"kubernetes.io/service-name": "web"},
+            },
+            "addressType": family,
+            "endpoints": endpoints.iter().map(one).collect::<Vec<_>>(),
+            "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
+        })
+    }
+
+    fn group(target_type: &str, family: &str, protocol: &str) -> TargetGroup {
+        TargetGroup {
+            arn: TargetGroupArn::parse(ARN).unwrap(),
+            target_type: target_type.to_owned(),
+            protocol: protocol.to_owned(),
+            ip_address_type: family.to_owned(),
+            vpc_id: None,
+            port: Some(80),
+            health_check_port: None,
+            load_balancer_arns: Vec::new(),
+        }
+    }
+
+    fn binding(spec: Value) -> TargetGroupBinding {
+        let mut object = json!({
+            "metadata": {"namespace": "shop", "name": "web"},
+            "spec": {"serviceRef": {"name": "web", "port": 80}},
+        });
+        for (key, value) in spec.as_object().unwrap() {
+            object["spec"][key] = value.clone();
+        }
+        read(object)
+    }
+
+    fn switches(without_pods: bool) -> Switches {
+        Switches { endpoints_fail_open: true, endpoints_without_pods: without_pods }
+    }
+
+    fn ips_with(index: &Index, family: &str, without_pods: bool) -> Vec<String> {
+        let group = group("ip", family, "HTTP");
+        let found = desired(index, &binding(json!({})), &group, &switches(without_pods));
+        found.targets.keys().map(ToString::to_string).collect()
+    }
+
+    fn ips(index: &Index) -> Vec<String> {
+        ips_with(index, "ipv4", false)
+    }
+
+    fn with_pods(pods: &[Value], slices: &[Value]) -> Index {
+        let mut index = cluster();
+        for pod in pods {
+            index.put_pod(&read(pod.clone()));
+        }
+        for slice in slices {
+            index.put_slice(&read(slice.clone()));
+        }
+        index
+    }
+
+    #[test]
+    fn an_endpoint_counts_if_it_is_ready_or_says_nothing_about_it() {
+        let pods = [pod("a", "n1", &["10.0.0.1"]), pod("b", "n1", &["10.0.0.2"])];
+        let endpoints = [("10.0.0.1", Some("a"), Some(true)), ("10.0.0.2", Some("b"), None)];
+        let index = with_pods(&pods, &[slice("s", "IPv4", &endpoints)]);
+        assert_eq!(ips(&index), ["10.0.0.1:8080", "10.0.0.2:8080"]);
+    }
+
+    #[test]
+    fn a_pod_that_waits_only_for_its_gate_counts_on_a_ready_node_alone() {
+        let pods = [pod("a", "n1", &["10.0.0.1"]), pod("b", "n3", &["10.0.0.2"])];
+        let endpoints = [("10.0.0.1", Some("a"), Some(false)), ("10.0.0.2", Some("b"), Some(false))];
+        let index = with_pods(&pods, &[slice("s", "IPv4", &endpoints)]);
+        assert_eq!(ips(&index), ["10.0.0.1:8080"]);
+    }
+
+    #[test]
+    fn nothing_else_being_left_endpoints_on_nodes_of_unknown_state_count() {
+        let mut sick = pod("a", "n2", &["10.0.0.1"]);
+        sick["status"]["conditions"] = json!([]);
+        let index =
+            with_pods(&[sick.clone()], &[slice("s", "IPv4", &[("10.0.0.1", Some("a"), Some(false))])]);
+        assert_eq!(ips(&index), ["10.0.0.1:8080"]);
+        let closed = Switches { endpoints_fail_open: false, ..Switches::default() };
+        let found = desired(&index, &binding(json!({})), &group("ip", "ipv4", "HTTP"), &closed);
+        assert!(found.targets.is_empty() && found.unready.len() == 1);
+        let endpoints = [("10.0.0.1", Some("a"), Some(false)), ("10.0.0.2", Some("b"), Some(true))];
+        let both = with_pods(&[sick, pod("b", "n1", &["10.0.0.2"])], &[slice("s", "IPv4", &endpoints)]);
+        assert_eq!(ips(&both), ["10.0.0.2:8080"]);
+    }
+
+    #[test]
+    fn pods_that_are_finished_terminating_gone_or_elsewhere_do_not_count() {
+        let (mut finished, mut terminating) = (pod("f", "n1", &["10.0.0.1"]), pod("t", "n1", &["10.0.0.2"]));
+        finished["status"]["phase"] = json!("Succeeded");
+        terminating["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        let moved = pod("m", "n1", &["10.0.0.9"]);
+        let endpoints = [
+            ("10.0.0.1", Some("f"), Some(true)),
+            ("10.0.0.2", Some("t"), Some(true)),
+            ("10.0.0.3", Some("m"), Some(true)),
+            ("10.0.0.4", Some("gone"), Some(true)),
+        ];
+        let index = with_pods(&[finished, terminating, moved], &[slice("s", "IPv4", &endpoints)]);
+        assert!(ips(&index).is_empty());
+    }
+
+    #[test]
+    fn an_address_in_several_slices_counts_once() {
+        let endpoint = [("10.0.0.1", Some("a"), Some(true))];
+        let unready = [("10.0.0.1", Some("a"), Some(false))];
+        let slices = [
+            slice("s1", "IPv4", &endpoint),
+            slice("s2", "IPv4", &unready),
+            slice("s3", "FQDN", &[("web.example", None, Some(true))]),
+        ];
+        let index = with_pods(&[pod("a", "n1", &["10.0.0.1"])], &slices);
+        assert_eq!(ips(&index), ["10.0.0.1:8080"]);
+    }
+
+    #[test]
+    fn of_a_pod_with_both_families_the_target_groups_is_taken() {
+        let slices = [
+            slice("s4", "IPv4", &[("10.0.0.1", Some("a"), Some(true))]),
+            slice("s6", "IPv6", &[("fd00::1", Some("a"), Some(true))]),
+        ];
+        let index = with_pods(&[pod("a", "n1", &["10.0.0.1", "fd00::1"])], &slices);
+        assert_eq!(ips(&index), ["10.0.0.1:8080"]);
+        assert_eq!(ips_with(&index, "ipv6", false), ["[fd00::1]:8080"]);
+    }
+
+    #[test]
+    fn endpoints_without_a_pod_count_only_if_the_operator_says_so() {
+        let endpoints = [("10.0.0.1", None, Some(true)), ("10.0.0.2", None, Some(false))];
+        let index = with_pods(&[], &[slice("s", "IPv4", &endpoints)]);
+        assert!(ips(&index).is_empty());
+        assert_eq!(ips_with(&index, "ipv4", true), ["10.0.0.1:8080"]);
+    }
+
+    #[test]
+    fn a_quic_target_needs_a_server_id_and_the_status_names_who_has_none() {
+        let mut with = pod("a", "n1", &["10.0.0.1"]);
+        with["spec"]["containers"][0]["env"] =
+            json!([{"name": "AWS_LBC_QUIC_SERVER_ID", "value": "AQIDBAUGBwg="}]);
+        let endpoints = [("10.0.0.1", Some("a"), Some(true)), ("10.0.0.2", Some("b"), Some(true))];
+        let mut index = with_pods(&[with, pod("b", "n1", &["10.0.0.2"])], &[slice("s", "IPv4", &endpoints)]);
+        index.put_service(&read(service(json!({"ports": [{"port": 80, "protocol": "TCP"}]}))));
+        let group = group("ip", "ipv4", "TCP_QUIC");
+        let found = desired(&index, &binding(json!({})), &group, &switches(false));
+        let ids: Vec<_> = found.targets.values().map(|w| w.target.quic_server_id.clone()).collect();
+        assert_eq!(ids, [Some("0x0102030405060708".to_owned())]);
+        assert_eq!(found.left_out, ["10.0.0.2 has no QUIC server id"]);
+    }
+
+    fn instances(index: &Index, spec: Value) -> Desired {
+        desired(index, &binding(spec), &group("instance", "ipv4", "HTTP"), &switches(false))
+    }
+
+    fn ids(found: &Desired) -> Vec<String> {
+        found.targets.keys().map(ToString::to_string).collect()
+    }
+
+    fn node_port_service() -> core::Service {
+        read(service(
+            json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30080}]}),
+        ))
+    }
+
+    #[test]
+    fn instance_targets_are_ready_nodes_that_the_selectors_take() {
+        let mut index = cluster();
+        index.put_service(&node_port_service());
+        assert_eq!(ids(&instances(&index, json!({}))), ["i-n1:30080"]);
+        let labels = [
+            json!({"node-role.kubernetes.io/master": ""}),
+            json!({"node.kubernetes.io/exclude-from-external-load-balancers": ""}),
+            json!({"alpha.service-controller.kubernetes.io/exclude-balancer": ""}),
+            json!({"eks.amazonaws.com/compute-type": "fargate"}),
+            json!({"eks.amazonaws.com/compute-type": "hybrid"}),
+        ];
+        for (n, labels) in labels.into_iter().enumerate() {
+            index.put_node(&read(node(&format!("x{n}"), "True", &format!("aws:///a/i-x{n}"), labels)));
+        }
+        assert_eq!(ids(&instances(&index, json!({}))), ["i-n1:30080"]);
+        index.put_node(&read(node("w", "True", "aws:///a/i-w", json!({"role": "web"}))));
+        let chosen = json!({"nodeSelector": {"matchLabels": {"role": "web"}}});
+        assert_eq!(ids(&instances(&index, chosen)), ["i-w:30080"]);
+    }
+
+    #[test]
+    fn a_node_that_is_about_to_go_or_has_no_instance_is_left_out_and_blocks_nobody() {
+        let mut index = cluster();
+        index.put_service(&node_port_service());
+        let mut leaving = node("l", "True", "aws:///a/i-l", json!({}));
+        leaving["spec"]["taints"] = json!([{"key": "karpenter.sh/disrupted", "effect": "NoSchedule"}]);
+        index.put_node(&read(leaving));
+        index.put_node(&read(node("k", "True", "kind://k", json!({}))));
+        let found = instances(&index, json!({}));
+        assert_eq!(ids(&found), ["i-n1:30080"]);
+        assert_eq!(found.left_out, ["node k has no EC2 instance in its providerID \"kind://k\""]);
+    }
+
+    #[test]
+    fn all_nodes_being_unknown_they_are_registered() {
+        let mut index = cluster();
+        index.put_service(&node_port_service());
+        index.remove_node(&Key::new("", "n1"));
+        assert!(ids(&instances(&index, json!({}))).is_empty());
+        index.remove_node(&Key::new("", "n3"));
+        assert_eq!(ids(&instances(&index, json!({}))), ["i-n2:30080"]);
+    }
+
+    #[test]
+    fn what_is_missing_says_so_in_words() {
+        let reason = |index: &Index, spec: Value, target_type: &str| {
+            let group = group(target_type, "ipv4", "HTTP");
+            let found = desired(index, &binding(spec), &group, &switches(false));
+            found.missing.map(|missing| (missing.reason, missing.is_gone))
+        };
+        let mut index = cluster();
+        assert_eq!(reason(&index, json!({}), "ip"), None);
+        let wrong = json!({"serviceRef": {"name": "web", "port": 81}});
+        assert_eq!(reason(&index, wrong, "ip"), Some((Reason::PortNotFound, true)));
+        let other = json!({"serviceRef": {"name": "other", "port": 80}});
+        assert_eq!(reason(&index, other, "ip"), Some((Reason::ServiceNotFound, true)));
+        assert_eq!(reason(&index, json!({}), "instance"), Some((Reason::UnsupportedServiceType, false)));
+        index.put_service(&read(service(json!({"type": "LoadBalancer"}))));
+        assert_eq!(reason(&index, json!({}), "instance"), Some((Reason::NodePortMissing, false)));
+        index.put_service(&read(service(json!({"type": "ExternalName"}))));
+        assert_eq!(reason(&index, json!({}), "ip"), Some((Reason::UnsupportedServiceType, true)));
+        index.put_service(&read(service(json!({"ports": [{"port": 80, "protocol": "UDP"}]}))));
+        assert_eq!(reason(&index, json!({}), "ip"), Some((Reason::PortNotFound, false)));
+    }
+
+    #[test]
+    fn a_young_service_without_slices_counts_as_missing_while_pods_match_it() {
+        let created = 1_767_225_600; // 2026-01-01T00:00:00Z
+        let left = |index: &Index, age: i64| {
+            not_there_yet(index, &binding(json!({})), Duration::from_secs(30), created + age)
+        };
+        let mut index = cluster();
+        assert_eq!(left(&index, 1), None);
+        index.put_pod(&read(pod("a", "n1", &["10.0.0.1"])));
+        assert_eq!(left(&index, 1), Some(Duration::from_secs(29)));
+        assert_eq!(left(&index, 30), None);
+        index.put_slice(&read(slice("s", "IPv4", &[])));
+        assert_eq!(left(&index, 1), None);
+    }
+
+    #[test]
+    fn an_address_that_another_pod_has_now_is_not_alive() {
+        let key = TargetKey { id: "10.0.0.1".to_owned(), port: 8080 };
+        let endpoint = [("10.0.0.1", Some("a"), Some(true))];
+        let mut index = with_pods(&[pod("a", "n1", &["10.0.0.1"])], &[slice("s", "IPv4", &endpoint)]);
+        let alive = |index: &Index, uid| is_alive(index, &binding(json!({})), &key, uid);
+        assert!(alive(&index, Some("uid-a")) && alive(&index, None) && !alive(&index, Some("uid-b")));
+        index.remove_node(&Key::new("", "n1"));
+        assert!(!alive(&index, Some("uid-a")));
+        index.put_node(&read(node("n1", "True", "aws:///a/i-n1", json!({}))));
+        let mut other = pod("x", "n1", &["10.0.0.1"]);
+        other["metadata"]["labels"] = json!({"app": "other"});
+        index.put_pod(&read(other));
+        index.remove_pod(&Key::new("shop", "a"));
+        assert!(!alive(&index, None));
+    }
 }

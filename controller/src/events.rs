@@ -62,13 +62,13 @@ fn shortened(mut note: String) -> String {
 }
 
 /// `2 targets: 10.0.0.1:80, 10.0.0.2:80`, and at most five of them.
-pub(crate) fn listed<T: std::fmt::Display>(targets: &[T]) -> String {
+pub(crate) fn listed<T: std::fmt::Display>(what: &str, all: &[T]) -> String {
     const MOST: usize = 5;
-    let mut first: Vec<String> = targets.iter().take(MOST).map(ToString::to_string).collect();
-    if targets.len() > MOST {
+    let mut first: Vec<String> = all.iter().take(MOST).map(ToString::to_string).collect();
+    if all.len() > MOST {
         first.push("…".to_owned());
     }
-    format!("{} targets: {}", targets.len(), first.join(", "))
+    format!("{} {what}: {}", all.len(), first.join(", "))
 }
 
 #[cfg(test)]
@@ -77,8 +77,8 @@ mod tests {
 
     #[test]
     fn long_lists_and_notes_are_cut_between_characters() {
-        assert_eq!(listed(&[1, 2]), "2 targets: 1, 2");
-        assert_eq!(listed(&[1, 2, 3, 4, 5, 6]), "6 targets: 1, 2, 3, 4, 5, …");
+        assert_eq!(listed("targets", &[1, 2]), "2 targets: 1, 2");
+        assert_eq!(listed("targets", &[1, 2, 3, 4, 5, 6]), "6 targets: 1, 2, 3, 4, 5, …");
         assert!(shortened("ü".repeat(600)).len() <= LONGEST + 3);
     }
 }

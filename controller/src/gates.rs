@@ -15,12 +15,19 @@ use tgb_aws::values::{ObservedTarget, TargetState};
 use tokio::time::Instant;
 use tracing::warn;
 
+/// The reason of a gate that is open since no load balancer is there.
+pub(crate) const NOT_IN_USE: &str = "TargetGroupNotInUse";
+/// A condition type has room for the name of a binding of this length (TGB107).
+const LONGEST_NAME: usize = 63;
+
 /// A condition of a pod.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Gate {
     pub(crate) pod: Key,
     pub(crate) uid: String,
     pub(crate) kind: String,
+    /// It was not `True` before.
+    pub(crate) opens: bool,
     /// Status, reason, message.
     pub(crate) state: (String, String, String),
 }
@@ -40,7 +47,7 @@ pub(crate) fn state(seen: Option<&ObservedTarget>, in_use: bool) -> (String, Str
     match seen.state {
         TargetState::Healthy => says("True", "", ""),
         TargetState::Unused if !in_use => {
-            says("True", "TargetGroupNotInUse", "The target group is attached to no load balancer")
+            says("True", NOT_IN_USE, "The target group is attached to no load balancer")
         }
         TargetState::Initial => described("Elb.RegistrationInProgress"),
         other => described(other.as_str()),
@@ -54,7 +61,7 @@ pub(crate) fn outdated(
     state_of: impl Fn(&Key) -> (String, String, String),
 ) -> Vec<Gate> {
     let kind = names::readiness_gate(&binding.name);
-    let pods = index.pods.iter().filter(|(key, pod)| key.namespace == binding.namespace && pod.running);
+    let pods = index.gated_pods(binding);
     pods.filter_map(|(key, pod)| {
         let now = pod.gates.get(&kind)?;
         let state = state_of(key);
@@ -62,6 +69,7 @@ pub(crate) fn outdated(
             pod: key.clone(),
             uid: pod.uid.clone(),
             kind: kind.clone(),
+            opens: state.0 == "True" && now.as_ref().is_none_or(|(status, ..)| status != "True"),
             state,
         })
     })
@@ -71,15 +79,23 @@ pub(crate) fn outdated(
 /// Whether a running pod of the binding waits for its gate.
 pub(crate) fn waits(index: &Index, binding: &Key) -> bool {
     let kind = names::readiness_gate(&binding.name);
-    index.pods.iter().any(|(key, pod)| {
-        key.namespace == binding.namespace
-            && pod.running
-            && pod.containers_ready
-            && pod
-                .gates
-                .get(&kind)
-                .is_some_and(|state| state.as_ref().is_none_or(|(status, ..)| status != "True"))
+    index.gated_pods(binding).any(|(_, pod)| {
+        let state = pod.gates.get(&kind);
+        pod.containers_ready
+            && state.is_some_and(|state| state.as_ref().is_none_or(|(status, ..)| status != "True"))
     })
+}
+
+/// Running pods of a Service that lack the gate of a binding with ip targets although their namespace asks for gates: they
+/// were made before the binding. By key, with their UIDs.
+pub(crate) fn lacking(index: &Index, binding: &Key, service: &Key) -> BTreeMap<Key, String> {
+    let injects = index.namespaces.get(&binding.namespace).is_some_and(|namespace| namespace.injects);
+    if !injects || binding.name.len() > LONGEST_NAME {
+        return BTreeMap::new();
+    }
+    let kind = names::readiness_gate(&binding.name);
+    let pods = index.pods_of(service).filter(|(_, pod)| pod.running && !pod.gates.contains_key(&kind));
+    pods.map(|(key, pod)| (key.clone(), pod.uid.clone())).collect()
 }
 
 /// The state of gates whose binding is gone.
@@ -120,30 +136,24 @@ pub(crate) async fn write(ctx: &Ctx, gates: Vec<Gate>) -> bool {
     futures::stream::iter(writes).buffer_unordered(16).all(|written| async move { written }).await
 }
 
-/// Opens gates whose binding has not existed for a minute.
+/// Opens gates whose binding has not existed for `--orphaned-gate-grace`.
 pub(crate) async fn sweep(ctx: Arc<Ctx>) {
-    const PATIENCE: Duration = Duration::from_secs(60);
+    let patience = ctx.settings.orphaned_gate_grace;
+    let period = (patience / 4).clamp(Duration::from_millis(250), Duration::from_secs(15));
     let mut since: BTreeMap<Key, Instant> = BTreeMap::new();
-    while ctx.is_leading() {
+    while ctx.is_leading() && !ctx.settings.observe {
         let orphans: BTreeSet<Key> = {
             let index = ctx.index();
-            let gates = index.pods.iter().filter(|(_, pod)| pod.running).flat_map(|(key, pod)| {
-                let closed = pod
-                    .gates
-                    .iter()
-                    .filter(|(_, state)| state.as_ref().is_none_or(|(status, ..)| status != "True"));
-                closed.filter_map(|(kind, _)| Some(Key::new(&key.namespace, kind.split_once('/')?.1)))
-            });
-            gates.filter(|binding| !index.bindings.contains_key(binding)).collect()
+            index.gated().keys().filter(|key| !index.bindings.contains_key(*key)).cloned().collect()
         };
         since.retain(|binding, _| orphans.contains(binding));
         for binding in orphans {
-            if since.entry(binding.clone()).or_insert_with(Instant::now).elapsed() >= PATIENCE {
+            if since.entry(binding.clone()).or_insert_with(Instant::now).elapsed() >= patience {
                 let gates = outdated(&ctx.index(), &binding, |_| of_a_deleted_binding());
                 write(&ctx, gates).await;
             }
         }
-        tokio::time::sleep(Duration::from_secs(15)).await;
+        tokio::time::sleep(period).await;
     }
 }
 

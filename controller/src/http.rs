@@ -1,13 +1,17 @@
 //! The small HTTP server for the probes and for Prometheus.
 
 use crate::context::Ctx;
+use crate::metrics::{Cache, Change, State, Why};
+use crate::reason::Reason;
 use axum::Router;
-use axum::extract::State;
+use axum::extract;
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 use axum::routing::get;
+use std::collections::BTreeMap;
 use std::sync::Arc;
+use tgb_aws::values::TargetState;
 
 /// Serves `/livez`, `/readyz` and `/metrics` for ever.
 pub(crate) fn serve(ctx: Arc<Ctx>, listener: tokio::net::TcpListener) {
@@ -23,20 +27,15 @@ pub(crate) fn serve(ctx: Arc<Ctx>, listener: tokio::net::TcpListener) {
     });
 }
 
-async fn readyz(State(ctx): State<Arc<Ctx>>) -> impl IntoResponse {
+async fn readyz(extract::State(ctx): extract::State<Arc<Ctx>>) -> impl IntoResponse {
     match ctx.unready() {
         None => (StatusCode::OK, "ok"),
         Some(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
     }
 }
 
-async fn metrics(State(ctx): State<Arc<Ctx>>) -> impl IntoResponse {
-    let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-    {
-        let index = ctx.index();
-        ctx.metrics.bindings.set(count(index.bindings.len()));
-        ctx.metrics.pods.set(count(index.pods.len()));
-    }
+async fn metrics(extract::State(ctx): extract::State<Arc<Ctx>>) -> impl IntoResponse {
+    fill_in(&ctx);
     match ctx.metrics.text() {
         Ok(text) => {
             let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -46,5 +45,62 @@ async fn metrics(State(ctx): State<Arc<Ctx>>) -> impl IntoResponse {
             let kind = "text/plain; charset=utf-8";
             (StatusCode::INTERNAL_SERVER_ERROR, [(CONTENT_TYPE, kind)], error.to_string())
         }
+    }
+}
+
+/// Counts what the gauges show.
+fn fill_in(ctx: &Ctx) {
+    const STATES: [TargetState; 6] = [
+        TargetState::Healthy,
+        TargetState::Unhealthy,
+        TargetState::Initial,
+        TargetState::Draining,
+        TargetState::Unused,
+        TargetState::Unavailable,
+    ];
+    let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    let metrics = &ctx.metrics;
+    let mut targets: BTreeMap<&str, usize> = STATES.iter().map(|state| (state.as_str(), 0)).collect();
+    targets.insert("missing", 0);
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::from([(Reason::Reconciled.as_str(), 0)]);
+    let (mut register, mut deregister, mut without_gate) = (0, 0, 0);
+    for standing in ctx.standings().values() {
+        for (state, count) in &standing.targets {
+            *targets.entry(state).or_default() += count;
+        }
+        *reasons.entry(standing.reason.unwrap_or(Reason::Pending).as_str()).or_default() += 1;
+        register += standing.planned.0;
+        deregister += standing.planned.1;
+        without_gate += standing.pods_without_gate;
+    }
+    for (state, count) in targets {
+        metrics.targets.get_or_create(&State { state }).set(number(count));
+    }
+    metrics.bindings.clear();
+    for (reason, count) in reasons {
+        metrics.bindings.get_or_create(&Why { reason }).set(number(count));
+    }
+    metrics.planned.get_or_create(&Change { change: "register" }).set(number(register));
+    metrics.planned.get_or_create(&Change { change: "deregister" }).set(number(deregister));
+    metrics.pods_without_gate.set(number(without_gate));
+    let waiting = ctx.workers().values().filter(|wake| wake.is_changed()).count();
+    metrics.queue_depth.set(number(waiting));
+
+    let caches = {
+        let index = ctx.index();
+        [
+            ("bindings", index.bindings.len()),
+            ("services", index.services.len()),
+            ("endpointslices", index.slice_keys().count()),
+            ("pods", index.pods.len()),
+            ("nodes", index.nodes.len()),
+            ("namespaces", index.namespaces.len()),
+        ]
+    };
+    let broken = ctx.broken();
+    for (cache, count) in caches {
+        metrics.cache_objects.get_or_create(&Cache { cache }).set(number(count));
+        let age = broken.get(cache).map_or(0.0, |since| since.elapsed().as_secs_f64());
+        metrics.cache_age.get_or_create(&Cache { cache }).set(age);
     }
 }

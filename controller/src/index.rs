@@ -3,6 +3,7 @@
 //! Nothing here waits or calls: watches put objects in ([`Index::put_pod`], …) and get back the keys of the bindings
 //! to look at; [`crate::desired`] reads it.
 
+use base64::Engine;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -83,8 +84,15 @@ pub(crate) struct Pod {
     pub(crate) ports: BTreeMap<String, u16>,
     /// The annotation `vpc.amazonaws.com/pod-eni`.
     pub(crate) eni: Option<String>,
-    /// QUIC server ids by container port.
+    /// QUIC server ids by container port, as AWS writes them; port 0 stands for all that are not declared.
     pub(crate) quic: BTreeMap<u16, String>,
+}
+
+impl Pod {
+    /// The QUIC server id of what listens on a port.
+    pub(crate) fn quic_server_id(&self, port: u16) -> Option<&String> {
+        self.quic.get(&port).or_else(|| self.quic.get(&0))
+    }
 }
 
 /// Whether a node is ready, as its condition says.
@@ -123,6 +131,14 @@ impl Node {
     }
 }
 
+/// A namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Namespace {
+    /// Its pods are to get readiness gates.
+    pub(crate) injects: bool,
+    pub(crate) terminating: bool,
+}
+
 /// Everything that is watched.
 #[derive(Debug, Default)]
 pub(crate) struct Index {
@@ -130,10 +146,13 @@ pub(crate) struct Index {
     pub(crate) services: HashMap<Key, Service>,
     pub(crate) pods: HashMap<Key, Pod>,
     pub(crate) nodes: BTreeMap<Arc<str>, Node>,
+    pub(crate) namespaces: HashMap<Arc<str>, Namespace>,
     slices: HashMap<Key, BTreeMap<Arc<str>, Slice>>,
     slice_owner: HashMap<Key, Key>,
     by_service: HashMap<Key, Concerned>,
     by_ip: HashMap<IpAddr, BTreeSet<Key>>,
+    /// The pods with a readiness gate of a binding, whether or not that exists.
+    gated: BTreeMap<Key, BTreeSet<Key>>,
 }
 
 impl Index {
@@ -152,6 +171,26 @@ impl Index {
         self.by_ip.get(ip).into_iter().flatten().filter_map(|key| self.pods.get_key_value(key))
     }
 
+    /// The bindings that pods have readiness gates of, whether or not they exist, and those pods.
+    pub(crate) fn gated(&self) -> &BTreeMap<Key, BTreeSet<Key>> {
+        &self.gated
+    }
+
+    /// The running pods with a readiness gate of a binding.
+    pub(crate) fn gated_pods(&self, binding: &Key) -> impl Iterator<Item = (&Key, &Pod)> {
+        let pods = self.gated.get(binding).into_iter().flatten();
+        pods.filter_map(|key| self.pods.get_key_value(key)).filter(|(_, pod)| pod.running)
+    }
+
+    /// The pods that a Service's slices name.
+    pub(crate) fn pods_of(&self, service: &Key) -> impl Iterator<Item = (&Key, &Pod)> {
+        let endpoints = self.slices(service).flat_map(|slice| &slice.endpoints);
+        endpoints.filter_map(|endpoint| {
+            let name = endpoint.pod.clone()?;
+            self.pods.get_key_value(&Key { namespace: Arc::clone(&service.namespace), name })
+        })
+    }
+
     /// The bindings that name a target group, the oldest first.
     pub(crate) fn bindings_of(&self, arn: &str) -> Vec<&Arc<TargetGroupBinding>> {
         let mut found: Vec<_> = self
@@ -168,7 +207,11 @@ impl Index {
 
     pub(crate) fn put_binding(&mut self, binding: TargetGroupBinding) -> Concerned {
         let key = Key::of(&binding.metadata);
-        let mut concerned = Concerned::from([key.clone()]);
+        let mut concerned = Concerned::new();
+        // Our own writes of the status are no change that a pass has to look at.
+        if self.bindings.get(&key).is_none_or(|old| differs(old, &binding)) {
+            concerned.insert(key.clone());
+        }
         if let Some(old) = self.bindings.get(&key) {
             let service = Key::new(&key.namespace, &old.spec.service_ref.name);
             if let Some(users) = self.by_service.get_mut(&service) {
@@ -247,9 +290,12 @@ impl Index {
         if self.pods.get(&key) == Some(&read) {
             return Concerned::new();
         }
-        self.forget_addresses(&key);
+        self.unlink(&key);
         for ip in &read.ips {
             self.by_ip.entry(*ip).or_default().insert(key.clone());
+        }
+        for binding in gate_bindings(&key, &read) {
+            self.gated.entry(binding).or_default().insert(key.clone());
         }
         self.pods.insert(key.clone(), read);
         self.users_of_pod(&key)
@@ -257,9 +303,27 @@ impl Index {
 
     pub(crate) fn remove_pod(&mut self, key: &Key) -> Concerned {
         let concerned = self.users_of_pod(key);
-        self.forget_addresses(key);
+        self.unlink(key);
         self.pods.remove(key);
         concerned
+    }
+
+    pub(crate) fn put_namespace(&mut self, namespace: &core::Namespace) -> Concerned {
+        let name: Arc<str> = Arc::from(namespace.metadata.name.as_deref().unwrap_or_default());
+        let label = namespace.metadata.labels.as_ref().and_then(|labels| labels.get(names::INJECT_LABEL));
+        let read = Namespace {
+            injects: label.is_some_and(|value| value == names::INJECT_ENABLED),
+            terminating: namespace.metadata.deletion_timestamp.is_some(),
+        };
+        if self.namespaces.insert(Arc::clone(&name), read) == Some(read) {
+            return Concerned::new();
+        }
+        self.bindings.keys().filter(|key| key.namespace == name).cloned().collect()
+    }
+
+    pub(crate) fn remove_namespace(&mut self, key: &Key) -> Concerned {
+        self.namespaces.remove(&key.name);
+        Concerned::new()
     }
 
     pub(crate) fn put_node(&mut self, node: &core::Node) -> Concerned {
@@ -308,7 +372,8 @@ impl Index {
             .collect()
     }
 
-    fn forget_addresses(&mut self, key: &Key) {
+    /// Takes a pod out of what is looked up by its address and its gates.
+    fn unlink(&mut self, key: &Key) {
         let Some(old) = self.pods.get(key) else { return };
         for ip in &old.ips {
             if let Some(keys) = self.by_ip.get_mut(ip) {
@@ -318,7 +383,33 @@ impl Index {
                 }
             }
         }
+        for binding in gate_bindings(key, old) {
+            if let Some(keys) = self.gated.get_mut(&binding) {
+                keys.remove(key);
+                if keys.is_empty() {
+                    self.gated.remove(&binding);
+                }
+            }
+        }
     }
+}
+
+/// The bindings that a pod has readiness gates of.
+fn gate_bindings(key: &Key, pod: &Pod) -> Vec<Key> {
+    let names = pod.gates.keys().filter_map(|kind| kind.split_once('/'));
+    names.map(|(_, name)| Key::new(&key.namespace, name)).collect()
+}
+
+/// Whether a binding changed in more than its status.
+fn differs(old: &TargetGroupBinding, new: &TargetGroupBinding) -> bool {
+    let rest = |binding: &TargetGroupBinding| {
+        let meta = &binding.metadata;
+        (meta.uid.clone(), meta.generation, meta.deletion_timestamp.is_some(), meta.finalizers.clone())
+    };
+    rest(old) != rest(new)
+        || old.spec != new.spec
+        || old.metadata.annotations != new.metadata.annotations
+        || old.metadata.labels != new.metadata.labels
 }
 
 /// The ARN that an earlier pass resolved.
@@ -391,7 +482,10 @@ fn read_pod(pod: &core::Pod) -> Pod {
             .iter()
             .flatten()
             .find(|variable| variable.name == names::QUIC_ENVIRONMENT_VARIABLE)
-            .and_then(|variable| variable.value.clone());
+            .and_then(|variable| quic_server_id(variable.value.as_deref()?));
+        if let Some(id) = &id {
+            quic.entry(0).or_insert_with(|| id.clone());
+        }
         for entry in container.ports.iter().flatten() {
             let Some(number) = port(Some(entry.container_port)) else { continue };
             if let Some(name) = &entry.name {
@@ -414,6 +508,18 @@ fn read_pod(pod: &core::Pod) -> Pod {
         eni: pod.metadata.annotations.as_ref().and_then(|all| all.get("vpc.amazonaws.com/pod-eni")).cloned(),
         quic,
     }
+}
+
+/// As AWS writes it, `0x` and 16 hexadecimal digits; LBC's environment variable holds the 8 bytes in base64.
+fn quic_server_id(value: &str) -> Option<String> {
+    let is_hex = |digits: &str| {
+        digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+    };
+    if value.strip_prefix("0x").is_some_and(is_hex) {
+        return Some(value.to_owned());
+    }
+    let bytes = base64::engine::general_purpose::STANDARD.decode(value).ok()?;
+    (bytes.len() == 8).then(|| bytes.iter().fold("0x".to_owned(), |text, byte| format!("{text}{byte:02x}")))
 }
 
 fn read_node(node: &core::Node) -> Node {
@@ -439,5 +545,64 @@ fn read_node(node: &core::Node) -> Node {
             .filter(|entry| entry.type_ == "InternalIP")
             .filter_map(|entry| entry.address.parse().ok())
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn binding(more: Value) -> TargetGroupBinding {
+        let mut object = json!({
+            "metadata": {"namespace": "shop", "name": "web", "generation": 1},
+            "spec": {"serviceRef": {"name": "web"}},
+        });
+        for (key, value) in more.as_object().unwrap() {
+            object[key] = value.clone();
+        }
+        serde_json::from_value(object).unwrap()
+    }
+
+    #[test]
+    fn a_status_that_is_written_wakes_nobody_and_an_annotation_does() {
+        let mut index = Index::default();
+        assert_eq!(index.put_binding(binding(json!({}))).len(), 1);
+        assert!(index.put_binding(binding(json!({"status": {"observedGeneration": 1}}))).is_empty());
+        let annotated = json!({"metadata": {
+            "namespace": "shop", "name": "web", "generation": 1, "annotations": {"elbv2.k8s.aws/paused": "true"},
+        }});
+        assert_eq!(index.put_binding(binding(annotated)).len(), 1);
+    }
+
+    #[test]
+    fn a_quic_server_id_is_read_from_lbcs_base64_and_from_aws_s_own_form() {
+        assert_eq!(quic_server_id("AQIDBAUGBwg=").as_deref(), Some("0x0102030405060708"));
+        assert_eq!(quic_server_id("0x0102030405060708").as_deref(), Some("0x0102030405060708"));
+        assert_eq!(quic_server_id("0x01"), None);
+        assert_eq!(quic_server_id("nonsense"), None);
+    }
+
+    fn pod(gates: &[&str], ip: &str) -> core::Pod {
+        let gates: Vec<Value> = gates.iter().map(|name| json!({"conditionType": name})).collect();
+        serde_json::from_value(json!({
+            "metadata": {"namespace": "shop", "name": "web-1", "uid": "u"},
+            "spec": {"containers": [], "readinessGates": gates},
+            "status": {"podIPs": [{"ip": ip}]},
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn pods_are_found_by_their_gates_and_addresses_until_these_are_gone() {
+        let mut index = Index::default();
+        let (binding, key) = (Key::new("shop", "web"), Key::new("shop", "web-1"));
+        let ip: IpAddr = "10.0.0.1".parse().unwrap();
+        index.put_pod(&pod(&["target-health.elbv2.k8s.aws/web", "other"], "10.0.0.1"));
+        assert_eq!((index.gated_pods(&binding).count(), index.pods_at(&ip).count()), (1, 1));
+        index.put_pod(&pod(&["target-health.elbv2.k8s.aws/web"], "10.0.0.2"));
+        assert_eq!((index.gated_pods(&binding).count(), index.pods_at(&ip).count()), (1, 0));
+        index.remove_pod(&key);
+        assert_eq!((index.gated_pods(&binding).count(), index.gated().len(), index.by_ip.len()), (0, 0, 0));
     }
 }

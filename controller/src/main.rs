@@ -1,11 +1,16 @@
 //! `tgb-controller`: keeps target groups and security groups as TargetGroupBindings say.
 //!
-//! Watches feed an [`index`]; every binding has a worker ([`reconcile`]) that asks pure functions what is wanted
-//! ([`desired`]) and what to do about it ([`plan`]), does it, and reports ([`status`]).
+//! Watches ([`run`]) feed an [`index`]; every binding has a worker ([`reconcile`]) that asks pure functions what is wanted
+//! ([`desired`]), whose it is ([`ownership`]), what to do about it ([`plan`]) and when to look again ([`polling`]), has it
+//! done ([`apply`], [`gates`], [`security`]), remembers what AWS said ([`observed`]) and reports ([`status`], [`writes`],
+//! [`events`]). All of them share [`context`].
 
+mod apply;
+mod batches;
 mod claims;
 mod context;
 mod desired;
+mod error;
 mod events;
 mod gates;
 
@@ -14,7 +19,10 @@ mod index;
 mod lease;
 mod metrics;
 mod network;
+mod observed;
+mod ownership;
 mod plan;
+mod polling;
 mod reason;
 mod reconcile;
 mod run;
@@ -22,6 +30,8 @@ mod security;
 mod status;
 mod storage;
 mod tracking;
+mod writes;
+mod zones;
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -168,6 +178,9 @@ struct Flags {
     /// How often everything is compared again.
     #[arg(long, env = "TGB_RESYNC", default_value = "10m", value_parser = duration)]
     resync: Duration,
+    /// After how long a pod's readiness gate opens whose binding does not exist.
+    #[arg(long, env = "TGB_ORPHANED_GATE_GRACE", default_value = "60s", value_parser = duration)]
+    orphaned_gate_grace: Duration,
 }
 
 impl Flags {
@@ -214,6 +227,7 @@ impl Flags {
             .collect(),
             watches_some: !self.watch_namespaces.is_empty(),
             manage_lbc_bindings: self.manage_lbc_bindings,
+            orphaned_gate_grace: self.orphaned_gate_grace,
         }
     }
 }

@@ -1,5 +1,4 @@
-//! The comparison of what is wanted with what is registered. One pure function; [`crate::reconcile`] applies what it
-//! says.
+//! The comparison of what is wanted with what is registered. One pure function; [`crate::apply`] does what it says.
 
 use crate::desired::TargetKey;
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,8 +25,8 @@ pub(crate) struct Situation<'a> {
     pub(crate) unwanted_for: &'a BTreeMap<TargetKey, Duration>,
     /// The Service or port is gone, but may come back: targets that run stay this long.
     pub(crate) grace: Option<Duration>,
-    /// No endpoint is ready although pods run, and the last targets are to stay.
-    pub(crate) keep_last: bool,
+    /// No endpoint is ready although pods run, and of these the last targets are to stay.
+    pub(crate) keep_last: Option<&'a BTreeSet<TargetKey>>,
     /// How long a healthy target that runs waits for a healthy successor.
     pub(crate) swap_grace: Duration,
     /// `--max-targets-per-target-group`.
@@ -41,10 +40,13 @@ pub(crate) struct Plan {
     pub(crate) register: Vec<Target>,
     /// The unhealthy ones first.
     pub(crate) deregister: Vec<Target>,
-    /// Unwanted targets that stay for now.
-    pub(crate) kept: BTreeSet<TargetKey>,
-    /// All of [`Plan::kept`] stay because nothing is ready.
-    pub(crate) keeps_last: bool,
+    /// Unwanted targets that wait for a healthy successor; they go at once where there is no room for it. The unhealthy
+    /// ones first.
+    pub(crate) spare: Vec<Target>,
+    /// How many unwanted targets stay because their backend may come back.
+    pub(crate) in_grace: usize,
+    /// How many unwanted targets stay because nothing is ready.
+    pub(crate) last: usize,
     /// Wanted targets for which there is no room.
     pub(crate) no_room: usize,
     /// When to look again even if nothing changes.
@@ -54,6 +56,9 @@ pub(crate) struct Plan {
 /// Compares.
 pub(crate) fn plan(s: &Situation<'_>) -> Plan {
     let present = |key: &TargetKey| s.observed.get(key).filter(|seen| seen.state != TargetState::Draining);
+    let is_others = |key: &TargetKey| {
+        s.protected.contains(key) || s.tracked.is_some_and(|tracked| !tracked.contains(key))
+    };
     let mut plan = Plan::default();
 
     let mut room = s
@@ -64,7 +69,7 @@ pub(crate) fn plan(s: &Situation<'_>) -> Plan {
         let seen = present(key);
         // AWS refuses another QUIC server id for a registered target: it has to go first.
         if let Some(seen) = seen.filter(|seen| seen.target.quic_server_id != target.quic_server_id) {
-            if target.quic_server_id.is_some() {
+            if target.quic_server_id.is_some() && !is_others(key) {
                 changed_id.push(seen.target.clone());
             }
             continue;
@@ -82,46 +87,50 @@ pub(crate) fn plan(s: &Situation<'_>) -> Plan {
         }
     }
 
+    let remains = |key: &TargetKey| s.desired.contains_key(key) || is_others(key);
     let has_healthy_successor =
-        s.desired.keys().any(|key| present(key).is_some_and(|seen| seen.state == TargetState::Healthy));
-    let keeps_last = s.keep_last && s.tracked.is_none() && !has_healthy_successor;
+        s.observed.iter().any(|(key, seen)| seen.state == TargetState::Healthy && remains(key));
+    let last = s.keep_last.filter(|_| s.tracked.is_none() && !has_healthy_successor);
     let mut unwanted = Vec::new();
+    let mut spare = Vec::new();
     for (key, seen) in s.observed {
-        if seen.state == TargetState::Draining || s.desired.contains_key(key) || s.protected.contains(key) {
-            continue;
-        }
-        if s.tracked.is_some_and(|tracked| !tracked.contains(key)) {
+        if seen.state == TargetState::Draining || remains(key) {
             continue;
         }
         if !s.alive.contains(key) {
             unwanted.push(seen);
             continue;
         }
-        let waited = s.unwanted_for.get(key).copied().unwrap_or_default();
+        if last.is_some_and(|last| last.contains(key)) {
+            plan.last += 1;
+            continue;
+        }
+        let swaps = (seen.state == TargetState::Healthy || s.assumed.contains(key)) && !has_healthy_successor;
         let wait = match s.grace {
             Some(grace) => grace,
-            None if keeps_last => {
-                plan.kept.insert(key.clone());
-                plan.keeps_last = true;
-                continue;
-            }
-            None if (seen.state == TargetState::Healthy || s.assumed.contains(key))
-                && !has_healthy_successor =>
-            {
-                s.swap_grace
-            }
+            None if swaps => s.swap_grace,
             None => Duration::ZERO,
         };
-        if waited >= wait {
+        let waited = s.unwanted_for.get(key).copied().unwrap_or_default();
+        let Some(left) = wait.checked_sub(waited).filter(|left| !left.is_zero()) else {
             unwanted.push(seen);
-        } else {
-            plan.kept.insert(key.clone());
-            let left = wait - waited;
-            plan.again_in = Some(plan.again_in.map_or(left, |again| again.min(left)));
+            continue;
+        };
+        plan.again_in = Some(plan.again_in.map_or(left, |again| again.min(left)));
+        match s.grace {
+            Some(_) => plan.in_grace += 1,
+            None => spare.push(seen),
         }
     }
-    unwanted.sort_by_key(|seen| (seen.state == TargetState::Healthy, TargetKey::of(&seen.target)));
+    let unhealthy_first =
+        |seen: &&ObservedTarget| (seen.state == TargetState::Healthy, TargetKey::of(&seen.target));
+    unwanted.sort_by_key(unhealthy_first);
+    spare.sort_by_key(unhealthy_first);
+    if !changed_id.is_empty() {
+        plan.again_in = Some(Duration::ZERO);
+    }
     plan.deregister = unwanted.into_iter().map(|seen| seen.target.clone()).chain(changed_id).collect();
+    plan.spare = spare.into_iter().map(|seen| seen.target.clone()).collect();
     plan
 }
 
@@ -147,7 +156,7 @@ mod tests {
         protected: BTreeSet<TargetKey>,
         unwanted_for: BTreeMap<TargetKey, Duration>,
         grace: Option<Duration>,
-        keep_last: bool,
+        keep_last: Option<BTreeSet<TargetKey>>,
         max_targets: Option<usize>,
     }
 
@@ -181,7 +190,7 @@ mod tests {
                 rejected: &BTreeSet::new(),
                 unwanted_for: &self.unwanted_for,
                 grace: self.grace,
-                keep_last: self.keep_last,
+                keep_last: self.keep_last.as_ref(),
                 swap_grace: Duration::from_secs(300),
                 max_targets: self.max_targets,
             })
@@ -215,7 +224,7 @@ mod tests {
     fn a_target_whose_pod_is_gone_goes_at_once_in_spite_of_every_grace() {
         let mut world = World::wants(&[]).has(&[("dead", Healthy)]);
         world.grace = Some(Duration::from_secs(30));
-        world.keep_last = true;
+        world.keep_last = Some(BTreeSet::from([key("a"), key("dead")]));
         assert_eq!(world.calls(), calls(&[], &["dead"]));
     }
 
@@ -224,6 +233,7 @@ mod tests {
         let swap = World::wants(&["new"]).has(&[("old", Healthy), ("new", Initial)]).alive(&["old"]);
         let plan = swap.plan();
         assert_eq!(plan.deregister, []);
+        assert_eq!(plan.spare, [target("old")]);
         assert_eq!(plan.again_in, Some(Duration::from_secs(300)));
         let done = World::wants(&["new"]).has(&[("old", Healthy), ("new", Healthy)]).alive(&["old"]);
         assert_eq!(done.calls(), calls(&[], &["old"]));
@@ -252,11 +262,16 @@ mod tests {
     #[test]
     fn the_last_targets_stay_while_nothing_is_ready_but_not_beside_other_healthy_ones() {
         let mut world = World::wants(&[]).has(&[("a", Unhealthy)]).alive(&["a"]);
-        world.keep_last = true;
+        world.keep_last = Some(BTreeSet::from([key("a"), key("dead")]));
         assert_eq!(world.calls(), calls(&[], &[]));
-        assert!(world.plan().keeps_last);
+        assert_eq!(world.plan().last, 1);
+        world.protected.insert(key("theirs"));
+        let mut others = world.has(&[("theirs", Healthy)]);
+        assert_eq!(others.calls(), calls(&[], &["a"]));
+        others.tracked = Some(BTreeSet::from([key("a")]));
+        assert_eq!(others.calls(), calls(&[], &["a"]));
         let mut beside = World::wants(&["b"]).has(&[("a", Unhealthy), ("b", Healthy)]).alive(&["a"]);
-        beside.keep_last = true;
+        beside.keep_last = Some(BTreeSet::from([key("a")]));
         assert_eq!(beside.calls(), calls(&[], &["a"]));
     }
 
@@ -295,5 +310,117 @@ mod tests {
         let mut world = World::wants(&["a"]).has(&[("a", Healthy)]);
         world.desired.get_mut(&key("a")).unwrap().quic_server_id = Some("0x01".to_owned());
         assert_eq!(world.calls(), calls(&[], &["a"]));
+    }
+
+    #[test]
+    fn another_clusters_healthy_target_is_a_successor_in_a_shared_group() {
+        let mut world = World::wants(&["new"]).has(&[("old", Healthy), ("theirs", Healthy)]).alive(&["old"]);
+        world.tracked = Some(BTreeSet::from([key("old")]));
+        assert_eq!(world.calls(), calls(&["new"], &["old"]));
+    }
+}
+
+#[cfg(test)]
+mod laws {
+    use super::*;
+    use proptest::prelude::*;
+
+    const STATES: [TargetState; 5] = [
+        TargetState::Healthy,
+        TargetState::Initial,
+        TargetState::Unhealthy,
+        TargetState::Draining,
+        TargetState::Unused,
+    ];
+
+    /// One target: wanted, its state if it is registered, alive, tracked, protected, refused a moment ago, seconds unwanted.
+    type Random = (bool, Option<usize>, bool, bool, bool, bool, u64);
+
+    fn key(n: usize) -> TargetKey {
+        TargetKey { id: format!("10.0.0.{n}"), port: 80 }
+    }
+
+    fn target(n: usize) -> Target {
+        Target { id: format!("10.0.0.{n}"), port: 80, zone: None, quic_server_id: None }
+    }
+
+    proptest! {
+        #[test]
+        fn no_plan_touches_what_it_must_not(
+            targets in prop::collection::vec(
+                (any::<bool>(), prop::option::of(0usize..5), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), 0u64..400),
+                0..12,
+            ),
+            shared: bool,
+            grace in prop::option::of(Just(Duration::from_secs(30))),
+            keep: bool,
+            max_targets in prop::option::of(0usize..6),
+        ) {
+            let pick = |wanted: fn(&Random) -> bool| -> BTreeSet<TargetKey> {
+                let found = targets.iter().enumerate().filter(|(_, random)| wanted(random));
+                found.map(|(n, _)| key(n)).collect()
+            };
+            let desired: BTreeMap<TargetKey, Target> = (0..targets.len())
+                .filter(|n| targets[*n].0)
+                .map(|n| (key(n), target(n)))
+                .collect();
+            let observed: BTreeMap<TargetKey, ObservedTarget> = targets
+                .iter()
+                .enumerate()
+                .filter_map(|(n, random)| {
+                    let state = STATES[random.1?];
+                    Some((key(n), ObservedTarget { target: target(n), state, reason: None, description: None }))
+                })
+                .collect();
+            let (alive, tracked, protected, rejected) =
+                (pick(|random| random.2), pick(|random| random.3), pick(|random| random.4), pick(|random| random.5));
+            let unwanted_for =
+                targets.iter().enumerate().map(|(n, random)| (key(n), Duration::from_secs(random.6))).collect();
+            let unready = pick(|random| !random.0);
+            let plan = plan(&Situation {
+                desired: &desired,
+                observed: &observed,
+                assumed: &BTreeSet::new(),
+                alive: &alive,
+                tracked: shared.then_some(&tracked),
+                protected: &protected,
+                rejected: &rejected,
+                unwanted_for: &unwanted_for,
+                grace,
+                keep_last: keep.then_some(&unready),
+                swap_grace: Duration::from_secs(300),
+                max_targets,
+            });
+            let present = |key: &TargetKey| {
+                observed.get(key).is_some_and(|seen| seen.state != TargetState::Draining)
+            };
+            for target in &plan.register {
+                let key = TargetKey::of(target);
+                prop_assert!(desired.contains_key(&key) && !present(&key) && !rejected.contains(&key));
+            }
+            for target in plan.deregister.iter().chain(&plan.spare) {
+                let key = TargetKey::of(target);
+                prop_assert!(present(&key) && !desired.contains_key(&key) && !protected.contains(&key));
+                prop_assert!(!shared || tracked.contains(&key));
+            }
+            let goes: BTreeSet<TargetKey> = plan.deregister.iter().map(TargetKey::of).collect();
+            // what is dead and may go, goes at once
+            for key in observed.keys().filter(|key| present(key) && !alive.contains(*key)) {
+                let may = !desired.contains_key(key) && !protected.contains(key) && (!shared || tracked.contains(key));
+                prop_assert_eq!(may, goes.contains(key));
+            }
+            // the last healthy target that runs does not go before its time
+            let healthy = |key: &TargetKey| observed.get(key).is_some_and(|seen| seen.state == TargetState::Healthy);
+            let remains = observed.keys().any(|key| healthy(key) && !goes.contains(key));
+            for key in goes.iter().filter(|key| healthy(key) && alive.contains(*key)) {
+                let waited = unwanted_for.get(key).copied().unwrap_or_default();
+                let in_time = waited >= grace.unwrap_or(Duration::from_secs(300));
+                prop_assert!(remains || in_time);
+            }
+            if let Some(max) = max_targets {
+                let there = desired.keys().filter(|key| present(key)).count();
+                prop_assert!(plan.register.len() + there <= max.max(there));
+            }
+        }
     }
 }

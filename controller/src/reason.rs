@@ -103,6 +103,7 @@ words! {
         CleanupFailed,
         ReconcileFailed,
         Paused,
+        ReadinessGateMissing,
     }
 }
 

@@ -10,7 +10,7 @@ use crate::reconcile;
 use crate::security;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::core::DeserializeGuard;
 use kube::runtime::{WatchStreamExt, watcher};
@@ -56,13 +56,23 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
     let ctx = Arc::new(Ctx::new(client.clone(), aws, settings));
     watch(
         &ctx,
+        "nodes",
         Api::all(client.clone()),
         |index, node: &Node| index.put_node(node),
         Index::remove_node,
         |i| i.nodes.keys().map(|name| Key::new("", name)).collect(),
     );
+    watch(
+        &ctx,
+        "namespaces",
+        Api::all(client.clone()),
+        |index, namespace: &Namespace| index.put_namespace(namespace),
+        Index::remove_namespace,
+        |i| i.namespaces.keys().map(|name| Key::new("", name)).collect(),
+    );
     watch_all::<DeserializeGuard<TargetGroupBinding>>(
         &ctx,
+        "bindings",
         &namespaces,
         put_binding,
         Index::remove_binding,
@@ -70,6 +80,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
     );
     watch_all::<Service>(
         &ctx,
+        "services",
         &namespaces,
         |i, s| i.put_service(s),
         Index::remove_service,
@@ -77,6 +88,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
     );
     watch_all::<EndpointSlice>(
         &ctx,
+        "endpointslices",
         &namespaces,
         |i, s| i.put_slice(s),
         Index::remove_slice,
@@ -84,6 +96,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
     );
     watch_all::<Pod>(
         &ctx,
+        "pods",
         &namespaces,
         |i, p| i.put_pod(p),
         Index::remove_pod,
@@ -172,6 +185,7 @@ fn ended(ctx: &Arc<Ctx>, key: &Key, wake: &Wake) {
     let is_there = ctx.index().bindings.contains_key(key);
     if !is_there {
         security::forget(ctx, key);
+        ctx.standings().remove(key);
     }
     if wake.take_changed().is_some() || is_there {
         self::wake(ctx, &Concerned::from([key.clone()]));
@@ -192,6 +206,7 @@ fn put_binding(index: &mut Index, binding: &DeserializeGuard<TargetGroupBinding>
 /// As [`watch`], in every namespace or in each of some.
 fn watch_all<K>(
     ctx: &Arc<Ctx>,
+    cache: &'static str,
     namespaces: &[String],
     put: fn(&mut Index, &K) -> Concerned,
     remove: fn(&mut Index, &Key) -> Concerned,
@@ -205,16 +220,17 @@ fn watch_all<K>(
         + 'static,
 {
     if namespaces.is_empty() {
-        watch(ctx, Api::<K>::all(ctx.client.clone()), put, remove, keys);
+        watch(ctx, cache, Api::<K>::all(ctx.client.clone()), put, remove, keys);
     }
     for namespace in namespaces {
-        watch(ctx, Api::<K>::namespaced(ctx.client.clone(), namespace), put, remove, keys);
+        watch(ctx, cache, Api::<K>::namespaced(ctx.client.clone(), namespace), put, remove, keys);
     }
 }
 
 /// Keeps a part of the index like the cluster, for ever.
 fn watch<K>(
     ctx: &Arc<Ctx>,
+    cache: &'static str,
     api: Api<K>,
     put: fn(&mut Index, &K) -> Concerned,
     remove: fn(&mut Index, &Key) -> Concerned,
@@ -234,10 +250,12 @@ fn watch<K>(
                 Ok(Some(event)) => event,
                 Ok(None) => return,
                 Err(error) => {
-                    warn!(kind = %K::kind(&()), %error, "watch failed; trying again");
+                    warn!(cache, %error, "watch failed; trying again");
+                    ctx.broken().entry(cache).or_insert_with(Instant::now);
                     continue;
                 }
             };
+            ctx.broken().remove(cache);
             let concerned = {
                 let mut index = ctx.index_mut();
                 match event {

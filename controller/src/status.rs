@@ -43,6 +43,8 @@ pub(crate) struct Report {
     pub(crate) findings: Vec<Finding>,
     pub(crate) target_group_arn: Option<String>,
     pub(crate) targets: Option<TargetCounts>,
+    /// The binding is being deleted: what was said of it before stays.
+    pub(crate) ends: bool,
     /// A clean-up that failed, and why.
     pub(crate) cleanup_failed: Option<String>,
 }
@@ -75,6 +77,29 @@ impl Report {
     fn find(&self, kind: Kind) -> Option<&Finding> {
         self.findings.iter().find(|finding| finding.kind == kind)
     }
+
+    /// What `Ready` says: the first condition that is false, else the first that is not known.
+    pub(crate) fn ready(&self) -> (Verdict, Reason, String) {
+        if let Some(cause) = &self.cleanup_failed {
+            return (Verdict::False, Reason::CleanupFailed, cause.clone());
+        }
+        let mut in_order = ORDER.iter().map(|kind| (kind, self.find(*kind)));
+        let first = |verdict| {
+            let mut found = ORDER.iter().filter_map(|kind| self.find(*kind));
+            found.find(|finding| finding.verdict == verdict)
+        };
+        if let Some(finding) = first(Verdict::False) {
+            return (Verdict::False, finding.reason, finding.message.clone());
+        }
+        match in_order.find(|(_, finding)| finding.is_none_or(|found| found.verdict == Verdict::Unknown)) {
+            Some((_, Some(finding))) => (Verdict::Unknown, finding.reason, finding.message.clone()),
+            Some((kind, None)) => (Verdict::Unknown, Reason::Pending, format!("{kind} is not known yet")),
+            None => {
+                let message = "the target group is as the binding says".to_owned();
+                (Verdict::True, Reason::Reconciled, message)
+            }
+        }
+    }
 }
 
 /// The status to write, given the one that stands there. Times change only where a condition's status does, so that an
@@ -99,22 +124,13 @@ pub(crate) fn status(report: &Report, old: Option<&Status>, generation: Option<i
     for kind in ORDER {
         match report.find(kind) {
             Some(finding) => put(kind, finding.verdict, finding.reason, &finding.message),
+            None if report.ends => {}
             None => put(kind, Verdict::Unknown, Reason::Pending, "not looked at yet"),
         }
     }
-    let first = |verdict| {
-        ORDER.iter().filter_map(|kind| report.find(*kind)).find(move |finding| finding.verdict == verdict)
-    };
-    let pending = ORDER.iter().find(|kind| report.find(**kind).is_none());
-    match (first(Verdict::False), first(Verdict::Unknown), pending) {
-        (Some(finding), _, _) => put(Kind::Ready, Verdict::False, finding.reason, &finding.message),
-        (None, Some(finding), _) => put(Kind::Ready, Verdict::Unknown, finding.reason, &finding.message),
-        (None, None, Some(kind)) => {
-            put(Kind::Ready, Verdict::Unknown, Reason::Pending, &format!("{kind} is not known yet"))
-        }
-        (None, None, None) => {
-            put(Kind::Ready, Verdict::True, Reason::Reconciled, "the target group is as the binding says")
-        }
+    let (verdict, reason, message) = report.ready();
+    if !report.ends || report.cleanup_failed.is_some() {
+        put(Kind::Ready, verdict, reason, &message);
     }
     if let Some(finding) = report.findings.iter().find(|finding| finding.stalled) {
         put(Kind::Stalled, Verdict::True, finding.reason, &finding.message);
@@ -124,7 +140,14 @@ pub(crate) fn status(report: &Report, old: Option<&Status>, generation: Option<i
     }
     let extra = [Kind::Ready, Kind::Stalled, Kind::CleanupFailed];
     let ours = |name: &str| ORDER.iter().chain(&extra).any(|kind| kind.as_str() == name);
-    conditions.extend(old_conditions.iter().filter(|condition| !ours(&condition.type_)).cloned());
+    let is_there =
+        |all: &[Condition], name: &str| all.iter().any(|condition: &Condition| condition.type_ == name);
+    let kept = old_conditions.iter().filter(|condition| {
+        let name = condition.type_.as_str();
+        !is_there(&conditions, name) && (!ours(name) || (report.ends && name != Kind::CleanupFailed.as_str()))
+    });
+    let kept: Vec<Condition> = kept.cloned().collect();
+    conditions.extend(kept);
     Status {
         observed_generation: generation,
         target_group_arn: report
@@ -136,10 +159,36 @@ pub(crate) fn status(report: &Report, old: Option<&Status>, generation: Option<i
     }
 }
 
-/// Whether two statuses differ in more than counts.
-pub(crate) fn differs_in_substance(a: &Status, b: &Status) -> bool {
-    (a.observed_generation, &a.target_group_arn, &a.conditions)
-        != (b.observed_generation, &b.target_group_arn, &b.conditions)
+/// How a status differs from the one that stands there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Difference {
+    None,
+    /// In counts, or in sentences about the same reasons.
+    Counts,
+    Substance,
+}
+
+/// Compares. When AWS was last asked makes no difference.
+pub(crate) fn difference(old: Option<&Status>, new: &Status) -> Difference {
+    let Some(old) = old else { return Difference::Substance };
+    let words = |status: &Status| -> Vec<(String, String, String, Option<i64>)> {
+        let one = |condition: &Condition| {
+            let (kind, reason) = (condition.type_.clone(), condition.reason.clone());
+            (kind, condition.status.clone(), reason, condition.observed_generation)
+        };
+        status.conditions.iter().map(one).collect()
+    };
+    let counts =
+        |status: &Status| status.targets.clone().map(|counts| TargetCounts { observed_at: None, ..counts });
+    if (old.observed_generation, &old.target_group_arn) != (new.observed_generation, &new.target_group_arn)
+        || words(old) != words(new)
+    {
+        Difference::Substance
+    } else if old.conditions != new.conditions || counts(old) != counts(new) {
+        Difference::Counts
+    } else {
+        Difference::None
+    }
 }
 
 /// Conditions hold 32 KiB; people read a few lines.
@@ -200,5 +249,29 @@ mod tests {
         assert!(stalled.conditions.iter().any(|condition| condition.type_ == Kind::Stalled.as_str()));
         let healed = status(&good(), Some(&stalled), Some(1), at(2));
         assert!(!healed.conditions.iter().any(|condition| condition.type_ == Kind::Stalled.as_str()));
+    }
+
+    #[test]
+    fn a_sentence_or_a_count_is_no_difference_in_substance() {
+        let first = status(&good(), None, Some(1), at(1));
+        assert_eq!(difference(Some(&first), &first), Difference::None);
+        let mut other = first.clone();
+        other.conditions[0].message = "5 of 5".to_owned();
+        assert_eq!(difference(Some(&first), &other), Difference::Counts);
+        let mut counted = first.clone();
+        counted.targets = Some(TargetCounts { desired: 3, ..Default::default() });
+        assert_eq!(difference(Some(&first), &counted), Difference::Counts);
+        let newer = status(&good(), Some(&first), Some(2), at(1));
+        assert_eq!(difference(Some(&first), &newer), Difference::Substance);
+    }
+
+    #[test]
+    fn a_binding_that_ends_keeps_what_was_said_of_it() {
+        let before = status(&good(), None, Some(1), at(1));
+        let report = Report { ends: true, cleanup_failed: Some("no".to_owned()), ..Default::default() };
+        let after = status(&report, Some(&before), Some(2), at(2));
+        let registered = after.conditions.iter().find(|c| c.type_ == "TargetsRegistered").unwrap();
+        assert_eq!((registered.status.as_str(), ready(&after)), ("True", ("False", "CleanupFailed")));
+        assert!(after.conditions.iter().any(|condition| condition.type_ == "CleanupFailed"));
     }
 }

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use tgb_api::names;
 
 /// The ConfigMap of one binding, as last read or written.
@@ -16,6 +16,8 @@ pub(crate) struct Tracking {
     /// `None`: there is no ConfigMap.
     map: Option<ConfigMap>,
     pub(crate) targets: BTreeSet<TargetKey>,
+    /// The QUIC server ids that are part of the entries of some.
+    quic: BTreeMap<TargetKey, String>,
 }
 
 impl Tracking {
@@ -25,8 +27,10 @@ impl Tracking {
         let name = names::tracking_config_map(&binding.name);
         let map = api.get_opt(&name).await?;
         let text = map.as_ref().and_then(|map| map.data.as_ref()?.get(names::TRACKING_CONFIG_MAP_KEY));
-        let targets = text.map(|text| parse(text)).unwrap_or_default();
-        Ok(Self { api, name, map, targets })
+        let quic = text.map(|text| parse(text)).unwrap_or_default();
+        let targets = quic.keys().cloned().collect();
+        let quic = quic.into_iter().filter_map(|(key, id)| Some((key, id?))).collect();
+        Ok(Self { api, name, map, targets, quic })
     }
 
     /// Whether there is one.
@@ -35,22 +39,32 @@ impl Tracking {
     }
 
     /// Writes it with the resourceVersion that was read; a conflict means that somebody else wrote.
-    pub(crate) async fn write(&mut self, targets: BTreeSet<TargetKey>) -> Result<(), kube::Error> {
-        if self.exists() && self.targets == targets {
+    /// `quic` are the QUIC server ids of those that have one.
+    pub(crate) async fn write(
+        &mut self,
+        targets: BTreeSet<TargetKey>,
+        quic: impl Fn(&TargetKey) -> Option<String>,
+    ) -> Result<(), kube::Error> {
+        let ids = targets.iter().filter_map(|key| {
+            let id = quic(key).or_else(|| self.quic.get(key).cloned())?;
+            Some((key.clone(), id))
+        });
+        let quic: BTreeMap<TargetKey, String> = ids.collect();
+        if self.exists() && self.targets == targets && self.quic == quic {
             return Ok(());
         }
         let mut map = self.map.clone().unwrap_or_else(|| ConfigMap {
             metadata: ObjectMeta { name: Some(self.name.clone()), ..Default::default() },
             ..Default::default()
         });
-        let text = print(&targets);
+        let text = print(&targets, &quic);
         map.data.get_or_insert_default().insert(names::TRACKING_CONFIG_MAP_KEY.to_owned(), text);
         let written = match self.exists() {
             true => self.api.replace(&self.name, &PostParams::default(), &map).await?,
             false => self.api.create(&PostParams::default(), &map).await?,
         };
         self.map = Some(written);
-        self.targets = targets;
+        (self.targets, self.quic) = (targets, quic);
         Ok(())
     }
 
@@ -64,20 +78,25 @@ impl Tracking {
 }
 
 /// `id:port` or `id:port:quicId`, separated by commas; what is neither is left out.
-fn parse(text: &str) -> BTreeSet<TargetKey> {
+fn parse(text: &str) -> BTreeMap<TargetKey, Option<String>> {
     let one = |entry: &str| {
-        let entry = match entry.rsplit_once(':') {
-            Some((rest, quic)) if quic.starts_with("0x") => rest,
-            _ => entry,
+        let (entry, quic) = match entry.rsplit_once(':') {
+            Some((rest, quic)) if quic.starts_with("0x") => (rest, Some(quic.to_owned())),
+            _ => (entry, None),
         };
         let (id, port) = entry.rsplit_once(':')?;
-        Some(TargetKey { id: id.to_owned(), port: port.parse().ok()? }).filter(|key| !key.id.is_empty())
+        let key = TargetKey { id: id.to_owned(), port: port.parse().ok()? };
+        Some((key, quic)).filter(|(key, _)| !key.id.is_empty())
     };
     text.split(',').map(str::trim).filter_map(one).collect()
 }
 
-fn print(targets: &BTreeSet<TargetKey>) -> String {
-    let mut entries: Vec<String> = targets.iter().map(|key| format!("{}:{}", key.id, key.port)).collect();
+fn print(targets: &BTreeSet<TargetKey>, quic: &BTreeMap<TargetKey, String>) -> String {
+    let one = |key: &TargetKey| match quic.get(key) {
+        Some(id) => format!("{}:{}:{id}", key.id, key.port),
+        None => format!("{}:{}", key.id, key.port),
+    };
+    let mut entries: Vec<String> = targets.iter().map(one).collect();
     entries.sort_unstable();
     entries.join(",")
 }
@@ -86,12 +105,20 @@ fn print(targets: &BTreeSet<TargetKey>) -> String {
 mod tests {
     use super::*;
 
+    fn again(text: &str) -> String {
+        let all = parse(text);
+        let quic = all.iter().filter_map(|(key, id)| Some((key.clone(), id.clone()?))).collect();
+        print(&all.keys().cloned().collect(), &quic)
+    }
+
     #[test]
     fn lbcs_format_is_read_and_written() {
-        let text = "10.0.0.1:80,10.0.0.2:8080,fd00::1:80,i-0123:30080";
-        assert_eq!(print(&parse(text)), text);
-        let with_quic = parse("10.0.0.1:443:0x0123456789abcdef");
-        assert_eq!(print(&with_quic), "10.0.0.1:443");
-        assert!(parse("").is_empty() && parse("x,:80,10.0.0.1:http").is_empty());
+        for text in
+            ["10.0.0.1:80,10.0.0.2:8080,fd00::1:80,i-0123:30080", "10.0.0.1:443:0x0123456789abcdef", ""]
+        {
+            assert_eq!(again(text), text);
+        }
+        assert_eq!(again("b:1, a:2,a:2"), "a:2,b:1");
+        assert!(parse("x,:80,10.0.0.1:http").is_empty());
     }
 }

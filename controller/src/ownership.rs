@@ -1,0 +1,311 @@
+//! Whose a target group and its targets are. Decisions only; [`crate::reconcile`] acts on them.
+
+use crate::context::Settings;
+use crate::desired::{Switches, TargetKey, desired, is_of_cluster};
+use crate::index::{Index, resolved_arn};
+use crate::observed::Observed;
+use crate::reason::{Kind, Reason};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tgb_api::arn::TargetGroupArn;
+use tgb_api::rules;
+use tgb_api::target_group::TargetGroup;
+use tgb_api::v1::{Sharing, TargetGroupBinding};
+use tgb_aws::values::{ObservedTarget, TargetState};
+
+/// A rule that is enforced here again refuses a binding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// `TGB402`.
+    pub(crate) rule: &'static str,
+    pub(crate) reason: Reason,
+    /// The rule's id and its sentence.
+    pub(crate) message: String,
+}
+
+impl Refusal {
+    /// Whether the binding may not speak to AWS at all, not even to clean up: it is the reference or the role that is
+    /// refused, not what AWS says about the target group.
+    pub(crate) fn forbids_calls(&self) -> bool {
+        !matches!(self.rule, "TGB110" | "TGB111" | "TGB112")
+    }
+}
+
+/// The first frozen rule that refuses the binding (a webhook can be bypassed). What has to do with the backend is
+/// [`crate::desired`]'s, TGB115 is [`owner`]'s.
+pub(crate) fn refused(
+    settings: &Settings,
+    binding: &TargetGroupBinding,
+    group: Option<&TargetGroup>,
+    tags: Option<&BTreeMap<String, String>>,
+) -> Option<Refusal> {
+    let context = rules::Context {
+        target_group: group.map_or(rules::Lookup::Unknown, rules::Lookup::Found),
+        tags,
+        ..Default::default()
+    };
+    let found = rules::check(rules::Operation::Create, binding, None, &context, &settings.rules);
+    let mut frozen = found
+        .into_iter()
+        .filter(|finding| finding.severity == rules::Severity::Deny && rules::FROZEN.contains(&finding.rule));
+    frozen.next().map(|finding| Refusal {
+        rule: finding.rule,
+        reason: match finding.rule {
+            "TGB101" | "TGB102" => Reason::InvalidSpec,
+            "TGB110" => Reason::TargetGroupNotFound,
+            "TGB111" | "TGB112" => Reason::TargetTypeMismatch,
+            _ => Reason::NotAllowed,
+        },
+        message: format!("{} {}", finding.rule, finding.message),
+    })
+}
+
+/// The binding that owns the target group, `NAMESPACE/NAME`, if this one may not touch it: the oldest that is not
+/// terminating, unless both are Shared.
+pub(crate) fn owner(index: &Index, binding: &TargetGroupBinding, arn: &str) -> Option<String> {
+    let is_shared = |binding: &TargetGroupBinding| binding.spec.target_group.sharing() == Sharing::Shared;
+    let all = index.bindings_of(arn);
+    let owner = all.iter().find(|other| !other.is_terminating())?;
+    let is_me = owner.namespace() == binding.namespace() && owner.name() == binding.name();
+    let both_shared = is_shared(owner) && is_shared(binding);
+    (!is_me && !both_shared).then(|| format!("{}/{}", owner.namespace(), owner.name()))
+}
+
+/// What the other living bindings of a target group want there.
+pub(crate) fn wanted_by_others(
+    index: &Index,
+    switches: &Switches,
+    binding: &TargetGroupBinding,
+    arn: &str,
+) -> BTreeSet<TargetKey> {
+    let Ok(parsed) = TargetGroupArn::parse(arn) else { return BTreeSet::new() };
+    let is_me = |other: &TargetGroupBinding| {
+        (other.namespace(), other.name()) == (binding.namespace(), binding.name())
+    };
+    let others = index.bindings_of(arn).into_iter();
+    others
+        .filter(|other| !other.is_terminating() && !is_me(other))
+        .flat_map(|other| {
+            let reference = &other.spec.target_group;
+            let group = TargetGroup {
+                arn: parsed.clone(),
+                target_type: reference.target_type.map_or("ip", |word| word.as_str()).to_owned(),
+                protocol: reference.protocol.map_or("", |word| word.as_str()).to_owned(),
+                ip_address_type: reference.ip_address_type.map_or("", |word| word.as_str()).to_owned(),
+                vpc_id: None,
+                port: None,
+                health_check_port: None,
+                load_balancer_arns: Vec::new(),
+            };
+            desired(index, other, &group, switches).targets.into_keys()
+        })
+        .collect()
+}
+
+/// When a binding was first seen, if that was not long ago as far as its status tells: now if it has none; else when it
+/// was found that others have targets there.
+pub(crate) fn first_contact(binding: &TargetGroupBinding, now: Timestamp) -> Option<Timestamp> {
+    let Some(status) = binding.status.as_ref().filter(|status| status.observed_generation.is_some()) else {
+        return Some(now);
+    };
+    let is_foreign = |condition: &&Condition| {
+        condition.type_ == Kind::TargetsRegistered.as_str()
+            && condition.reason == Reason::ForeignTargets.as_str()
+    };
+    status.conditions.iter().find(is_foreign).map(|condition| condition.last_transition_time.0)
+}
+
+/// How much longer what is foreign is left alone, if it still is.
+pub(crate) fn contact_left(contact: Option<Timestamp>, now: Timestamp, resync: Duration) -> Option<Duration> {
+    let waited = Duration::try_from(now.duration_since(contact?)).unwrap_or_default();
+    resync.checked_sub(waited).filter(|left| !left.is_zero())
+}
+
+/// Registered targets that are neither ours nor of anything in this cluster.
+pub(crate) fn foreign(index: &Index, observed: &Observed) -> BTreeSet<TargetKey> {
+    let targets = observed.targets().iter();
+    targets
+        .filter(|(key, seen)| {
+            seen.state != TargetState::Draining && !observed.is_ours(key) && !is_of_cluster(index, key)
+        })
+        .map(|(key, _)| key.clone())
+        .collect()
+}
+
+/// Which targets a binding that ends takes away: of what is registered, what is its own and no other binding wants.
+pub(crate) fn to_clean_up(
+    index: &Index,
+    switches: &Switches,
+    binding: &TargetGroupBinding,
+    arn: &str,
+    seen: &[ObservedTarget],
+    tracked: Option<&BTreeSet<TargetKey>>,
+    foreign: &BTreeSet<TargetKey>,
+) -> Vec<ObservedTarget> {
+    let protected = wanted_by_others(index, switches, binding, arn);
+    let never_owned = tracked.is_none() && never_owned(index, binding, arn);
+    let is_own = |key: &TargetKey| match tracked {
+        Some(tracked) => tracked.contains(key),
+        None => !never_owned && !foreign.contains(key),
+    };
+    let present = seen.iter().filter(|seen| seen.state != TargetState::Draining);
+    present
+        .filter(|seen| {
+            let key = TargetKey::of(&seen.target);
+            is_own(&key) && !protected.contains(&key)
+        })
+        .cloned()
+        .collect()
+}
+
+/// Whether a binding never was the owner of its target group: an older one lives, or its status says so.
+fn never_owned(index: &Index, binding: &TargetGroupBinding, arn: &str) -> bool {
+    let created =
+        |binding: &TargetGroupBinding| binding.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    let is_older = |other: &TargetGroupBinding| {
+        (created(other), other.namespace(), other.name())
+            < (created(binding), binding.namespace(), binding.name())
+    };
+    let an_older_lives =
+        index.bindings_of(arn).iter().any(|other| !other.is_terminating() && is_older(other));
+    let conditions = binding.status.iter().flat_map(|status| &status.conditions);
+    let says_so = |condition: &Condition| {
+        condition.type_ == Kind::TargetGroupResolved.as_str()
+            && condition.reason == Reason::InUseByAnotherBinding.as_str()
+    };
+    an_older_lives || conditions.into_iter().any(says_so)
+}
+
+/// The target group that a binding which ends has worked on: what was resolved, else what it names.
+pub(crate) fn arn_to_clean_up(binding: &TargetGroupBinding) -> Option<&str> {
+    resolved_arn(binding).or_else(|| binding.spec.target_group.arn())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use tgb_aws::values::Target;
+
+    const ARN: &str = "arn:aws:elasticloadbalancing:us-west-2:123456789012:targetgroup/web/1234567890abcdef";
+
+    fn binding(name: &str, created: i64, more: Value) -> TargetGroupBinding {
+        let mut object = json!({
+            "metadata": {
+                "namespace": "shop",
+                "name": name,
+                "creationTimestamp": Timestamp::from_second(created).unwrap().to_string(),
+            },
+            "spec": {"targetGroup": {"arn": ARN, "targetType": "ip"}, "serviceRef": {"name": name}},
+        });
+        for (key, value) in more.as_object().unwrap() {
+            for (inner, value) in value.as_object().unwrap() {
+                object[key][inner] = value.clone();
+            }
+        }
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn shared() -> Value {
+        json!({"spec": {"targetGroup": {"arn": ARN, "targetType": "ip", "sharing": "Shared"}}})
+    }
+
+    fn terminating() -> Value {
+        json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}})
+    }
+
+    fn index(bindings: &[TargetGroupBinding]) -> Index {
+        let mut index = Index::default();
+        for binding in bindings {
+            index.put_binding(binding.clone());
+        }
+        index
+    }
+
+    #[test]
+    fn the_oldest_living_binding_owns_a_target_group() {
+        let (old, new) = (binding("b", 1, json!({})), binding("a", 2, json!({})));
+        let both = index(&[old.clone(), new.clone()]);
+        assert_eq!(owner(&both, &new, ARN).as_deref(), Some("shop/b"));
+        assert_eq!(owner(&both, &old, ARN), None);
+        let after = index(&[binding("b", 1, terminating()), new.clone()]);
+        assert_eq!(owner(&after, &new, ARN), None);
+        let twins = [binding("a", 1, json!({})), binding("b", 1, json!({}))];
+        assert_eq!(owner(&index(&twins), &twins[1], ARN).as_deref(), Some("shop/a"));
+    }
+
+    #[test]
+    fn shared_bindings_do_not_stand_in_each_others_way_but_an_exclusive_one_does() {
+        let all = [binding("a", 1, shared()), binding("b", 2, shared()), binding("c", 3, json!({}))];
+        let index = index(&all);
+        assert_eq!(owner(&index, &all[1], ARN), None);
+        assert_eq!(owner(&index, &all[2], ARN).as_deref(), Some("shop/a"));
+    }
+
+    #[test]
+    fn first_contact_lasts_for_one_resync_also_over_a_restart() {
+        let at = |second: i64| Timestamp::from_second(second).unwrap();
+        let resync = Duration::from_secs(600);
+        assert_eq!(first_contact(&binding("a", 1, json!({})), at(50)), Some(at(50)));
+        let status = |reason: &str| {
+            let condition = json!({
+                "type": "TargetsRegistered", "status": "False", "reason": reason, "message": "",
+                "lastTransitionTime": at(10).to_string(),
+            });
+            binding("a", 1, json!({"status": {"observedGeneration": 1, "conditions": [condition]}}))
+        };
+        assert_eq!(first_contact(&status("ForeignTargets"), at(50)), Some(at(10)));
+        assert_eq!(first_contact(&status("Registered"), at(50)), None);
+        assert_eq!(contact_left(Some(at(10)), at(50), resync), Some(Duration::from_secs(560)));
+        assert_eq!(contact_left(Some(at(10)), at(610), resync), None);
+    }
+
+    fn cleaned(
+        index: &Index,
+        binding: &TargetGroupBinding,
+        tracked: Option<&[&str]>,
+        foreign: &[&str],
+    ) -> Vec<String> {
+        let key = |id: &&str| TargetKey { id: (*id).to_owned(), port: 80 };
+        let seen: Vec<ObservedTarget> = ["10.0.0.1", "10.0.0.2"]
+            .map(|id| ObservedTarget {
+                target: Target { id: id.to_owned(), port: 80, zone: None, quic_server_id: None },
+                state: TargetState::Healthy,
+                reason: None,
+                description: None,
+            })
+            .into();
+        let tracked = tracked.map(|ids| ids.iter().map(key).collect());
+        let foreign = foreign.iter().map(key).collect();
+        let switches = Switches::default();
+        let found = to_clean_up(index, &switches, binding, ARN, &seen, tracked.as_ref(), &foreign);
+        found.into_iter().map(|seen| seen.target.id).collect()
+    }
+
+    #[test]
+    fn a_binding_that_ends_takes_away_what_is_its_own() {
+        let mine = binding("a", 1, terminating());
+        let alone = index(std::slice::from_ref(&mine));
+        assert_eq!(cleaned(&alone, &mine, None, &[]), ["10.0.0.1", "10.0.0.2"]);
+        assert_eq!(cleaned(&alone, &mine, None, &["10.0.0.2"]), ["10.0.0.1"]);
+        assert_eq!(cleaned(&alone, &mine, Some(&["10.0.0.2"]), &[]), ["10.0.0.2"]);
+        assert!(cleaned(&alone, &mine, Some(&[]), &[]).is_empty());
+    }
+
+    #[test]
+    fn a_binding_that_never_owned_the_group_takes_nothing_away() {
+        let (owner, loser) = (binding("a", 1, json!({})), binding("b", 2, terminating()));
+        assert!(cleaned(&index(&[owner, loser.clone()]), &loser, None, &[]).is_empty());
+        let condition = json!({
+            "type": "TargetGroupResolved", "status": "False", "reason": "InUseByAnotherBinding", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        });
+        let mut both_end = loser;
+        both_end.status =
+            serde_json::from_value(json!({"observedGeneration": 1, "conditions": [condition]})).unwrap();
+        let index = index(&[binding("a", 1, terminating()), both_end.clone()]);
+        assert!(cleaned(&index, &both_end, None, &[]).is_empty());
+    }
+}

@@ -1,0 +1,129 @@
+//! The end of a binding: what it did is undone.
+
+use super::resolve::Unresolved;
+use super::{Mode, Worker};
+use crate::apply::Place;
+use crate::error::Error;
+use crate::gates;
+use crate::index::resolved_arn;
+use crate::ownership;
+use crate::reason::Reason;
+use crate::security;
+use crate::status::Report;
+use crate::tracking::Tracking;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use tgb_api::names;
+use tgb_api::v1::{Sharing, TargetGroupBinding};
+use tgb_aws::values::Target;
+use tokio::time::Instant;
+use tracing::warn;
+
+impl Worker {
+    /// Undoes what the binding did, and lets it go. Whether that is done.
+    pub(super) async fn clean_up(&mut self, binding: &Arc<TargetGroupBinding>, report: &mut Report) -> bool {
+        let release = binding.annotation(names::RELEASE) == Some("true");
+        let undone = match self.mode(binding) {
+            // The finalizer may be another controller's.
+            Mode::Observes => Err(Error::Held("--observe: nothing is undone")),
+            Mode::Paused => Err(Error::Held(
+                "paused: nothing is undone until the annotation elbv2.k8s.aws/paused is removed",
+            )),
+            Mode::Writes => self.undo(binding).await,
+        };
+        if let Err(error) = undone {
+            warn!(binding = %self.key, %error, "clean-up failed");
+            let since = *self.memory.cleanup_since.get_or_insert_with(Instant::now);
+            let late = self.ctx.settings.cleanup_deadline.is_some_and(|most| since.elapsed() >= most);
+            let gives_up = (release || late) && self.mode(binding) != Mode::Observes;
+            if !gives_up {
+                report.cleanup_failed = Some(error.to_string());
+                return false;
+            }
+        }
+        match self.memory.writes.set_finalizer(&Arc::clone(&self.ctx), binding, false).await {
+            Ok(()) => true,
+            Err(error) => {
+                report.cleanup_failed = Some(Error::cluster("the finalizer", error).to_string());
+                false
+            }
+        }
+    }
+
+    /// Targets, ConfigMap, rules, gates; a failure of one does not keep the next from being undone.
+    async fn undo(&mut self, binding: &TargetGroupBinding) -> Result<(), Error> {
+        let targets = match binding.annotation(names::ON_DELETE) {
+            Some("retain") => Ok(()),
+            _ => self.deregister_all(binding).await,
+        };
+        let rules = match binding.spec.networking {
+            Some(_) => security::drop_claim(&self.ctx, &self.key).await.map_err(Error::from),
+            None => Ok(()),
+        };
+        let gates = gates::outdated(&self.ctx.index(), &self.key, |_| gates::of_a_deleted_binding());
+        let gates = match gates::write(&self.ctx, gates).await {
+            true => Ok(()),
+            false => Err(Error::Held("the readiness gates could not be opened")),
+        };
+        targets.and(rules).and(gates)
+    }
+
+    async fn deregister_all(&mut self, binding: &TargetGroupBinding) -> Result<(), Error> {
+        // Whose reference or role is refused must not speak to AWS, now as before.
+        match self.find_group(binding).await {
+            Ok(_) => {}
+            Err(Unresolved::Refused(refusal)) if refusal.reason == Reason::TargetGroupNotFound => {
+                return Ok(());
+            }
+            Err(Unresolved::Refused(refusal)) => {
+                let ever_resolved = resolved_arn(binding).is_some();
+                match (ever_resolved, refusal.forbids_calls()) {
+                    (false, _) => return Ok(()),
+                    (true, true) => return Err(Error::Refused(refusal.message)),
+                    (true, false) => {}
+                }
+            }
+            Err(Unresolved::Failed(error)) => return Err(error.into()),
+        }
+        let found = self.memory.group.as_ref().map(|group| group.arn.as_str().to_owned());
+        let Some(arn) = ownership::arn_to_clean_up(binding).map(str::to_owned).or(found) else {
+            return Ok(());
+        };
+        let ctx = Arc::clone(&self.ctx);
+        let role = binding.spec.target_group.role();
+        let seen = match ctx.aws.target_health(role, &arn).await {
+            Err(error) if error.is_target_group_not_found() => return Ok(()),
+            other => other?,
+        };
+        let tracking = match binding.spec.target_group.sharing() {
+            Sharing::Shared => {
+                let read = Tracking::read(ctx.client.clone(), &self.key).await;
+                Some(read.map_err(|error| Error::cluster("the ConfigMap of targets", error))?)
+            }
+            Sharing::Exclusive => None,
+        };
+        let goes: Vec<Target> = {
+            let index = ctx.index();
+            // What was foreign at first contact is not ours to take away either.
+            let foreign = match self.contact_left(binding) {
+                Some(_) => ownership::foreign(&index, &self.memory.observed),
+                None => BTreeSet::new(),
+            };
+            let tracked = tracking.as_ref().map(|tracking| &tracking.targets);
+            let switches = &ctx.settings.switches;
+            let goes = ownership::to_clean_up(&index, switches, binding, &arn, &seen, tracked, &foreign);
+            goes.into_iter().map(|seen| seen.target).collect()
+        };
+        let place = Place { ctx: &ctx, binding, arn: &arn, changed: None };
+        match place.deregister(&goes, &mut self.memory.observed).await {
+            Err(error) if error.is_target_group_not_found() => {}
+            other => other?,
+        }
+        match tracking {
+            Some(tracking) if tracking.exists() => {
+                tracking.delete().await.map_err(|error| Error::cluster("the ConfigMap of targets", error))
+            }
+            _ => Ok(()),
+        }
+    }
+}

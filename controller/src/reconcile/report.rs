@@ -1,0 +1,186 @@
+//! What a pass says about targets: condition, counts, metrics.
+
+use super::{Mode, Worker};
+use crate::apply::Applied;
+use crate::context::Standing;
+use crate::desired::{Desired, TargetKey};
+use crate::events::listed;
+use crate::gates;
+use crate::index::Key;
+use crate::plan::Plan;
+use crate::reason::{EventReason, Kind, Reason};
+use crate::status::Report;
+use std::collections::{BTreeMap, BTreeSet};
+use tgb_api::target_group::{TargetGroup, TargetType};
+use tgb_api::v1::{TargetCounts, TargetGroupBinding};
+use tgb_aws::values::{Target, TargetState};
+use tokio::time::Instant;
+
+impl Worker {
+    /// Counts the pods that lack their gate, and names new ones by event.
+    pub(super) fn without_gate(&mut self, binding: &TargetGroupBinding, group: &TargetGroup) -> usize {
+        if group.binding_target_type() != Some(TargetType::Ip) {
+            return 0;
+        }
+        let service = Key::new(&self.key.namespace, &binding.spec.service_ref.name);
+        let lacking = gates::lacking(&self.ctx.index(), &self.key, &service);
+        let news: Vec<&Key> =
+            lacking.iter().filter(|(_, uid)| !self.memory.named.contains(*uid)).map(|(key, _)| key).collect();
+        if !news.is_empty() {
+            let names: Vec<&str> = news.iter().map(|key| &*key.name).collect();
+            let note =
+                format!("pods without readiness gate, made before the binding: {}", listed("pods", &names));
+            self.ctx.events.warning(binding, EventReason::ReadinessGateMissing, note);
+        }
+        self.memory.named = lacking.into_values().collect();
+        self.memory.named.len()
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the report tells of all of it")]
+    pub(super) fn report_targets(
+        &self,
+        wanted: &Desired,
+        targets: &BTreeMap<TargetKey, Target>,
+        plan: &Plan,
+        applied: &Applied,
+        foreign: &BTreeSet<TargetKey>,
+        mode: Mode,
+        without_gate: usize,
+        report: &mut Report,
+    ) {
+        let kind = Kind::TargetsRegistered;
+        let observed = &self.memory.observed;
+        let counts = self.counts(targets);
+        let mut more = String::new();
+        if !wanted.left_out.is_empty() {
+            more.push_str(&format!("; left out: {}", wanted.left_out.join(", ")));
+        }
+        if without_gate > 0 {
+            more.push_str(&format!(
+                "; {without_gate} pods have no readiness gate, they are older than the binding"
+            ));
+        }
+        let ids = |targets: &[Target]| {
+            let keys: Vec<TargetKey> = targets.iter().map(TargetKey::of).collect();
+            listed("targets", &keys)
+        };
+        if mode != Mode::Writes {
+            let why = if mode == Mode::Paused { "paused" } else { "--observe" };
+            let message = match (plan.register.as_slice(), plan.deregister.as_slice()) {
+                ([], []) => format!("{why}: nothing would be changed{more}"),
+                (register, []) => format!("{why}: would register {}{more}", ids(register)),
+                ([], deregister) => format!("{why}: would deregister {}{more}", ids(deregister)),
+                (register, deregister) => {
+                    let (register, deregister) = (ids(register), ids(deregister));
+                    format!("{why}: would register {register}; would deregister {deregister}{more}")
+                }
+            };
+            report.bad(kind, Reason::Paused, message);
+        }
+        if observed.is_fought_over(Instant::now()) {
+            let message = "registered targets vanished three times in ten minutes: another controller owns this target \
+                           group, too";
+            report.bad(kind, Reason::TargetsRemovedByOthers, message);
+        }
+        if let Some(error) = &applied.failed {
+            report.bad(kind, Reason::RegistrationFailed, error.to_string());
+        }
+        let mut refused = observed.refused();
+        if let Some((first, why)) = refused.next() {
+            let others: Vec<String> = refused.map(|(key, _)| key.to_string()).collect();
+            let message = match others.len() {
+                0 => format!("AWS refuses {first}: {why}{more}"),
+                n => format!("AWS refuses {first} and {n} others ({}): {why}{more}", first_few(&others)),
+            };
+            report.bad(kind, Reason::TargetsRejected, message);
+        }
+        if let Some((count, words)) = &applied.no_room {
+            report.bad(
+                kind,
+                Reason::TargetLimitReached,
+                format!("no room for {count} targets: {words}{more}"),
+            );
+        }
+        if plan.no_room > 0 {
+            let message = format!("{} targets more than --max-targets-per-target-group{more}", plan.no_room);
+            report.bad(kind, Reason::TargetLimitReached, message);
+        }
+        if !foreign.is_empty() {
+            let all: Vec<String> = foreign.iter().map(ToString::to_string).collect();
+            let message = format!(
+                "{} targets that are not this cluster's were registered before this binding and are left alone until the \
+                 next resync: {}; if they belong there, set sharing: Shared",
+                all.len(),
+                first_few(&all)
+            );
+            report.bad(kind, Reason::ForeignTargets, message);
+        }
+        if plan.last > 0 {
+            let message =
+                format!("none is ready although some run; the last {} targets stay{more}", plan.last);
+            report.bad(kind, Reason::BackendUnready, message);
+        } else if targets.is_empty() && !wanted.unready.is_empty() {
+            let message = format!("{} run, and none is ready{more}", wanted.unready.len());
+            report.bad(kind, Reason::BackendUnready, message);
+        }
+        let message = format!("{} of {} targets are registered{more}", counts.registered, counts.desired);
+        report.ok(kind, Reason::Registered, message);
+        report.targets = Some(counts);
+    }
+
+    fn counts(&self, targets: &BTreeMap<TargetKey, Target>) -> TargetCounts {
+        let observed = &self.memory.observed;
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let count = |is_meant: fn(TargetState) -> bool| {
+            let seen = targets.keys().filter_map(|key| observed.targets().get(key));
+            number(seen.filter(|seen| is_meant(seen.state)).count())
+        };
+        let (all, healthy) = (number(targets.len()), count(|state| state == TargetState::Healthy));
+        let draining = observed.targets().values().filter(|seen| seen.state == TargetState::Draining).count();
+        TargetCounts {
+            desired: all,
+            registered: count(|state| state != TargetState::Draining),
+            healthy,
+            unhealthy: count(|state| state == TargetState::Unhealthy),
+            draining: number(draining),
+            summary: format!("{healthy}/{all}"),
+            observed_at: self.memory.asked.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
+            other: BTreeMap::new(),
+        }
+    }
+
+    /// For metrics, and for the patience of others.
+    pub(super) fn stand(
+        &self,
+        targets: &BTreeMap<TargetKey, Target>,
+        plan: &Plan,
+        mode: Mode,
+        pods_without_gate: usize,
+        waits: bool,
+    ) {
+        let observed = &self.memory.observed;
+        let mut states: BTreeMap<&'static str, usize> = BTreeMap::new();
+        let is_mine = |key: &TargetKey| targets.contains_key(key) || observed.is_ours(key);
+        for (key, seen) in observed.targets() {
+            if is_mine(key) || seen.state == TargetState::Draining {
+                *states.entry(seen.state.as_str()).or_default() += 1;
+            }
+        }
+        let missing = targets.keys().filter(|key| observed.present(key).is_none()).count();
+        states.insert("missing", missing);
+        let planned = match mode {
+            Mode::Writes => (0, 0),
+            Mode::Paused | Mode::Observes => (plan.register.len(), plan.deregister.len()),
+        };
+        let mut standings = self.ctx.standings();
+        let standing = standings.entry(self.key.clone()).or_default();
+        let reason = standing.reason;
+        *standing = Standing { reason, targets: states, planned, pods_without_gate, waits };
+    }
+}
+
+fn first_few(all: &[String]) -> String {
+    const MOST: usize = 5;
+    let few: Vec<&str> = all.iter().take(MOST).map(String::as_str).collect();
+    if all.len() > MOST { format!("{}, …", few.join(", ")) } else { few.join(", ") }
+}

@@ -1,0 +1,144 @@
+//! Which target group a binding means, whether it may use it, and what AWS wants to hear of its targets there.
+
+use super::{Memory, Outcome, Worker, node_zones};
+use crate::desired::{Desired, TargetKey};
+use crate::ownership::{self, Refusal};
+use crate::reason::{Kind, Reason};
+use crate::status::Report;
+use crate::zones::Zones;
+use ipnet::IpNet;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use tgb_api::target_group::{TargetGroup, TargetType};
+use tgb_api::v1::TargetGroupBinding;
+use tgb_aws::values::Target;
+use tgb_aws::{AwsError, Class, TargetGroupQuery};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+/// Why a target group may not be used.
+pub(super) enum Unresolved {
+    Refused(Refusal),
+    Failed(AwsError),
+}
+
+impl Worker {
+    /// The target group, from memory or from AWS, and whether the rules that are enforced here again let it through.
+    pub(super) async fn resolve(
+        &mut self,
+        binding: &TargetGroupBinding,
+        report: &mut Report,
+    ) -> Result<TargetGroup, Outcome> {
+        let kind = Kind::TargetGroupResolved;
+        match self.find_group(binding).await {
+            Ok(group) => Ok(group),
+            Err(Unresolved::Refused(refusal)) => {
+                report.stalled(kind, refusal.reason, refusal.message);
+                Err(match refusal.reason {
+                    Reason::TargetGroupNotFound => Outcome::Failed,
+                    _ => Outcome::Done(None),
+                })
+            }
+            Err(Unresolved::Failed(error)) => {
+                warn!(binding = %self.key, %error, "the target group is not known");
+                if error.is_access_denied() {
+                    report.stalled(kind, Reason::AccessDenied, error.to_string());
+                } else {
+                    report.bad(kind, Reason::AwsUnavailable, error.to_string());
+                }
+                Err(Outcome::Failed)
+            }
+        }
+    }
+
+    pub(super) async fn find_group(
+        &mut self,
+        binding: &TargetGroupBinding,
+    ) -> Result<TargetGroup, Unresolved> {
+        let ctx = Arc::clone(&self.ctx);
+        let reference = &binding.spec.target_group;
+        let refused = |group: Option<&TargetGroup>, tags: Option<&BTreeMap<String, String>>| {
+            ownership::refused(&ctx.settings, binding, group, tags)
+                .map_or(Ok(()), |r| Err(Unresolved::Refused(r)))
+        };
+        refused(None, None)?;
+        let from = (
+            reference.arn().map(str::to_owned),
+            reference.name().map(str::to_owned),
+            reference.role().map(|role| role.role_arn.to_owned()),
+        );
+        if self.memory.resolved_from.as_ref() != Some(&from) {
+            let writes = std::mem::take(&mut self.memory.writes);
+            self.memory = Memory { resolved_from: Some(from), writes, ..Default::default() };
+        }
+        let is_fresh = self.memory.group_read.is_some_and(|at| at.elapsed() < ctx.settings.resync);
+        if self.memory.group.is_none() || !is_fresh {
+            let query = match (reference.arn(), reference.name()) {
+                (Some(arn), _) => TargetGroupQuery::Arn(arn),
+                (None, name) => TargetGroupQuery::Name(name.unwrap_or_default()),
+            };
+            match ctx.aws.target_groups(reference.role(), query).await {
+                Ok(groups) => {
+                    self.memory.group = groups.into_iter().next();
+                    self.memory.group_read = Some(Instant::now());
+                    self.memory.group_is_gone = self.memory.group.is_none();
+                    (self.memory.tags, self.memory.zones) = (None, Zones::default());
+                }
+                Err(error) if error.is_target_group_not_found() => {
+                    (self.memory.group, self.memory.group_is_gone) = (None, true);
+                }
+                // What is known will do until AWS answers again.
+                Err(error) if self.memory.group.is_some() && error.class() != Class::Terminal => {
+                    debug!(binding = %self.key, %error, "the target group could not be read again");
+                }
+                Err(error) => return Err(Unresolved::Failed(error)),
+            }
+        }
+        let Some(group) = self.memory.group.clone() else {
+            let named = reference.arn().or(reference.name()).unwrap_or_default();
+            let message = format!("TGB110 there is no target group {named} in this account and region");
+            let refusal = Refusal { rule: "TGB110", reason: Reason::TargetGroupNotFound, message };
+            return Err(Unresolved::Refused(refusal));
+        };
+        if self.memory.tags.is_none() && ctx.settings.rules.wants_tags() {
+            let tags = ctx.aws.tags(reference.role(), group.arn.as_str()).await;
+            self.memory.tags = Some(tags.map_err(Unresolved::Failed)?);
+        }
+        refused(Some(&group), self.memory.tags.as_ref())?;
+        Ok(group)
+    }
+
+    /// The wanted targets with their zones, and the subnets that these follow from.
+    pub(super) async fn zoned(
+        &mut self,
+        binding: &TargetGroupBinding,
+        group: &TargetGroup,
+        wanted: &Desired,
+    ) -> Result<(Arc<Vec<IpNet>>, BTreeMap<TargetKey, Target>), AwsError> {
+        let mut targets: BTreeMap<TargetKey, Target> =
+            wanted.targets.iter().map(|(key, wanted)| (key.clone(), wanted.target.clone())).collect();
+        let is_ip = group.binding_target_type() == Some(TargetType::Ip);
+        let (true, Some(vpc), false) = (is_ip, group.vpc_id.as_deref(), targets.is_empty()) else {
+            return Ok((Arc::default(), targets));
+        };
+        let ips: Vec<IpAddr> = targets.keys().filter_map(|key| key.id.parse().ok()).collect();
+        let subnets = self.ctx.subnets(vpc, &ips).await?;
+        if self.memory.zones.wants_attributes(group, &ips, &subnets) {
+            let role = binding.spec.target_group.role();
+            match self.ctx.aws.target_group_attributes(role, group.arn.as_str()).await {
+                Ok(attributes) => self.memory.zones.read_attributes(&attributes),
+                // AWS says it again when targets are registered.
+                Err(error) => {
+                    debug!(binding = %self.key, %error, "the target group's attributes are not known")
+                }
+            }
+        }
+        let nodes = node_zones(wanted);
+        for (key, target) in &mut targets {
+            let ip = target.id.parse().ok();
+            target.zone = ip.and_then(|ip| self.memory.zones.of(&ip, &subnets, nodes.get(key).copied()));
+        }
+        Ok((subnets, targets))
+    }
+}
