@@ -150,7 +150,7 @@ pub(crate) fn is_alive(
     uid: Option<&str>,
 ) -> bool {
     let Ok(ip) = key.id.parse::<IpAddr>() else {
-        return index.nodes.values().any(|node| node.instance_id() == Some(&key.id));
+        return index.has_instance(&key.id);
     };
     let service_key = Key::new(binding.namespace(), &binding.spec.service_ref.name);
     let service = index.services.get(&service_key);
@@ -176,7 +176,7 @@ pub(crate) fn is_alive(
 pub(crate) fn is_of_cluster(index: &Index, key: &TargetKey) -> bool {
     match key.id.parse::<IpAddr>() {
         Ok(ip) => index.pods_at(&ip).next().is_some(),
-        Err(_) => index.nodes.values().any(|node| node.instance_id() == Some(&key.id)),
+        Err(_) => index.has_instance(&key.id),
     }
 }
 

@@ -7,13 +7,20 @@ use base64::Engine;
 use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use k8s_openapi::jiff::Timestamp;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
+use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 use tgb_api::names;
 use tgb_api::service::Service;
+use tgb_api::target_group::TargetType;
 use tgb_api::v1::TargetGroupBinding;
+
+#[cfg(test)]
+#[path = "index_tests.rs"]
+mod lookups;
 
 /// Namespace and name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -35,6 +42,29 @@ impl Key {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Values that many hold, each kept once.
+#[derive(Debug)]
+struct Pool<T: ?Sized>(HashSet<Arc<T>>);
+
+impl<T: ?Sized> Default for Pool<T> {
+    fn default() -> Self {
+        Self(HashSet::new())
+    }
+}
+
+impl<T: ?Sized + Eq + Hash> Pool<T> {
+    fn share(&mut self, value: Arc<T>) -> Arc<T> {
+        if let Some(known) = self.0.get(&*value) {
+            return Arc::clone(known);
+        }
+        if self.0.len() == self.0.capacity() {
+            self.0.retain(|known| Arc::strong_count(known) > 1);
+        }
+        self.0.insert(Arc::clone(&value));
+        value
     }
 }
 
@@ -65,7 +95,7 @@ pub(crate) struct Endpoint {
     pub(crate) ready: bool,
     /// The pod of the slice's namespace that `targetRef` names.
     pub(crate) pod: Option<Arc<str>>,
-    pub(crate) node: Option<String>,
+    pub(crate) node: Option<Arc<str>>,
 }
 
 /// A pod.
@@ -76,12 +106,12 @@ pub(crate) struct Pod {
     /// Neither finished nor terminating.
     pub(crate) running: bool,
     pub(crate) containers_ready: bool,
-    pub(crate) node: Option<String>,
-    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) node: Option<Arc<str>>,
+    pub(crate) labels: Arc<BTreeMap<String, String>>,
     /// Readiness gates of ours with the condition's (status, reason, message), if it is set.
     pub(crate) gates: BTreeMap<String, Option<(String, String, String)>>,
     /// Container ports by name.
-    pub(crate) ports: BTreeMap<String, u16>,
+    pub(crate) ports: Arc<BTreeMap<String, u16>>,
     /// The annotation `vpc.amazonaws.com/pod-eni`.
     pub(crate) eni: Option<String>,
     /// QUIC server ids by container port, as AWS writes them; port 0 stands for all that are not declared.
@@ -150,9 +180,21 @@ pub(crate) struct Index {
     slices: HashMap<Key, BTreeMap<Arc<str>, Slice>>,
     slice_owner: HashMap<Key, Key>,
     by_service: HashMap<Key, Concerned>,
-    by_ip: HashMap<IpAddr, BTreeSet<Key>>,
+    /// Bindings by the ARN of their target group, the oldest first.
+    by_arn: HashMap<String, BTreeSet<(Option<Timestamp>, Key)>>,
+    /// The pods of an address. Almost always one: a vector of one is a tenth of a set of one.
+    by_ip: HashMap<IpAddr, Vec<Key>>,
+    /// The Services whose slices name a pod.
+    by_endpoint: HashMap<Key, Vec<Key>>,
+    /// The Services with a selector, by its first label.
+    by_label: HashMap<Key, Vec<Key>>,
+    /// How many nodes say that they are an instance.
+    by_instance: HashMap<String, usize>,
     /// The pods with a readiness gate of a binding, whether or not that exists.
     gated: BTreeMap<Key, BTreeSet<Key>>,
+    words: Pool<str>,
+    labels: Pool<BTreeMap<String, String>>,
+    ports: Pool<BTreeMap<String, u16>>,
 }
 
 impl Index {
@@ -191,35 +233,40 @@ impl Index {
         })
     }
 
-    /// The bindings that name a target group, the oldest first.
-    pub(crate) fn bindings_of(&self, arn: &str) -> Vec<&Arc<TargetGroupBinding>> {
-        let mut found: Vec<_> = self
-            .bindings
-            .values()
-            .filter(|binding| binding.spec.target_group.arn().or_else(|| resolved_arn(binding)) == Some(arn))
-            .collect();
-        found.sort_by_key(|binding| {
-            let created = binding.metadata.creation_timestamp.as_ref().map(|time| time.0);
-            (created, binding.namespace().to_owned(), binding.name().to_owned())
-        });
-        found
+    /// Whether a node is this instance.
+    pub(crate) fn has_instance(&self, id: &str) -> bool {
+        self.by_instance.contains_key(id)
     }
 
-    pub(crate) fn put_binding(&mut self, binding: TargetGroupBinding) -> Concerned {
+    /// The bindings that name a target group, the oldest first.
+    pub(crate) fn bindings_of(&self, arn: &str) -> Vec<&Arc<TargetGroupBinding>> {
+        let all = self.by_arn.get(arn).into_iter().flatten();
+        all.filter_map(|(_, key)| self.bindings.get(key)).collect()
+    }
+
+    pub(crate) fn put_binding(&mut self, mut binding: TargetGroupBinding) -> Concerned {
         let key = Key::of(&binding.metadata);
+        binding.metadata.managed_fields = None;
+        if let Some(annotations) = &mut binding.metadata.annotations {
+            annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+        }
         let mut concerned = Concerned::new();
         // Our own writes of the status are no change that a pass has to look at.
         if self.bindings.get(&key).is_none_or(|old| differs(old, &binding)) {
             concerned.insert(key.clone());
         }
-        if let Some(old) = self.bindings.get(&key) {
+        if let Some(old) = self.bindings.get(&key).cloned() {
             let service = Key::new(&key.namespace, &old.spec.service_ref.name);
             if let Some(users) = self.by_service.get_mut(&service) {
                 users.remove(&key);
             }
             if !old.is_terminating() && binding.is_terminating() {
-                concerned.extend(self.companions(old));
+                concerned.extend(self.companions(&old));
             }
+            self.unlink_arn(&key, &old);
+        }
+        if let Some(arn) = claimed_arn(&binding) {
+            self.by_arn.entry(arn.to_owned()).or_default().insert((created(&binding), key.clone()));
         }
         let service = Key::new(&key.namespace, &binding.spec.service_ref.name);
         self.by_service.entry(service).or_default().insert(key.clone());
@@ -238,17 +285,24 @@ impl Index {
                 }
             }
             concerned.extend(self.companions(&old));
+            self.unlink_arn(key, &old);
         }
         concerned
     }
 
     pub(crate) fn put_service(&mut self, service: &core::Service) -> Concerned {
         let key = Key::of(&service.metadata);
-        self.services.insert(key.clone(), Service::read(service));
+        let read = Service::read(service);
+        self.unlink_service(&key);
+        if let Some(label) = first_label(&key.namespace, &read) {
+            self.by_label.entry(label).or_default().push(key.clone());
+        }
+        self.services.insert(key.clone(), read);
         self.users(&key)
     }
 
     pub(crate) fn remove_service(&mut self, key: &Key) -> Concerned {
+        self.unlink_service(key);
         self.services.remove(key);
         self.users(key)
     }
@@ -263,11 +317,16 @@ impl Index {
         if self.slice_owner.get(&key).is_some_and(|owner| *owner != service) {
             concerned.extend(self.remove_slice(&key));
         }
-        let read = read_slice(slice);
+        let mut read = read_slice(slice);
+        for endpoint in &mut read.endpoints {
+            endpoint.node = endpoint.node.take().map(|node| self.words.share(node));
+        }
         self.slice_owner.insert(key.clone(), service.clone());
-        let slices = self.slices.entry(service.clone()).or_default();
-        if slices.get(&key.name) != Some(&read) {
-            slices.insert(key.name, read);
+        let old = self.slices.get(&service).and_then(|slices| slices.get(&key.name));
+        if old != Some(&read) {
+            let (before, after) = (old.map(endpoint_pods).unwrap_or_default(), endpoint_pods(&read));
+            self.slices.entry(service.clone()).or_default().insert(key.name, read);
+            self.relink_endpoints(&service, &before, &after);
             concerned.extend(self.users(&service));
         }
         concerned
@@ -276,23 +335,29 @@ impl Index {
     pub(crate) fn remove_slice(&mut self, key: &Key) -> Concerned {
         let Some(service) = self.slice_owner.remove(key) else { return Concerned::new() };
         if let Some(slices) = self.slices.get_mut(&service) {
-            slices.remove(&key.name);
+            let old = slices.remove(&key.name);
             if slices.is_empty() {
                 self.slices.remove(&service);
             }
+            let before = old.as_ref().map(endpoint_pods).unwrap_or_default();
+            self.relink_endpoints(&service, &before, &BTreeSet::new());
         }
         self.users(&service)
     }
 
     pub(crate) fn put_pod(&mut self, pod: &core::Pod) -> Concerned {
-        let key = Key::of(&pod.metadata);
-        let read = read_pod(pod);
+        let mut key = Key::of(&pod.metadata);
+        let mut read = read_pod(pod);
         if self.pods.get(&key) == Some(&read) {
             return Concerned::new();
         }
+        key.namespace = self.words.share(key.namespace);
+        read.node = read.node.map(|node| self.words.share(node));
+        read.labels = self.labels.share(read.labels);
+        read.ports = self.ports.share(read.ports);
         self.unlink(&key);
         for ip in &read.ips {
-            self.by_ip.entry(*ip).or_default().insert(key.clone());
+            self.by_ip.entry(*ip).or_insert_with(|| Vec::with_capacity(1)).push(key.clone());
         }
         for binding in gate_bindings(&key, &read) {
             self.gated.entry(binding).or_default().insert(key.clone());
@@ -332,20 +397,25 @@ impl Index {
         if self.nodes.get(&name) == Some(&read) {
             return Concerned::new();
         }
-        self.nodes.insert(name, read);
-        self.bindings.keys().cloned().collect()
+        self.unlink_node(&name);
+        if let Some(id) = read.instance_id() {
+            *self.by_instance.entry(id.to_owned()).or_default() += 1;
+        }
+        self.nodes.insert(Arc::clone(&name), read);
+        self.users_of_node(&name)
     }
 
     pub(crate) fn remove_node(&mut self, key: &Key) -> Concerned {
+        self.unlink_node(&key.name);
         self.nodes.remove(&key.name);
-        self.bindings.keys().cloned().collect()
+        self.users_of_node(&key.name)
     }
 
     // ---- details ----
 
     fn companions(&self, binding: &TargetGroupBinding) -> Concerned {
-        let arn = binding.spec.target_group.arn().or_else(|| resolved_arn(binding));
-        arn.map(|arn| self.bindings_of(arn).iter().map(|other| Key::of(&other.metadata)).collect())
+        claimed_arn(binding)
+            .map(|arn| self.bindings_of(arn).iter().map(|other| Key::of(&other.metadata)).collect())
             .unwrap_or_default()
     }
 
@@ -355,33 +425,88 @@ impl Index {
 
     /// The bindings whose Service has the pod in a slice or selects it.
     fn users_of_pod(&self, key: &Key) -> Concerned {
-        let in_namespace = self.by_service.iter().filter(|(service, _)| service.namespace == key.namespace);
-        in_namespace
-            .filter(|(service, _)| {
-                let is_endpoint = self
-                    .slices(service)
-                    .flat_map(|slice| &slice.endpoints)
-                    .any(|endpoint| endpoint.pod.as_deref() == Some(&*key.name));
-                let pod = self.pods.get(key);
-                is_endpoint
-                    || pod
-                        .zip(self.services.get(*service))
-                        .is_some_and(|(pod, service)| service.selects(&pod.labels))
-            })
-            .flat_map(|(_, users)| users.iter().cloned())
-            .collect()
+        let by_slice = self.by_endpoint.get(key).into_iter().flatten();
+        let mut users: Concerned =
+            by_slice.filter_map(|service| self.by_service.get(service)).flatten().cloned().collect();
+        let Some(pod) = self.pods.get(key) else { return users };
+        for (name, value) in &*pod.labels {
+            let services = self.by_label.get(&label(&key.namespace, name, value)).into_iter().flatten();
+            let selecting = services.filter(|service| {
+                self.services.get(service).is_some_and(|service| service.selects(&pod.labels))
+            });
+            users.extend(selecting.filter_map(|service| self.by_service.get(service)).flatten().cloned());
+        }
+        users
+    }
+
+    /// The bindings whose targets a node is or may hold: those of instances, and those with an endpoint or pod there. Nodes
+    /// change rarely, once they are stripped, so that looking through all pods is cheaper than to remember who is where.
+    fn users_of_node(&self, name: &str) -> Concerned {
+        let is_there = |service: &Key| {
+            let mut endpoints = self.slices(service).flat_map(|slice| &slice.endpoints);
+            endpoints.any(|endpoint| endpoint.node.as_deref() == Some(name))
+        };
+        let of_ips = |key: &Key| {
+            let binding = self.bindings.get(key);
+            binding.is_some_and(|binding| binding.spec.target_group.target_type == Some(TargetType::Ip))
+        };
+        let mut users = Concerned::new();
+        for (service, all) in &self.by_service {
+            let there = is_there(service);
+            users.extend(all.iter().filter(|key| there || !of_ips(key)).cloned());
+        }
+        let pods = self.pods.iter().filter(|(_, pod)| pod.node.as_deref() == Some(name));
+        users.extend(pods.flat_map(|(key, _)| self.users_of_pod(key)));
+        users
+    }
+
+    fn unlink_arn(&mut self, key: &Key, old: &TargetGroupBinding) {
+        let Some(arn) = claimed_arn(old) else { return };
+        if let Some(all) = self.by_arn.get_mut(arn) {
+            all.remove(&(created(old), key.clone()));
+            if all.is_empty() {
+                self.by_arn.remove(arn);
+            }
+        }
+    }
+
+    fn unlink_service(&mut self, key: &Key) {
+        let label = self.services.get(key).and_then(|old| first_label(&key.namespace, old));
+        if let Some(label) = label {
+            take_out(&mut self.by_label, &label, key);
+        }
+    }
+
+    fn unlink_node(&mut self, name: &Arc<str>) {
+        let Some(id) = self.nodes.get(name).and_then(Node::instance_id) else { return };
+        if let Some(count) = self.by_instance.get_mut(id) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_instance.remove(id);
+            }
+        }
+    }
+
+    /// The slices of a Service named `before` and name `after`; other slices of it may name the same pods.
+    fn relink_endpoints(&mut self, service: &Key, before: &BTreeSet<Arc<str>>, after: &BTreeSet<Arc<str>>) {
+        let pod = |name: &Arc<str>| Key { namespace: Arc::clone(&service.namespace), name: Arc::clone(name) };
+        for name in after.difference(before) {
+            let services = self.by_endpoint.entry(pod(name)).or_insert_with(|| Vec::with_capacity(1));
+            if !services.contains(service) {
+                services.push(service.clone());
+            }
+        }
+        let elsewhere: BTreeSet<Arc<str>> = self.slices(service).flat_map(endpoint_pods).collect();
+        for name in before.difference(&elsewhere) {
+            take_out(&mut self.by_endpoint, &pod(name), service);
+        }
     }
 
     /// Takes a pod out of what is looked up by its address and its gates.
     fn unlink(&mut self, key: &Key) {
         let Some(old) = self.pods.get(key) else { return };
         for ip in &old.ips {
-            if let Some(keys) = self.by_ip.get_mut(ip) {
-                keys.remove(key);
-                if keys.is_empty() {
-                    self.by_ip.remove(ip);
-                }
-            }
+            take_out(&mut self.by_ip, ip, key);
         }
         for binding in gate_bindings(key, old) {
             if let Some(keys) = self.gated.get_mut(&binding) {
@@ -412,6 +537,38 @@ fn differs(old: &TargetGroupBinding, new: &TargetGroupBinding) -> bool {
         || old.metadata.labels != new.metadata.labels
 }
 
+fn take_out<K: Eq + Hash>(lists: &mut HashMap<K, Vec<Key>>, of: &K, key: &Key) {
+    if let Some(list) = lists.get_mut(of) {
+        list.retain(|other| other != key);
+        if list.is_empty() {
+            lists.remove(of);
+        }
+    }
+}
+
+/// A label as a key.
+fn label(namespace: &Arc<str>, name: &str, value: &str) -> Key {
+    Key { namespace: Arc::clone(namespace), name: format!("{name}={value}").into() }
+}
+
+fn first_label(namespace: &Arc<str>, service: &Service) -> Option<Key> {
+    let (name, value) = service.selector.as_ref()?.first_key_value()?;
+    Some(label(namespace, name, value))
+}
+
+fn endpoint_pods(slice: &Slice) -> BTreeSet<Arc<str>> {
+    slice.endpoints.iter().filter_map(|endpoint| endpoint.pod.clone()).collect()
+}
+
+fn created(binding: &TargetGroupBinding) -> Option<Timestamp> {
+    binding.metadata.creation_timestamp.as_ref().map(|time| time.0)
+}
+
+/// The ARN that a binding names or that was resolved for it.
+fn claimed_arn(binding: &TargetGroupBinding) -> Option<&str> {
+    binding.spec.target_group.arn().or_else(|| resolved_arn(binding))
+}
+
 /// The ARN that an earlier pass resolved.
 pub(crate) fn resolved_arn(binding: &TargetGroupBinding) -> Option<&str> {
     binding.status.as_ref().and_then(|status| status.target_group_arn.as_deref())
@@ -438,7 +595,7 @@ fn read_slice(slice: &discovery::EndpointSlice) -> Slice {
             .filter(|reference| reference.kind.as_deref() == Some("Pod"))
             .and_then(|reference| reference.name.as_deref())
             .map(Arc::from),
-        node: endpoint.node_name.clone(),
+        node: endpoint.node_name.as_deref().map(Arc::from),
     });
     Slice { address_type: slice.address_type.clone(), ports: ports.collect(), endpoints: endpoints.collect() }
 }
@@ -501,10 +658,10 @@ fn read_pod(pod: &core::Pod) -> Pod {
         ips,
         running: !finished && pod.metadata.deletion_timestamp.is_none(),
         containers_ready: condition("ContainersReady").is_some_and(|condition| condition.status == "True"),
-        node: spec.and_then(|spec| spec.node_name.clone()),
-        labels: pod.metadata.labels.clone().unwrap_or_default(),
+        node: spec.and_then(|spec| spec.node_name.as_deref()).map(Arc::from),
+        labels: Arc::new(pod.metadata.labels.clone().unwrap_or_default()),
         gates: gates.collect(),
-        ports,
+        ports: Arc::new(ports),
         eni: pod.metadata.annotations.as_ref().and_then(|all| all.get("vpc.amazonaws.com/pod-eni")).cloned(),
         quic,
     }

@@ -298,7 +298,7 @@ mod tests {
             "from": [{"securityGroup": {"groupID": "sg-a"}}],
             "ports": [{"port": "http"}],
         }]}));
-        let pod = Pod { ports: BTreeMap::from([("http".to_owned(), 8080)]), ..Default::default() };
+        let pod = Pod { ports: BTreeMap::from([("http".to_owned(), 8080)]).into(), ..Default::default() };
         assert_eq!(permissions(&named, &[&pod]), BTreeSet::from([tcp(8080, 8080, "sg-a")]));
         assert!(permissions(&named, &[&Pod::default()]).is_empty());
     }
