@@ -1,20 +1,22 @@
-//! The adapter: one method per call that tgb makes, from values to values.
+//! The handle on AWS: who we are, and what every call goes through: the fence, the budget, the metrics, repetition.
 
-use crate::error::AwsError;
-use crate::limits::{Bucket, CallClass, Limits};
-use crate::values::*;
-use aws_sdk_ec2::types as ec2;
-use aws_sdk_elasticloadbalancingv2::types as elb;
+use crate::error::{AwsError, Class};
+use crate::limits::{Budget, CallClass, Limits};
+use crate::metrics::Metrics;
+use crate::role::{self, RoleClient};
+use aws_credential_types::provider::error::CredentialsError;
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::error::Error;
+use std::future::Future;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
-use tgb_api::arn::TargetGroupArn;
-use tgb_api::target_group::TargetGroup;
 use tgb_api::v1::Role;
-use tokio::sync::{Mutex, OnceCell};
+use tokio::sync::{Mutex, OnceCell, watch};
+use tokio::time::Instant;
 
 /// Everything that has to be known to speak to AWS; what is absent is found as AWS's SDKs find it (environment,
 /// profile, IRSA, Pod Identity, instance metadata).
@@ -28,6 +30,8 @@ pub struct Settings {
     pub cluster_name: String,
     /// Our own budget of calls.
     pub limits: Limits,
+    /// Where calls are counted.
+    pub metrics: Metrics,
 }
 
 /// Who we are at AWS.
@@ -41,57 +45,79 @@ pub struct Identity {
     pub region: String,
 }
 
-/// Which target groups to describe. One that does not exist fails the whole call, so never ask for strangers
-/// together.
-#[derive(Debug, Clone, Copy)]
-pub enum TargetGroupQuery<'a> {
-    /// One, by its ARN.
-    Arn(&'a str),
-    /// One, by its name.
-    Name(&'a str),
-    /// Several, by ARN.
-    Arns(&'a [String]),
-}
-
 /// A handle on AWS; clones share connections, credentials and budget.
 #[derive(Clone)]
-pub struct Aws(Arc<Inner>);
+pub struct Aws {
+    pub(crate) inner: Arc<Inner>,
+    urgent: bool,
+}
 
-struct Inner {
-    config: aws_config::SdkConfig,
+pub(crate) struct Inner {
+    pub(crate) config: aws_config::SdkConfig,
     own: aws_sdk_elasticloadbalancingv2::Client,
-    ec2: aws_sdk_ec2::Client,
+    pub(crate) ec2: aws_sdk_ec2::Client,
     identity: OnceCell<Identity>,
     region: String,
-    vpc_id: Option<String>,
-    cluster_name: String,
+    vpc_id: OnceCell<Option<String>>,
+    pub(crate) cluster_name: String,
     /// Clients with assumed roles, by (role, external id). The lock is held only to find the cell of a role.
-    assumed: Mutex<HashMap<(String, Option<String>), RoleClient>>,
-    elb_describe: Bucket,
-    elb_targets: Bucket,
-    ec2_describe: Bucket,
-    ec2_change: Bucket,
+    assumed: Mutex<HashMap<(String, Option<String>), RoleCell>>,
+    limits: Limits,
+    budget: Arc<Budget>,
+    /// Of the accounts of assumed roles.
+    budgets: std::sync::Mutex<HashMap<String, Arc<Budget>>>,
+    pub(crate) metrics: Metrics,
+    fence: OnceLock<Fence>,
+    elb_health: Health,
+    ec2_health: Health,
+    recovered: watch::Sender<u64>,
+}
+
+/// A client that is made once, by whoever needs it first.
+type RoleCell = Arc<OnceCell<RoleClient>>;
+
+/// Whether we may write now.
+type Fence = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// How many calls of a service in a row had no proper answer.
+#[derive(Debug, Default)]
+struct Health(AtomicU32);
+
+impl Health {
+    /// So many failures in a row are an outage.
+    const OUTAGE: u32 = 3;
+
+    fn is_out(&self) -> bool {
+        self.0.load(Ordering::Acquire) >= Self::OUTAGE
+    }
+}
+
+/// An ELBv2 client and whose budget it draws on.
+pub(crate) struct Elb {
+    pub(crate) client: aws_sdk_elasticloadbalancingv2::Client,
+    budget: Arc<Budget>,
+    /// Must not be seen in a message.
+    secret: Option<String>,
 }
 
 impl std::fmt::Debug for Aws {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Aws").field("region", &self.0.region).finish_non_exhaustive()
+        f.debug_struct("Aws").field("region", &self.inner.region).finish_non_exhaustive()
     }
 }
 
-/// A client that is made once, by whoever needs it first.
-type RoleClient = Arc<OnceCell<aws_sdk_elasticloadbalancingv2::Client>>;
+pub(crate) type Answer<T> = Result<T, AwsError>;
+pub(crate) type Sent<T, E> = Result<T, SdkError<E, HttpResponse>>;
 
-type Answer<T> = Result<T, AwsError>;
-
-/// Most calls go out as they are; the SDK repeats what failed in transit at most this often.
+/// A call that failed on the way, or was throttled, goes out this often in all. The SDK itself repeats nothing: each
+/// attempt has to pass our own budget, and is counted.
 const ATTEMPTS: u32 = 3;
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(8);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-/// EC2 takes at most 200 filter values in one request; one more is the VPC's.
-const FILTER_VALUES: usize = 199;
-/// EC2 takes at most 1,000 ids in one request.
-const IDS: usize = 1000;
+/// Credentials are renewed so long before their end.
+const AHEAD: Duration = Duration::from_secs(120);
+/// How often a service is asked while it does not answer.
+const PROBE: Duration = Duration::from_secs(2);
 
 impl Aws {
     /// Finds region and credentials. Makes no call to a service.
@@ -99,15 +125,17 @@ impl Aws {
     /// # Errors
     /// `NoRegion`, with what to do about it.
     pub async fn connect(settings: Settings) -> Answer<Self> {
+        let cache = aws_config::identity::IdentityCache::lazy().buffer_time(AHEAD).build();
         let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest())
-            .retry_config(aws_config::retry::RetryConfig::standard().with_max_attempts(ATTEMPTS))
+            .retry_config(aws_config::retry::RetryConfig::disabled())
+            .identity_cache(cache)
             .timeout_config(
                 aws_config::timeout::TimeoutConfig::builder()
                     .connect_timeout(CONNECT_TIMEOUT)
                     .operation_attempt_timeout(ATTEMPT_TIMEOUT)
                     .build(),
             );
-        if let Some(region) = settings.region.clone() {
+        if let Some(region) = settings.region.filter(|region| !region.is_empty()) {
             loader = loader.region(aws_config::Region::new(region));
         }
         let config = loader.load().await;
@@ -116,31 +144,58 @@ impl Aws {
             code: "NoRegion".to_owned(),
             message: "no AWS region is known; give --aws-region or set AWS_REGION".to_owned(),
         })?;
-        let limits = settings.limits;
-        Ok(Self(Arc::new(Inner {
+        let given = settings.vpc_id.filter(|id| !id.is_empty());
+        let inner = Inner {
             own: aws_sdk_elasticloadbalancingv2::Client::new(&config),
             ec2: aws_sdk_ec2::Client::new(&config),
             config,
             identity: OnceCell::new(),
             region,
-            vpc_id: settings.vpc_id.filter(|id| !id.is_empty()),
+            vpc_id: given.map_or_else(OnceCell::new, |id| OnceCell::new_with(Some(Some(id)))),
             cluster_name: settings.cluster_name,
             assumed: Mutex::default(),
-            elb_describe: Bucket::new(limits.elb_describe),
-            elb_targets: Bucket::new(limits.elb_targets),
-            ec2_describe: Bucket::new(limits.ec2_describe),
-            ec2_change: Bucket::new(limits.ec2_change),
-        })))
+            limits: settings.limits,
+            budget: Arc::new(Budget::new(&settings.limits)),
+            budgets: std::sync::Mutex::default(),
+            metrics: settings.metrics,
+            fence: OnceLock::new(),
+            elb_health: Health::default(),
+            ec2_health: Health::default(),
+            recovered: watch::Sender::new(0),
+        };
+        Ok(Self { inner: Arc::new(inner), urgent: false })
+    }
+
+    /// The same, whose reads go before those of others when the budget is short. Writes always do.
+    #[must_use]
+    pub fn urgent(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner), urgent: true }
+    }
+
+    /// From now on nothing is written unless `may_write` says so at that moment; set once.
+    pub fn fence(&self, may_write: impl Fn() -> bool + Send + Sync + 'static) {
+        // The first one stays.
+        let _ = self.inner.fence.set(Box::new(may_write));
+    }
+
+    /// How our calls fare.
+    pub fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
     }
 
     /// The region that calls go to.
     pub fn region(&self) -> &str {
-        &self.0.region
+        &self.inner.region
     }
 
-    /// The cluster's VPC, if it was given.
+    /// The cluster's VPC, if it was given or found.
     pub fn vpc_id(&self) -> Option<&str> {
-        self.0.vpc_id.as_deref()
+        self.inner.vpc_id.get()?.as_deref()
+    }
+
+    /// The cluster's VPC: as given, or that of the instance that we run on by its metadata service.
+    pub async fn find_vpc_id(&self) -> Option<&str> {
+        self.inner.vpc_id.get_or_init(vpc_of_this_instance).await.as_deref()
     }
 
     /// Who we are (GetCallerIdentity, once; it needs no permission).
@@ -148,489 +203,257 @@ impl Aws {
     /// # Errors
     /// What STS answered; `NoCredentials` where there are none.
     pub async fn identity(&self) -> Answer<&Identity> {
-        self.0
+        self.inner
             .identity
             .get_or_try_init(|| async {
-                let sts = aws_sdk_sts::Client::new(&self.0.config);
-                let answer =
-                    sts.get_caller_identity().send().await.map_err(|e| failed("GetCallerIdentity", &e))?;
+                let sts = aws_sdk_sts::Client::new(&self.inner.config);
+                let answer = self
+                    .ec2(CallClass::Sts, "GetCallerIdentity", || sts.get_caller_identity().send())
+                    .await?;
                 let arn = answer.arn().unwrap_or_default();
                 Ok(Identity {
                     account: answer.account().unwrap_or_default().to_owned(),
                     partition: arn.split(':').nth(1).unwrap_or("aws").to_owned(),
-                    region: self.0.region.clone(),
+                    region: self.inner.region.clone(),
                 })
             })
             .await
     }
 
-    // ---- Elastic Load Balancing v2 ----
+    /// Tells when a service that was out answers again.
+    pub fn recoveries(&self) -> Recoveries {
+        Recoveries { aws: self.clone(), seen: self.inner.recovered.subscribe() }
+    }
 
-    /// DescribeTargetGroups.
-    ///
-    /// # Errors
-    /// What AWS answered; `TargetGroupNotFound` if any of them does not exist.
-    pub async fn target_groups(
+    /// A call of EC2 or STS, with our own identity.
+    pub(crate) async fn ec2<T, E, F>(
         &self,
-        role: Option<Role<'_>>,
-        query: TargetGroupQuery<'_>,
-    ) -> Answer<Vec<TargetGroup>> {
-        const OPERATION: &str = "DescribeTargetGroups";
-        let client = self.elb(role).await?;
-        let mut found = Vec::new();
-        let mut marker = None;
-        loop {
-            self.0.elb_describe.take().await;
-            let call = client.describe_target_groups().set_marker(marker);
-            let call = match query {
-                TargetGroupQuery::Arn(arn) => call.target_group_arns(arn),
-                TargetGroupQuery::Name(name) => call.names(name),
-                TargetGroupQuery::Arns(arns) => call.set_target_group_arns(Some(arns.to_vec())),
-            };
-            let answer =
-                self.seen(CallClass::ElbDescribe, call.send().await.map_err(|e| failed(OPERATION, &e)))?;
-            found.extend(answer.target_groups().iter().filter_map(target_group));
-            marker = answer.next_marker;
-            if marker.is_none() {
-                return Ok(found);
-            }
-        }
+        class: CallClass,
+        operation: &'static str,
+        send: impl FnMut() -> F,
+    ) -> Answer<T>
+    where
+        F: Future<Output = Sent<T, E>>,
+        E: ProvideErrorMetadata + Error + 'static,
+    {
+        self.call(&self.inner.budget, class, operation, send).await
     }
 
-    /// DescribeTags of one target group.
-    ///
-    /// # Errors
-    /// What AWS answered.
-    pub async fn tags(&self, role: Option<Role<'_>>, arn: &str) -> Answer<BTreeMap<String, String>> {
-        let client = self.elb(role).await?;
-        self.0.elb_describe.take().await;
-        let answer = client.describe_tags().resource_arns(arn).send().await;
-        let answer = self.seen(CallClass::ElbDescribe, answer.map_err(|e| failed("DescribeTags", &e)))?;
-        let tags = answer.tag_descriptions().iter().flat_map(|description| description.tags());
-        Ok(tags
-            .filter_map(|t| Some((t.key()?.to_owned(), t.value().unwrap_or_default().to_owned())))
-            .collect())
-    }
-
-    /// DescribeTargetGroupAttributes.
-    ///
-    /// # Errors
-    /// What AWS answered.
-    pub async fn target_group_attributes(
+    /// A call of ELBv2.
+    pub(crate) async fn elb<T, E, F>(
         &self,
-        role: Option<Role<'_>>,
-        arn: &str,
-    ) -> Answer<BTreeMap<String, String>> {
-        let client = self.elb(role).await?;
-        self.0.elb_describe.take().await;
-        let answer = client.describe_target_group_attributes().target_group_arn(arn).send().await;
-        let answer = self
-            .seen(CallClass::ElbDescribe, answer.map_err(|e| failed("DescribeTargetGroupAttributes", &e)))?;
-        let attributes = answer.attributes().iter();
-        Ok(attributes.filter_map(|a| Some((a.key()?.to_owned(), a.value()?.to_owned()))).collect())
+        elb: &Elb,
+        class: CallClass,
+        operation: &'static str,
+        send: impl FnMut() -> F,
+    ) -> Answer<T>
+    where
+        F: Future<Output = Sent<T, E>>,
+        E: ProvideErrorMetadata + Error + 'static,
+    {
+        let answer = self.call(&elb.budget, class, operation, send).await;
+        answer.map_err(|error| error.without(elb.secret.as_deref()))
     }
 
-    /// DescribeTargetHealth of everything that is registered.
-    ///
-    /// # Errors
-    /// What AWS answered.
-    pub async fn target_health(&self, role: Option<Role<'_>>, arn: &str) -> Answer<Vec<ObservedTarget>> {
-        let client = self.elb(role).await?;
-        self.0.elb_describe.take().await;
-        let answer = client.describe_target_health().target_group_arn(arn).send().await;
-        let answer =
-            self.seen(CallClass::ElbDescribe, answer.map_err(|e| failed("DescribeTargetHealth", &e)))?;
-        Ok(answer.target_health_descriptions().iter().filter_map(observed_target).collect())
-    }
-
-    /// RegisterTargets, one call; the caller keeps to at most 200 targets.
-    ///
-    /// # Errors
-    /// What AWS answered. One bad target fails the whole call.
-    pub async fn register(&self, role: Option<Role<'_>>, arn: &str, targets: &[Target]) -> Answer<()> {
-        let client = self.elb(role).await?;
-        self.0.elb_targets.take().await;
-        let targets = Some(targets.iter().map(description).collect());
-        let answer = client.register_targets().target_group_arn(arn).set_targets(targets).send().await;
-        self.seen(CallClass::ElbTargets, answer.map_err(|e| failed("RegisterTargets", &e))).map(drop)
-    }
-
-    /// DeregisterTargets, one call; the caller keeps to at most 200 targets. An unknown target is no error to AWS.
-    ///
-    /// # Errors
-    /// What AWS answered.
-    pub async fn deregister(&self, role: Option<Role<'_>>, arn: &str, targets: &[Target]) -> Answer<()> {
-        let client = self.elb(role).await?;
-        self.0.elb_targets.take().await;
-        let targets = Some(targets.iter().map(description).collect());
-        let answer = client.deregister_targets().target_group_arn(arn).set_targets(targets).send().await;
-        self.seen(CallClass::ElbTargets, answer.map_err(|e| failed("DeregisterTargets", &e))).map(drop)
-    }
-
-    // ---- EC2, always with the cluster's own identity ----
-
-    /// DescribeVpcs of one VPC.
-    ///
-    /// # Errors
-    /// What AWS answered; `InvalidVpcID.NotFound` for another account's.
-    pub async fn vpc(&self, id: &str) -> Answer<Vpc> {
-        self.0.ec2_describe.take().await;
-        let answer = self.0.ec2.describe_vpcs().vpc_ids(id).send().await;
-        let answer = self.seen(CallClass::Ec2Describe, answer.map_err(|e| failed("DescribeVpcs", &e)))?;
-        let mut cidrs = Vec::new();
-        for vpc in answer.vpcs() {
-            for block in vpc.cidr_block_association_set() {
-                let state = block.cidr_block_state().and_then(|state| state.state());
-                if matches!(state, Some(ec2::VpcCidrBlockStateCode::Associated)) {
-                    cidrs.extend(block.cidr_block().map(str::to_owned));
-                }
-            }
-            for block in vpc.ipv6_cidr_block_association_set() {
-                let state = block.ipv6_cidr_block_state().and_then(|state| state.state());
-                if matches!(state, Some(ec2::VpcCidrBlockStateCode::Associated)) {
-                    cidrs.extend(block.ipv6_cidr_block().map(str::to_owned));
-                }
-            }
-        }
-        Ok(Vpc { id: id.to_owned(), cidrs })
-    }
-
-    /// DescribeSubnets of a VPC. For AWS, "inside the VPC" means inside one of these.
-    ///
-    /// # Errors
-    /// What AWS answered.
-    pub async fn subnets(&self, vpc_id: &str) -> Answer<Vec<Subnet>> {
-        let mut found = Vec::new();
+    /// All pages of a description. `send` gets the token of the page, `take` its answer and gives the next token.
+    pub(crate) async fn pages<T, E, F>(
+        &self,
+        operation: &'static str,
+        mut send: impl FnMut(Option<String>) -> F,
+        mut take: impl FnMut(T) -> Option<String>,
+    ) -> Answer<()>
+    where
+        F: Future<Output = Sent<T, E>>,
+        E: ProvideErrorMetadata + Error + 'static,
+    {
         let mut token = None;
         loop {
-            self.0.ec2_describe.take().await;
-            let call = self.0.ec2.describe_subnets().filters(filter("vpc-id", vec![vpc_id.to_owned()]));
-            let answer = call.max_results(1000).set_next_token(token).send().await;
-            let answer =
-                self.seen(CallClass::Ec2Describe, answer.map_err(|e| failed("DescribeSubnets", &e)))?;
-            found.extend(answer.subnets().iter().map(|subnet| {
-                Subnet {
-                    id: subnet.subnet_id().unwrap_or_default().to_owned(),
-                    zone: subnet.availability_zone().unwrap_or_default().to_owned(),
-                    cidrs: subnet
-                        .cidr_block()
-                        .into_iter()
-                        .chain(
-                            subnet
-                                .ipv6_cidr_block_association_set()
-                                .iter()
-                                .filter_map(|b| b.ipv6_cidr_block()),
-                        )
-                        .map(str::to_owned)
-                        .collect(),
-                }
-            }));
-            token = answer.next_token.filter(|token| !token.is_empty());
+            let page = self.ec2(CallClass::Ec2Describe, operation, || send(token.clone())).await?;
+            token = take(page).filter(|token| !token.is_empty());
             if token.is_none() {
-                return Ok(found);
-            }
-        }
-    }
-
-    /// DescribeInstances: the network interfaces of instances. Instances that do not exist are simply missing.
-    ///
-    /// # Errors
-    /// What AWS answered.
-    pub async fn interfaces_of_instances(&self, instance_ids: &[String]) -> Answer<Vec<NetworkInterface>> {
-        let mut found = Vec::new();
-        // By filter and not by id: one unknown id would fail the whole call.
-        for ids in instance_ids.chunks(FILTER_VALUES) {
-            let mut token = None;
-            loop {
-                self.0.ec2_describe.take().await;
-                let call = self.0.ec2.describe_instances().filters(filter("instance-id", ids.to_vec()));
-                let answer = call.max_results(1000).set_next_token(token).send().await;
-                let answer =
-                    self.seen(CallClass::Ec2Describe, answer.map_err(|e| failed("DescribeInstances", &e)))?;
-                for instance in answer.reservations().iter().flat_map(|r| r.instances()) {
-                    found.extend(
-                        instance.network_interfaces().iter().map(|eni| instance_interface(instance, eni)),
-                    );
-                }
-                token = answer.next_token.filter(|token| !token.is_empty());
-                if token.is_none() {
-                    break;
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    /// DescribeNetworkInterfaces by id (pods with an interface of their own).
-    ///
-    /// # Errors
-    /// What AWS answered; `InvalidNetworkInterfaceID.NotFound` if any does not exist.
-    pub async fn interfaces(&self, ids: &[String]) -> Answer<Vec<NetworkInterface>> {
-        let mut found = Vec::new();
-        for ids in ids.chunks(IDS) {
-            self.0.ec2_describe.take().await;
-            let call = self.0.ec2.describe_network_interfaces().set_network_interface_ids(Some(ids.to_vec()));
-            let answer = call.send().await.map_err(|e| failed("DescribeNetworkInterfaces", &e));
-            let answer = self.seen(CallClass::Ec2Describe, answer)?;
-            found.extend(answer.network_interfaces().iter().map(interface));
-        }
-        Ok(found)
-    }
-
-    /// DescribeNetworkInterfaces by private address (Fargate). Addresses in delegated prefixes are not found so.
-    ///
-    /// # Errors
-    /// What AWS answered.
-    pub async fn interfaces_by_address(
-        &self,
-        vpc_id: &str,
-        addresses: &[IpAddr],
-    ) -> Answer<Vec<NetworkInterface>> {
-        let mut found = Vec::new();
-        let (v4, v6): (Vec<&IpAddr>, Vec<&IpAddr>) = addresses.iter().partition(|address| address.is_ipv4());
-        for (name, addresses) in [("addresses.private-ip-address", v4), ("ipv6-addresses.ipv6-address", v6)] {
-            for chunk in addresses.chunks(FILTER_VALUES) {
-                let mut token = None;
-                loop {
-                    self.0.ec2_describe.take().await;
-                    let values = chunk.iter().map(ToString::to_string).collect();
-                    let call = self.0.ec2.describe_network_interfaces().filters(filter(name, values));
-                    let call = call.filters(filter("vpc-id", vec![vpc_id.to_owned()]));
-                    let answer = call.max_results(1000).set_next_token(token).send().await;
-                    let answer = answer.map_err(|e| failed("DescribeNetworkInterfaces", &e));
-                    let answer = self.seen(CallClass::Ec2Describe, answer)?;
-                    found.extend(answer.network_interfaces().iter().map(interface));
-                    token = answer.next_token.filter(|token| !token.is_empty());
-                    if token.is_none() {
-                        break;
-                    }
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    /// DescribeSecurityGroups by id; those that do not exist are simply missing.
-    ///
-    /// # Errors
-    /// What AWS answered.
-    pub async fn security_groups(&self, ids: &[String]) -> Answer<Vec<SecurityGroup>> {
-        let mut found = Vec::new();
-        for ids in ids.chunks(FILTER_VALUES) {
-            found.extend(self.describe_security_groups(vec![filter("group-id", ids.to_vec())]).await?);
-        }
-        Ok(found)
-    }
-
-    /// The ids of the VPC's security groups that have an inbound rule whose description starts with `prefix`.
-    ///
-    /// # Errors
-    /// What AWS answered.
-    pub async fn security_group_ids_with_rule_description(
-        &self,
-        vpc_id: &str,
-        prefix: &str,
-    ) -> Answer<Vec<String>> {
-        let mut found = Vec::new();
-        let mut token = None;
-        loop {
-            self.0.ec2_describe.take().await;
-            let call =
-                self.0.ec2.describe_security_groups().filters(filter("vpc-id", vec![vpc_id.to_owned()]));
-            let answer = call.max_results(1000).set_next_token(token).send().await;
-            let answer =
-                self.seen(CallClass::Ec2Describe, answer.map_err(|e| failed("DescribeSecurityGroups", &e)))?;
-            for group in answer.security_groups() {
-                let described = |text: Option<&str>| text.is_some_and(|text| text.starts_with(prefix));
-                let ours = group.ip_permissions().iter().any(|permission| {
-                    permission.user_id_group_pairs().iter().any(|pair| described(pair.description()))
-                        || permission.ip_ranges().iter().any(|range| described(range.description()))
-                        || permission.ipv6_ranges().iter().any(|range| described(range.description()))
-                });
-                if ours {
-                    found.extend(group.group_id().map(str::to_owned));
-                }
-            }
-            token = answer.next_token.filter(|token| !token.is_empty());
-            if token.is_none() {
-                return Ok(found);
-            }
-        }
-    }
-
-    /// DescribeSecurityGroupRules: the inbound rules of one group, with their ids.
-    ///
-    /// # Errors
-    /// What AWS answered.
-    pub async fn security_group_rules(&self, group_id: &str) -> Answer<SecurityGroupRules> {
-        let mut found = SecurityGroupRules::default();
-        let mut token = None;
-        loop {
-            self.0.ec2_describe.take().await;
-            let call = self.0.ec2.describe_security_group_rules();
-            let call = call.filters(filter("group-id", vec![group_id.to_owned()]));
-            let answer = call.max_results(1000).set_next_token(token).send().await;
-            let answer = self
-                .seen(CallClass::Ec2Describe, answer.map_err(|e| failed("DescribeSecurityGroupRules", &e)))?;
-            for rule in answer.security_group_rules() {
-                if rule.is_egress() == Some(true) {
-                    continue;
-                }
-                match permission(rule) {
-                    Some(permission) => found.rules.push(Rule {
-                        id: rule.security_group_rule_id().unwrap_or_default().to_owned(),
-                        permission,
-                        description: rule.description().unwrap_or_default().to_owned(),
-                    }),
-                    None => found.others += 1,
-                }
-            }
-            token = answer.next_token.filter(|token| !token.is_empty());
-            if token.is_none() {
-                return Ok(found);
-            }
-        }
-    }
-
-    /// AuthorizeSecurityGroupIngress: all of them or none.
-    ///
-    /// # Errors
-    /// What AWS answered; `InvalidPermission.Duplicate` if any is there already, whatever its description.
-    pub async fn authorize(
-        &self,
-        group_id: &str,
-        permissions: &[Permission],
-        description: &str,
-    ) -> Answer<()> {
-        self.0.ec2_change.take().await;
-        let permissions = permissions.iter().map(|p| ip_permission(p, description)).collect();
-        let call = self.0.ec2.authorize_security_group_ingress().group_id(group_id);
-        let answer = call.set_ip_permissions(Some(permissions)).send().await;
-        self.seen(CallClass::Ec2Change, answer.map_err(|e| failed("AuthorizeSecurityGroupIngress", &e)))
-            .map(drop)
-    }
-
-    /// RevokeSecurityGroupIngress by rule id, which is exact in every kind of VPC.
-    ///
-    /// # Errors
-    /// What AWS answered; `InvalidSecurityGroupRuleId.NotFound` if any is gone.
-    pub async fn revoke(&self, group_id: &str, rule_ids: &[String]) -> Answer<()> {
-        self.0.ec2_change.take().await;
-        let call = self.0.ec2.revoke_security_group_ingress().group_id(group_id);
-        let answer = call.set_security_group_rule_ids(Some(rule_ids.to_vec())).send().await;
-        self.seen(CallClass::Ec2Change, answer.map_err(|e| failed("RevokeSecurityGroupIngress", &e)))
-            .map(drop)
-    }
-
-    /// ModifySecurityGroupRules: turns one rule into another, for groups that are full.
-    ///
-    /// # Errors
-    /// What AWS answered.
-    pub async fn modify_rule(
-        &self,
-        group_id: &str,
-        rule_id: &str,
-        permission: &Permission,
-        description: &str,
-    ) -> Answer<()> {
-        self.0.ec2_change.take().await;
-        let request = ec2::SecurityGroupRuleRequest::builder()
-            .ip_protocol(permission.protocol.as_str())
-            .from_port(permission.from_port.into())
-            .to_port(permission.to_port.into())
-            .description(description);
-        let request = match &permission.source {
-            Source::SecurityGroup(id) => request.referenced_group_id(id),
-            Source::Cidr(cidr) if cidr.contains(':') => request.cidr_ipv6(cidr),
-            Source::Cidr(cidr) => request.cidr_ipv4(cidr),
-        };
-        let update = ec2::SecurityGroupRuleUpdate::builder()
-            .security_group_rule_id(rule_id)
-            .security_group_rule(request.build())
-            .build();
-        let call = self.0.ec2.modify_security_group_rules().group_id(group_id).security_group_rules(update);
-        let answer = call.send().await.map_err(|e| failed("ModifySecurityGroupRules", &e));
-        self.seen(CallClass::Ec2Change, answer).map(drop)
-    }
-
-    // ---- details ----
-
-    async fn describe_security_groups(&self, filters: Vec<ec2::Filter>) -> Answer<Vec<SecurityGroup>> {
-        let mut found = Vec::new();
-        let mut token = None;
-        loop {
-            self.0.ec2_describe.take().await;
-            let call = self.0.ec2.describe_security_groups().set_filters(Some(filters.clone()));
-            let answer = call.max_results(1000).set_next_token(token).send().await;
-            let answer =
-                self.seen(CallClass::Ec2Describe, answer.map_err(|e| failed("DescribeSecurityGroups", &e)))?;
-            found.extend(answer.security_groups().iter().map(|group| {
-                SecurityGroup {
-                    id: group.group_id().unwrap_or_default().to_owned(),
-                    tags: group
-                        .tags()
-                        .iter()
-                        .filter_map(|t| Some((t.key()?.to_owned(), t.value().unwrap_or_default().to_owned())))
-                        .collect(),
-                }
-            }));
-            token = answer.next_token.filter(|token| !token.is_empty());
-            if token.is_none() {
-                return Ok(found);
+                return Ok(());
             }
         }
     }
 
     /// The ELBv2 client of our own identity or of an assumed role. Two callers that need a role at once make one
-    /// client; its credentials are refreshed ahead of their end by the SDK.
-    async fn elb(&self, role: Option<Role<'_>>) -> Answer<aws_sdk_elasticloadbalancingv2::Client> {
-        let Some(role) = role else { return Ok(self.0.own.clone()) };
-        let key = (role.role_arn.to_owned(), role.external_id.map(str::to_owned));
-        let cell = self.0.assumed.lock().await.entry(key).or_default().clone();
-        let client = cell.get_or_init(|| async {
-            let provider = aws_config::sts::AssumeRoleProvider::builder(role.role_arn)
-                .session_name(session_name(&self.0.cluster_name))
-                .configure(&self.0.config);
-            let provider = match role.external_id {
-                Some(id) => provider.external_id(id),
-                None => provider,
+    /// client; its credentials are renewed ahead of their end.
+    pub(crate) async fn client_for(&self, role: Option<Role<'_>>) -> Elb {
+        let Some(role) = role else {
+            return Elb {
+                client: self.inner.own.clone(),
+                budget: Arc::clone(&self.inner.budget),
+                secret: None,
             };
-            let config = aws_sdk_elasticloadbalancingv2::config::Builder::from(&self.0.config)
-                .credentials_provider(provider.build().await)
-                .build();
-            aws_sdk_elasticloadbalancingv2::Client::from_conf(config)
-        });
-        Ok(client.await.clone())
+        };
+        let external_id = role.external_id.map(str::to_owned);
+        let key = (role.role_arn.to_owned(), external_id.clone());
+        let cell = self.inner.assumed.lock().await.entry(key).or_default().clone();
+        let client = cell.get_or_init(|| role::client(&self.inner, role)).await.clone();
+        Elb { client, budget: self.budget_of(role.role_arn), secret: external_id }
     }
 
-    /// Slows a class down when AWS throttled it.
-    fn seen<T>(&self, class: CallClass, answer: Answer<T>) -> Answer<T> {
-        if let Err(error) = &answer
-            && error.class() == crate::error::Class::Throttled
-        {
-            match class {
-                CallClass::ElbDescribe => self.0.elb_describe.throttled(),
-                CallClass::ElbTargets => self.0.elb_targets.throttled(),
-                CallClass::Ec2Describe => self.0.ec2_describe.throttled(),
-                CallClass::Ec2Change => self.0.ec2_change.throttled(),
+    // ---- details ----
+
+    /// AWS counts the calls of each account by itself.
+    fn budget_of(&self, role_arn: &str) -> Arc<Budget> {
+        let account = role_arn.split(':').nth(4).unwrap_or_default();
+        if self.inner.identity.get().is_some_and(|own| own.account == account) {
+            return Arc::clone(&self.inner.budget);
+        }
+        let mut budgets = self.inner.budgets.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let made = || Arc::new(Budget::new(&self.inner.limits));
+        Arc::clone(budgets.entry(account.to_owned()).or_insert_with(made))
+    }
+
+    async fn call<T, E, F>(
+        &self,
+        budget: &Budget,
+        class: CallClass,
+        operation: &'static str,
+        mut send: impl FnMut() -> F,
+    ) -> Answer<T>
+    where
+        F: Future<Output = Sent<T, E>>,
+        E: ProvideErrorMetadata + Error + 'static,
+    {
+        let mut attempt = 1;
+        loop {
+            self.admit(budget, class, operation).await?;
+            let begun = Instant::now();
+            let answer = send().await.map_err(|error| failed(operation, &error));
+            let code = answer.as_ref().err().map(|error| error.code.as_str());
+            self.inner.metrics.called(class, operation, code, begun.elapsed());
+            self.note(class, answer.as_ref().err());
+            let error = match answer {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            match error.class() {
+                Class::Throttled => budget.throttled(class),
+                Class::Retry if !self.health(class).is_some_and(Health::is_out) => {
+                    let pause = Duration::from_millis(50).saturating_mul(2u32.saturating_pow(attempt));
+                    tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() * 0.5)).await;
+                }
+                Class::Retry | Class::Terminal => return Err(error),
+            }
+            if attempt == ATTEMPTS {
+                return Err(error);
+            }
+            attempt += 1;
+            self.inner.metrics.repeated(class, operation);
+        }
+    }
+
+    /// Waits for the budget; at the end, and while waiting, the fence decides over what writes.
+    async fn admit(&self, budget: &Budget, class: CallClass, operation: &'static str) -> Answer<()> {
+        const LOOKS: Duration = Duration::from_millis(200);
+        let begun = Instant::now();
+        let fenced = || class.writes() && self.inner.fence.get().is_some_and(|may_write| !may_write());
+        let stopped = || AwsError {
+            operation,
+            code: "NotLeading".to_owned(),
+            message: "this replica may not write now".to_owned(),
+        };
+        let mut taking = std::pin::pin!(budget.take(class, self.urgent));
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut taking => break,
+                () = tokio::time::sleep(LOOKS) => {
+                    if fenced() {
+                        return Err(stopped());
+                    }
+                }
             }
         }
-        answer
+        self.inner.metrics.waited(class, begun.elapsed());
+        if fenced() { Err(stopped()) } else { Ok(()) }
+    }
+
+    fn health(&self, class: CallClass) -> Option<&Health> {
+        match class {
+            CallClass::ElbDescribe | CallClass::ElbTargets => Some(&self.inner.elb_health),
+            CallClass::Ec2Describe | CallClass::Ec2Change => Some(&self.inner.ec2_health),
+            CallClass::Sts => None,
+        }
+    }
+
+    /// Notes whether the service answers.
+    fn note(&self, class: CallClass, error: Option<&AwsError>) {
+        let Some(health) = self.health(class) else { return };
+        if error.is_some_and(AwsError::is_outage) {
+            health.0.fetch_add(1, Ordering::AcqRel);
+        } else if error.is_none_or(|error| error.class() != Class::Retry)
+            && health.0.swap(0, Ordering::AcqRel) >= Health::OUTAGE
+        {
+            self.inner.recovered.send_modify(|times| *times += 1);
+        }
     }
 }
 
-/// STS takes session names of 2 to 64 characters out of `[\w+=,.@-]`.
-fn session_name(cluster: &str) -> String {
-    let allowed = |c: &char| c.is_ascii_alphanumeric() || "_+=,.@-".contains(*c);
-    format!("tgb-{cluster}").chars().filter(allowed).take(64).collect()
+/// See [`Aws::recoveries`].
+pub struct Recoveries {
+    aws: Aws,
+    seen: watch::Receiver<u64>,
 }
 
-fn failed<E>(
-    operation: &'static str,
-    error: &SdkError<E, aws_smithy_runtime_api::client::orchestrator::HttpResponse>,
-) -> AwsError
+impl std::fmt::Debug for Recoveries {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Recoveries").finish_non_exhaustive()
+    }
+}
+
+impl Recoveries {
+    /// Waits for the next. While a service is out it is asked every two seconds, so that nobody else has to.
+    pub async fn next(&mut self) {
+        loop {
+            tokio::select! {
+                // The sender lives as long as our own handle.
+                _ = self.seen.changed() => return,
+                () = tokio::time::sleep(PROBE) => {
+                    let inner = &self.aws.inner;
+                    if inner.elb_health.is_out() {
+                        self.aws.probe_elb().await;
+                    }
+                    if inner.ec2_health.is_out() {
+                        self.aws.probe_ec2().await;
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl AwsError {
+    /// The same without a text that nobody may see.
+    fn without(mut self, secret: Option<&str>) -> Self {
+        if let Some(secret) = secret.filter(|secret| self.message.contains(secret)) {
+            self.message = self.message.replace(secret, "…");
+        }
+        self
+    }
+}
+
+/// Asks the instance metadata service, unless AWS_EC2_METADATA_DISABLED says not to.
+async fn vpc_of_this_instance() -> Option<String> {
+    let disabled = std::env::var("AWS_EC2_METADATA_DISABLED").unwrap_or_default();
+    if disabled.eq_ignore_ascii_case("true") {
+        return None;
+    }
+    let client = aws_config::imds::Client::builder().max_attempts(2).build();
+    let ask = async {
+        let mac = client.get("/latest/meta-data/mac").await.ok()?;
+        let path = format!("/latest/meta-data/network/interfaces/macs/{}/vpc-id", mac.as_ref().trim());
+        let id = client.get(path).await.ok()?;
+        Some(id.as_ref().trim().to_owned()).filter(|id| id.starts_with("vpc-"))
+    };
+    tokio::time::timeout(Duration::from_secs(5), ask).await.ok().flatten()
+}
+
+pub(crate) fn failed<E>(operation: &'static str, error: &SdkError<E, HttpResponse>) -> AwsError
 where
-    E: ProvideErrorMetadata + std::error::Error + 'static,
+    E: ProvideErrorMetadata + Error + 'static,
 {
     let (code, message) = match error {
         SdkError::ServiceError(service) => (
@@ -638,34 +461,55 @@ where
                 .err()
                 .code()
                 .map_or_else(|| format!("Http{}", service.raw().status().as_u16()), str::to_owned),
-            service.err().message().unwrap_or("no message").to_owned(),
+            plain(service.err().message().unwrap_or("no message")),
         ),
         SdkError::TimeoutError(_) => ("Timeout".to_owned(), "AWS did not answer in time".to_owned()),
-        SdkError::DispatchFailure(failure) => {
-            let text = failure.as_connector_error().map_or_else(|| chain(error), |e| chain(e));
-            let code = if text.contains("credential") || text.contains("assume") {
-                "NoCredentials"
-            } else {
-                "Unreachable"
-            };
-            (code.to_owned(), text)
-        }
         SdkError::ResponseError(response) => {
             (format!("Http{}", response.raw().status().as_u16()), "an answer that cannot be read".to_owned())
         }
-        _ => {
-            let text = chain(error);
-            let code = if text.contains("credential") { "NoCredentials" } else { "Unreachable" };
-            (code.to_owned(), text)
-        }
+        _ => return without_answer(operation, error),
     };
     // A server's failure without a code of its own may pass.
     let code = if code.starts_with("Http5") { "ServiceUnavailable".to_owned() } else { code };
     AwsError { operation, code, message }
 }
 
+/// The call did not get so far as to be answered.
+fn without_answer(operation: &'static str, error: &(dyn Error + 'static)) -> AwsError {
+    let text = chain(error);
+    let mut cause = Some(error);
+    while let Some(this) = cause {
+        // Ours, from assuming a role.
+        if let Some(own) = this.downcast_ref::<AwsError>() {
+            return own.clone();
+        }
+        if let Some(credentials) = this.downcast_ref::<CredentialsError>() {
+            let inner = this.source().and_then(|source| source.downcast_ref::<AwsError>());
+            if let Some(own) = inner {
+                return own.clone();
+            }
+            let code = match credentials {
+                CredentialsError::CredentialsNotLoaded(_) | CredentialsError::InvalidConfiguration(_) => {
+                    "NoCredentials"
+                }
+                _ if text.contains("AccessDenied") => "AccessDenied",
+                _ => "CredentialsUnavailable",
+            };
+            return AwsError { operation, code: code.to_owned(), message: chain(this) };
+        }
+        cause = this.source();
+    }
+    AwsError { operation, code: "Unreachable".to_owned(), message: text }
+}
+
+/// AWS's sentence without what only a decoder can read.
+fn plain(message: &str) -> String {
+    let end = message.find("Encoded authorization failure message").unwrap_or(message.len());
+    message.get(..end).unwrap_or(message).trim().to_owned()
+}
+
 /// An error with its causes, outermost first, each said once.
-fn chain(error: &dyn std::error::Error) -> String {
+fn chain(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {
@@ -679,135 +523,24 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn filter(name: &str, values: Vec<String>) -> ec2::Filter {
-    ec2::Filter::builder().name(name).set_values(Some(values)).build()
-}
-
-fn description(target: &Target) -> elb::TargetDescription {
-    elb::TargetDescription::builder()
-        .id(&target.id)
-        .port(target.port.into())
-        .set_availability_zone(target.zone.clone())
-        .set_quic_server_id(target.quic_server_id.clone())
-        .build()
-}
-
-fn target_group(group: &elb::TargetGroup) -> Option<TargetGroup> {
-    Some(TargetGroup {
-        arn: TargetGroupArn::parse(group.target_group_arn()?).ok()?,
-        target_type: group.target_type().map(|t| t.as_str().to_owned()).unwrap_or_default(),
-        protocol: group.protocol().map(|p| p.as_str().to_owned()).unwrap_or_default(),
-        ip_address_type: group.ip_address_type().map(|t| t.as_str().to_owned()).unwrap_or_default(),
-        vpc_id: group.vpc_id().map(str::to_owned),
-        port: group.port().and_then(|port| u16::try_from(port).ok()),
-        health_check_port: group.health_check_port().map(str::to_owned),
-        load_balancer_arns: group.load_balancer_arns().to_vec(),
-    })
-}
-
-fn observed_target(shown: &elb::TargetHealthDescription) -> Option<ObservedTarget> {
-    let target = shown.target()?;
-    let health = shown.target_health();
-    let state = match health.and_then(|h| h.state()).map_or("unavailable", |s| s.as_str()) {
-        "initial" => TargetState::Initial,
-        "healthy" => TargetState::Healthy,
-        "unhealthy" => TargetState::Unhealthy,
-        "draining" | "unhealthy.draining" => TargetState::Draining,
-        "unused" => TargetState::Unused,
-        _ => TargetState::Unavailable,
-    };
-    Some(ObservedTarget {
-        target: Target {
-            id: target.id()?.to_owned(),
-            port: target.port().and_then(|port| u16::try_from(port).ok()).unwrap_or_default(),
-            zone: target.availability_zone().map(str::to_owned),
-            quic_server_id: target.quic_server_id().map(str::to_owned),
-        },
-        state,
-        reason: health.and_then(|h| h.reason()).map(|r| r.as_str().to_owned()),
-        description: health.and_then(|h| h.description()).map(str::to_owned),
-    })
-}
-
-fn instance_interface(instance: &ec2::Instance, eni: &ec2::InstanceNetworkInterface) -> NetworkInterface {
-    let parsed = |text: Option<&str>| text.and_then(|text| text.parse().ok());
-    NetworkInterface {
-        id: eni.network_interface_id().unwrap_or_default().to_owned(),
-        instance_id: instance.instance_id().map(str::to_owned),
-        device_index: eni.attachment().and_then(|a| a.device_index()),
-        addresses: (eni.private_ip_addresses().iter().filter_map(|a| parsed(a.private_ip_address())))
-            .chain(eni.ipv6_addresses().iter().filter_map(|a| parsed(a.ipv6_address())))
-            .collect(),
-        prefixes: (eni.ipv4_prefixes().iter().filter_map(|p| p.ipv4_prefix()))
-            .chain(eni.ipv6_prefixes().iter().filter_map(|p| p.ipv6_prefix()))
-            .map(str::to_owned)
-            .collect(),
-        security_groups: eni.groups().iter().filter_map(|g| g.group_id()).map(str::to_owned).collect(),
-    }
-}
-
-fn interface(eni: &ec2::NetworkInterface) -> NetworkInterface {
-    let parsed = |text: Option<&str>| text.and_then(|text| text.parse().ok());
-    NetworkInterface {
-        id: eni.network_interface_id().unwrap_or_default().to_owned(),
-        instance_id: eni.attachment().and_then(|a| a.instance_id()).map(str::to_owned),
-        device_index: eni.attachment().and_then(|a| a.device_index()),
-        addresses: (eni.private_ip_addresses().iter().filter_map(|a| parsed(a.private_ip_address())))
-            .chain(eni.ipv6_addresses().iter().filter_map(|a| parsed(a.ipv6_address())))
-            .collect(),
-        prefixes: (eni.ipv4_prefixes().iter().filter_map(|p| p.ipv4_prefix()))
-            .chain(eni.ipv6_prefixes().iter().filter_map(|p| p.ipv6_prefix()))
-            .map(str::to_owned)
-            .collect(),
-        security_groups: eni.groups().iter().filter_map(|g| g.group_id()).map(str::to_owned).collect(),
-    }
-}
-
-fn permission(rule: &ec2::SecurityGroupRule) -> Option<Permission> {
-    let protocol = match rule.ip_protocol()? {
-        "tcp" | "6" => RuleProtocol::Tcp,
-        "udp" | "17" => RuleProtocol::Udp,
-        _ => return None,
-    };
-    let source = if let Some(group) = rule.referenced_group_info().and_then(|info| info.group_id()) {
-        Source::SecurityGroup(group.to_owned())
-    } else {
-        Source::Cidr(rule.cidr_ipv4().or_else(|| rule.cidr_ipv6())?.to_owned())
-    };
-    Some(Permission {
-        protocol,
-        from_port: u16::try_from(rule.from_port()?).ok()?,
-        to_port: u16::try_from(rule.to_port()?).ok()?,
-        source,
-    })
-}
-
-fn ip_permission(permission: &Permission, description: &str) -> ec2::IpPermission {
-    let built = ec2::IpPermission::builder()
-        .ip_protocol(permission.protocol.as_str())
-        .from_port(permission.from_port.into())
-        .to_port(permission.to_port.into());
-    match &permission.source {
-        Source::SecurityGroup(id) => built.user_id_group_pairs(
-            ec2::UserIdGroupPair::builder().group_id(id).description(description).build(),
-        ),
-        Source::Cidr(cidr) if cidr.contains(':') => {
-            built.ipv6_ranges(ec2::Ipv6Range::builder().cidr_ipv6(cidr).description(description).build())
-        }
-        Source::Cidr(cidr) => {
-            built.ip_ranges(ec2::IpRange::builder().cidr_ip(cidr).description(description).build())
-        }
-    }
-    .build()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_session_name_is_one_that_sts_takes() {
-        assert_eq!(session_name("my/cluster é1"), "tgb-mycluster1");
-        assert_eq!(session_name(&"x".repeat(100)).len(), 64);
+    fn what_only_a_decoder_can_read_is_cut_off() {
+        let said =
+            "You are not authorized to perform this operation. Encoded authorization failure message: 4Hq8";
+        assert_eq!(plain(said), "You are not authorized to perform this operation.");
+    }
+
+    #[test]
+    fn an_external_id_is_in_no_message() {
+        let error = AwsError {
+            operation: "AssumeRole",
+            code: "ValidationError".to_owned(),
+            message: "Value 'my-secret' at 'externalId' failed to satisfy constraint".to_owned(),
+        };
+        assert!(!error.without(Some("my-secret")).message.contains("my-secret"));
     }
 }

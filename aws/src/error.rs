@@ -18,7 +18,7 @@ pub struct AwsError {
     /// The action, as in `RegisterTargets`.
     pub operation: &'static str,
     /// AWS's code, as in `TargetGroupNotFound`; ours for failures without an answer: `Timeout`, `Unreachable`,
-    /// `NoCredentials`.
+    /// `NoCredentials`, `CredentialsUnavailable`, `NotLeading`.
     pub code: String,
     /// AWS's sentence.
     pub message: String,
@@ -48,11 +48,27 @@ impl AwsError {
             | "ServiceUnavailable"
             | "Unavailable"
             | "HealthUnavailable"
+            | "CredentialsUnavailable"
+            | "NotLeading"
             | "ExpiredToken"
             | "ExpiredTokenException"
             | "RequestExpired" => Class::Retry,
             _ => Class::Terminal,
         }
+    }
+
+    /// AWS does not answer, or only that it can't now: other calls of the service will fare no better.
+    pub fn is_outage(&self) -> bool {
+        self.class() == Class::Retry
+            && !matches!(
+                self.code.as_str(),
+                "HealthUnavailable"
+                    | "CredentialsUnavailable"
+                    | "NotLeading"
+                    | "ExpiredToken"
+                    | "ExpiredTokenException"
+                    | "RequestExpired"
+            )
     }
 
     /// The target group is gone (DescribeTargetGroups, RegisterTargets, …).

@@ -4,12 +4,19 @@
 //!   controller work on.
 //! - [`Aws`]: the calls, each one request (or its pages) and no decision; the only place that names the AWS SDK.
 //! - [`AwsError`]: what AWS answered, with a class that says what to do about it.
+//! - [`Limits`]: our own budget of calls; [`Metrics`]: how calls fare.
 
 mod client;
+mod ec2;
+mod elb;
 mod error;
 mod limits;
+mod metrics;
+mod role;
 pub mod values;
 
-pub use client::{Aws, Identity, Settings, TargetGroupQuery};
+pub use client::{Aws, Identity, Recoveries, Settings};
+pub use elb::TargetGroupQuery;
 pub use error::{AwsError, Class};
-pub use limits::{CallClass, Limits};
+pub use limits::{CallClass, Limit, Limits};
+pub use metrics::Metrics;

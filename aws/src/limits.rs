@@ -1,4 +1,5 @@
-//! Token buckets in front of AWS, one per class of calls, so that a throttled class never slows another.
+//! Token buckets in front of AWS: one per class of calls, so that a throttled class never slows another, and one for all
+//! ELBv2 calls of an account together. Calls that people wait for go before those that only look.
 //!
 //! AWS publishes about 40 burst and 10/s for all ELBv2 actions of an account together, and 20 burst and 4/s for
 //! RegisterTargets and DeregisterTargets together (Elastic Load Balancing user guide, "API throttling").
@@ -18,39 +19,162 @@ pub enum CallClass {
     Ec2Describe,
     /// EC2 security group changes.
     Ec2Change,
+    /// STS; it has no bucket.
+    Sts,
 }
 
-/// Burst and refill of each class.
+impl CallClass {
+    /// For metrics.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::ElbDescribe => "elb-describe",
+            Self::ElbTargets => "elb-targets",
+            Self::Ec2Describe => "ec2-describe",
+            Self::Ec2Change => "ec2-change",
+            Self::Sts => "sts",
+        }
+    }
+
+    /// As in the ids of AWS's SDKs.
+    pub(crate) const fn service(self) -> &'static str {
+        match self {
+            Self::ElbDescribe | Self::ElbTargets => "elasticloadbalancing",
+            Self::Ec2Describe | Self::Ec2Change => "ec2",
+            Self::Sts => "sts",
+        }
+    }
+
+    /// Whether its calls change something.
+    pub(crate) const fn writes(self) -> bool {
+        matches!(self, Self::ElbTargets | Self::Ec2Change)
+    }
+}
+
+/// A bucket's size and how many tokens it gets per second.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Limit {
+    /// Calls at once after a rest.
+    pub burst: f64,
+    /// Calls per second in the long run.
+    pub rate: f64,
+}
+
+/// The buckets of one account.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Limits {
-    /// ELBv2 Describe*: (burst, per second).
-    pub elb_describe: (f64, f64),
-    /// Register and deregister: (burst, per second).
-    pub elb_targets: (f64, f64),
-    /// EC2 Describe*: (burst, per second).
-    pub ec2_describe: (f64, f64),
-    /// Security group changes: (burst, per second).
-    pub ec2_change: (f64, f64),
+    /// All of ELBv2.
+    pub elb: Limit,
+    /// ELBv2 Describe*, which draw on [`Self::elb`], too.
+    pub elb_describe: Limit,
+    /// Register and deregister, which draw on [`Self::elb`], too.
+    pub elb_targets: Limit,
+    /// EC2 Describe*.
+    pub ec2_describe: Limit,
+    /// Security group changes.
+    pub ec2_change: Limit,
 }
 
 impl Default for Limits {
     /// Inside of what AWS grants an account, leaving room for its other users.
     fn default() -> Self {
+        let limit = |burst, rate| Limit { burst, rate };
         Self {
-            elb_describe: (30.0, 8.0),
-            elb_targets: (20.0, 4.0),
-            ec2_describe: (50.0, 10.0),
-            ec2_change: (40.0, 5.0),
+            elb: limit(36.0, 9.0),
+            elb_describe: limit(30.0, 8.0),
+            elb_targets: limit(20.0, 4.0),
+            ec2_describe: limit(50.0, 10.0),
+            ec2_change: limit(40.0, 5.0),
         }
     }
 }
 
-/// One bucket. A call takes a token and waits for it if there is none.
+impl Limits {
+    /// Takes over one limit, written `NAME=BURST/RATE` as in `elb-targets=20/4`.
+    ///
+    /// # Errors
+    /// A sentence that shows the form and the names.
+    pub fn set(&mut self, text: &str) -> Result<(), String> {
+        const FORM: &str = "write it as NAME=BURST/RATE with NAME elb, elb-describe, elb-targets, ec2-describe or \
+                            ec2-change, as in elb-targets=20/4";
+        let read = || {
+            let (name, limit) = text.split_once('=')?;
+            let (burst, rate) = limit.split_once('/')?;
+            let (burst, rate): (f64, f64) = (burst.trim().parse().ok()?, rate.trim().parse().ok()?);
+            (burst >= 1.0 && rate > 0.0 && burst.is_finite() && rate.is_finite())
+                .then_some((name.trim(), Limit { burst, rate }))
+        };
+        let Some((name, limit)) = read() else { return Err(format!("{text:?}: {FORM}")) };
+        let place = match name {
+            "elb" => &mut self.elb,
+            "elb-describe" => &mut self.elb_describe,
+            "elb-targets" => &mut self.elb_targets,
+            "ec2-describe" => &mut self.ec2_describe,
+            "ec2-change" => &mut self.ec2_change,
+            _ => return Err(format!("{text:?}: {FORM}")),
+        };
+        *place = limit;
+        Ok(())
+    }
+}
+
+/// The buckets of one account, at work.
 #[derive(Debug)]
-pub(crate) struct Bucket {
-    burst: f64,
-    full_rate: f64,
+pub(crate) struct Budget {
+    elb: Bucket,
+    elb_describe: Bucket,
+    elb_targets: Bucket,
+    ec2_describe: Bucket,
+    ec2_change: Bucket,
+}
+
+impl Budget {
+    pub(crate) fn new(limits: &Limits) -> Self {
+        Self {
+            elb: Bucket::new(limits.elb),
+            elb_describe: Bucket::new(limits.elb_describe),
+            elb_targets: Bucket::new(limits.elb_targets),
+            ec2_describe: Bucket::new(limits.ec2_describe),
+            ec2_change: Bucket::new(limits.ec2_change),
+        }
+    }
+
+    fn bucket(&self, class: CallClass) -> Option<&Bucket> {
+        match class {
+            CallClass::ElbDescribe => Some(&self.elb_describe),
+            CallClass::ElbTargets => Some(&self.elb_targets),
+            CallClass::Ec2Describe => Some(&self.ec2_describe),
+            CallClass::Ec2Change => Some(&self.ec2_change),
+            CallClass::Sts => None,
+        }
+    }
+
+    /// Waits until a call of this class may go out.
+    pub(crate) async fn take(&self, class: CallClass, urgent: bool) {
+        let urgent = urgent || class.writes();
+        if let Some(bucket) = self.bucket(class) {
+            bucket.take(urgent).await;
+        }
+        if matches!(class, CallClass::ElbDescribe | CallClass::ElbTargets) {
+            self.elb.take(urgent).await;
+        }
+    }
+
+    /// AWS throttled a call of this class.
+    pub(crate) fn throttled(&self, class: CallClass) {
+        if let Some(bucket) = self.bucket(class) {
+            bucket.throttled();
+        }
+    }
+}
+
+/// One bucket. A call takes a token and waits for it if there is none; the last quarter is for urgent calls.
+#[derive(Debug)]
+struct Bucket {
+    limit: Limit,
     state: Mutex<State>,
+    /// Who waits is served in the order of arrival, urgent calls beside the others.
+    urgent: tokio::sync::Mutex<()>,
+    patient: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -61,33 +185,40 @@ struct State {
 }
 
 impl Bucket {
-    pub(crate) fn new((burst, rate): (f64, f64)) -> Self {
-        Self { burst, full_rate: rate, state: Mutex::new(State { tokens: burst, rate, at: Instant::now() }) }
+    fn new(limit: Limit) -> Self {
+        let state = State { tokens: limit.burst, rate: limit.rate, at: Instant::now() };
+        Self { limit, state: Mutex::new(state), urgent: Default::default(), patient: Default::default() }
     }
 
-    /// Waits for a token. Waiters are served in the order of their arrival, since each takes its token at once and
-    /// sleeps off the debt.
-    pub(crate) async fn take(&self) {
-        let wait = self.reserve(Instant::now());
-        if !wait.is_zero() {
+    async fn take(&self, urgent: bool) {
+        let turns = if urgent { &self.urgent } else { &self.patient };
+        let _turn = turns.lock().await;
+        while let Err(wait) = self.try_take(Instant::now(), urgent) {
             tokio::time::sleep(wait).await;
         }
     }
 
-    fn reserve(&self, now: Instant) -> Duration {
+    /// Takes a token, or says when there may be one.
+    fn try_take(&self, now: Instant, urgent: bool) -> Result<(), Duration> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let passed = now.saturating_duration_since(state.at).as_secs_f64();
-        state.tokens = (state.tokens + passed * state.rate).min(self.burst) - 1.0;
+        state.tokens = (state.tokens + passed * state.rate).min(self.limit.burst);
         // A rate that AWS made us halve comes back by a tenth of the full one per second.
-        state.rate = (state.rate + passed * self.full_rate * 0.1).min(self.full_rate);
+        state.rate = (state.rate + passed * self.limit.rate * 0.1).min(self.limit.rate);
         state.at = now;
-        if state.tokens >= 0.0 { Duration::ZERO } else { Duration::from_secs_f64(-state.tokens / state.rate) }
+        let reserve = if urgent { 0.0 } else { (self.limit.burst / 4.0).min(self.limit.burst - 1.0) };
+        let missing = 1.0 + reserve - state.tokens;
+        if missing > 0.0 {
+            return Err(Duration::from_secs_f64(missing / state.rate).max(Duration::from_millis(1)));
+        }
+        state.tokens -= 1.0;
+        Ok(())
     }
 
-    /// AWS throttled a call of this class: half the rate, and nothing saved up.
-    pub(crate) fn throttled(&self) {
+    /// AWS throttled a call: half the rate, and nothing saved up.
+    fn throttled(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.rate = (state.rate / 2.0).max(self.full_rate / 64.0);
+        state.rate = (state.rate / 2.0).max(self.limit.rate / 64.0);
         state.tokens = state.tokens.min(0.0);
     }
 }
@@ -96,25 +227,61 @@ impl Bucket {
 mod tests {
     use super::*;
 
+    fn bucket(burst: f64, rate: f64) -> Bucket {
+        Bucket::new(Limit { burst, rate })
+    }
+
     #[test]
     fn a_burst_is_free_and_what_follows_waits_for_its_refill() {
-        let bucket = Bucket::new((2.0, 4.0));
+        let bucket = bucket(2.0, 4.0);
         let now = Instant::now();
-        assert_eq!(bucket.reserve(now), Duration::ZERO);
-        assert_eq!(bucket.reserve(now), Duration::ZERO);
-        let waits = [bucket.reserve(now), bucket.reserve(now)].map(|wait| wait.as_millis());
-        assert!((240..=250).contains(&waits[0]) && (490..=500).contains(&waits[1]), "{waits:?}");
+        assert_eq!([bucket.try_take(now, true), bucket.try_take(now, true)], [Ok(()), Ok(())]);
+        let wait = bucket.try_take(now, true).unwrap_err();
+        assert!((249..=251).contains(&wait.as_millis()), "{wait:?}");
+        assert_eq!(bucket.try_take(now + wait, true), Ok(()));
+    }
+
+    #[test]
+    fn the_last_quarter_is_for_urgent_calls() {
+        let bucket = bucket(8.0, 1.0);
+        let now = Instant::now();
+        let polls = (0..8).filter(|_| bucket.try_take(now, false).is_ok()).count();
+        let changes = (0..8).filter(|_| bucket.try_take(now, true).is_ok()).count();
+        assert_eq!((polls, changes), (6, 2));
+    }
+
+    #[tokio::test]
+    async fn an_urgent_call_does_not_queue_behind_patient_ones() {
+        let bucket = std::sync::Arc::new(bucket(4.0, 1.0));
+        for _ in 0..20 {
+            let bucket = std::sync::Arc::clone(&bucket);
+            tokio::spawn(async move { bucket.take(false).await });
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        let begun = Instant::now();
+        bucket.take(true).await;
+        assert!(begun.elapsed() < Duration::from_millis(500));
     }
 
     #[test]
     fn a_throttled_class_slows_down_and_recovers() {
-        let bucket = Bucket::new((1.0, 4.0));
+        let bucket = bucket(1.0, 4.0);
         let now = Instant::now();
-        assert_eq!(bucket.reserve(now), Duration::ZERO);
+        assert_eq!(bucket.try_take(now, true), Ok(()));
         bucket.throttled();
-        assert!(bucket.reserve(now) > Duration::from_millis(450));
+        assert!(bucket.try_take(now, true).unwrap_err() > Duration::from_millis(450));
         let later = now + Duration::from_secs(20);
-        assert_eq!(bucket.reserve(later), Duration::ZERO);
-        assert!(bucket.reserve(later) < Duration::from_millis(300));
+        assert_eq!(bucket.try_take(later, true), Ok(()));
+        assert!(bucket.try_take(later, true).unwrap_err() < Duration::from_millis(300));
+    }
+
+    #[test]
+    fn a_limit_is_written_with_its_name() {
+        let mut limits = Limits::default();
+        assert_eq!(limits.set("elb-targets=200/40"), Ok(()));
+        assert_eq!(limits.elb_targets, Limit { burst: 200.0, rate: 40.0 });
+        for wrong in ["", "elb", "elb=1", "elb=0/1", "elb=1/0", "elb=1/x", "sts=1/1"] {
+            assert!(limits.set(wrong).is_err(), "{wrong}");
+        }
     }
 }

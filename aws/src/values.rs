@@ -87,6 +87,8 @@ pub struct NetworkInterface {
     pub id: String,
     /// The instance that it is attached to.
     pub instance_id: Option<String>,
+    /// Its VPC.
+    pub vpc_id: Option<String>,
     /// 0 is the primary one.
     pub device_index: Option<i32>,
     /// Single addresses, IPv4 and IPv6.

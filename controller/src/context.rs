@@ -4,6 +4,7 @@
 use crate::claims::SecurityGroups;
 use crate::desired::Switches;
 use crate::events::Events;
+use crate::group::RuleOverflow;
 use crate::index::{Concerned, Index, Key};
 use crate::metrics::Metrics;
 use crate::reason::Reason;
@@ -39,15 +40,6 @@ impl KeepLast {
             Self::Instance => group.is_some_and(|group| group.target_type == "instance"),
         }
     }
-}
-
-/// `--rule-overflow`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum RuleOverflow {
-    /// What has no room is reported.
-    Fail,
-    /// The closest ranges are merged, which opens ports in between.
-    Widen,
 }
 
 /// How the controller behaves; the flags, read.
@@ -149,10 +141,10 @@ impl Ctx {
         Self {
             events: Events::new(client.clone()),
             client,
+            metrics: Metrics::new(aws.metrics()),
             aws,
             settings,
             security: SecurityGroups::default(),
-            metrics: Metrics::new(),
             stop: CancellationToken::new(),
             index: RwLock::default(),
             workers: Mutex::default(),

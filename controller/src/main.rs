@@ -13,6 +13,7 @@ mod desired;
 mod error;
 mod events;
 mod gates;
+mod group;
 
 mod http;
 mod index;
@@ -130,7 +131,7 @@ struct Flags {
     namespace_binding_tag: Option<String>,
     /// What happens when a security group cannot hold all rules.
     #[arg(long, env = "TGB_RULE_OVERFLOW", default_value = "fail")]
-    rule_overflow: context::RuleOverflow,
+    rule_overflow: group::RuleOverflow,
     /// A clean-up that has failed for so long is given up; 0: never.
     #[arg(long, env = "TGB_CLEANUP_DEADLINE", default_value = "0s", value_parser = duration)]
     cleanup_deadline: Duration,
@@ -175,6 +176,10 @@ struct Flags {
     /// Most reads of target health per second, over all target groups.
     #[arg(long, env = "TGB_POLL_RATE", default_value_t = 2.0)]
     poll_rate: f64,
+    /// Our own rate limits of AWS calls as NAME=BURST/RATE, RATE per second. Names and defaults: elb=36/9,
+    /// elb-describe=30/8, elb-targets=20/4, ec2-describe=50/10, ec2-change=40/5.
+    #[arg(long, env = "TGB_AWS_LIMIT", value_delimiter = ',')]
+    aws_limit: Vec<String>,
     /// How often everything is compared again.
     #[arg(long, env = "TGB_RESYNC", default_value = "10m", value_parser = duration)]
     resync: Duration,
@@ -184,6 +189,14 @@ struct Flags {
 }
 
 impl Flags {
+    fn limits(&self) -> Result<tgb_aws::Limits, String> {
+        let mut limits = tgb_aws::Limits::default();
+        for text in self.aws_limit.iter().filter(|text| !text.is_empty()) {
+            limits.set(text).map_err(|error| format!("--aws-limit {error}"))?;
+        }
+        Ok(limits)
+    }
+
     fn rules(&self) -> tgb_api::rules::Settings {
         let mut rules = tgb_api::rules::Settings {
             assume_role_allow: self.assume_role_allow.clone(),

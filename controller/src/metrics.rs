@@ -76,7 +76,7 @@ fn histogram() -> Histogram {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(aws: &tgb_aws::Metrics) -> Self {
         let new = Self {
             registry: Registry::default(),
             leader: Gauge::default(),
@@ -94,6 +94,7 @@ impl Metrics {
             cache_age: Family::default(),
         };
         let mut r = Registry::with_prefix("tgb");
+        aws.register(&mut r);
         r.register("leader", "1 while this replica leads", new.leader.clone());
         r.register("reconcile", "Passes over bindings, by result and reason of Ready", new.passes.clone());
         let help = "Duration of a pass, AWS's answers included";
@@ -134,7 +135,7 @@ mod tests {
 
     #[test]
     fn every_metric_is_explained() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(&tgb_aws::Metrics::default());
         metrics.passes.get_or_create(&Pass { result: "ok", reason: "Reconciled" }).inc();
         metrics.pass_duration.get_or_create(&Result { result: "ok" }).observe(0.1);
         metrics.changes.get_or_create(&Change { change: "registered" }).inc();

@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::gates;
 use crate::index::{Index, Key};
 use crate::metrics;
-use crate::network::anywhere;
+use crate::network::{Claim, anywhere};
 use crate::observed::Observed;
 use crate::ownership;
 use crate::plan::{Plan, Situation, plan};
@@ -151,7 +151,7 @@ impl Worker {
         let binding = self.ctx.index().bindings.get(&self.key).cloned()?;
         let begun = Instant::now();
         if binding.is_owned_by_lbc() && !self.ctx.settings.manage_lbc_bindings {
-            security::put_claim(&self.ctx, &self.key, anywhere(&binding));
+            security::put_claim(&self.ctx, &self.key, Claim::Anywhere(anywhere(&binding)));
             return Some(begun + IDLE);
         }
         let mut report = Report::default();

@@ -1,7 +1,7 @@
 //! `tgb-controller run`: watches feed the index, the index wakes workers, one per binding.
 
 use crate::Flags;
-use crate::context::{Ctx, RuleOverflow, Wake};
+use crate::context::{Ctx, Wake};
 use crate::gates;
 use crate::http;
 use crate::index::{Concerned, Index, Key};
@@ -36,24 +36,36 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         region: flags.aws_region.clone(),
         vpc_id: flags.aws_vpc_id.clone(),
         cluster_name: flags.cluster_name.clone(),
-        limits: tgb_aws::Limits::default(),
+        limits: flags.limits()?,
+        metrics: tgb_aws::Metrics::default(),
     };
     let aws = Aws::connect(settings).await.map_err(|error| error.message)?;
     let mut settings = flags.settings();
     settings.rules.region = Some(aws.region().to_owned());
-    match tokio::time::timeout(Duration::from_secs(10), aws.identity()).await {
+    // The VPC is looked for meanwhile; where there is no metadata service, its nodes tell it later.
+    let asked = tokio::time::timeout(Duration::from_secs(10), aws.identity());
+    match tokio::join!(asked, aws.find_vpc_id()).0 {
         Ok(Ok(identity)) => {
             settings.rules.account = Some(identity.account.clone());
             settings.rules.partition = Some(identity.partition.clone());
         }
+        Ok(Err(error)) if error.code == "NoCredentials" => {
+            return Err(format!(
+                "no AWS credentials are found ({}); give the ServiceAccount a role by IRSA or EKS Pod Identity, or set \
+                 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+                error.message
+            ));
+        }
+        Ok(Err(error)) if error.is_access_denied() => {
+            return Err(format!("AWS refuses our credentials: {error}"));
+        }
         Ok(Err(error)) => warn!(%error, "AWS does not say who we are; the account of ARNs is not checked"),
         Err(_) => warn!("AWS does not say who we are in time; the account of ARNs is not checked"),
     }
-    if settings.rule_overflow == RuleOverflow::Widen {
-        return Err("--rule-overflow=widen is not supported yet; use fail".to_owned());
-    }
     let namespaces = flags.watch_namespaces.clone();
     let ctx = Arc::new(Ctx::new(client.clone(), aws, settings));
+    let leader = Arc::downgrade(&ctx);
+    ctx.aws.fence(move || leader.upgrade().is_some_and(|ctx| ctx.is_leading()));
     watch(
         &ctx,
         "nodes",
@@ -139,7 +151,23 @@ fn lead(ctx: &Arc<Ctx>) {
     info!(bindings = all.len(), "leading");
     wake(ctx, &all);
     tokio::spawn(security::search(Arc::clone(ctx)));
+    tokio::spawn(recover(Arc::clone(ctx)));
     tokio::spawn(gates::sweep(Arc::clone(ctx)));
+}
+
+/// When AWS answers again after an outage, nobody waits for the end of a backoff.
+async fn recover(ctx: Arc<Ctx>) {
+    let mut recoveries = ctx.aws.recoveries();
+    loop {
+        tokio::select! {
+            () = ctx.stop.cancelled() => return,
+            () = recoveries.next() => {}
+        }
+        info!("AWS answers again");
+        let all: Concerned = ctx.index().bindings.keys().cloned().collect();
+        wake(&ctx, &all);
+        security::retry(&ctx);
+    }
 }
 
 /// No further pass begins; those under way have a moment to end.

@@ -18,6 +18,8 @@ pub(crate) struct Metrics {
     pub(crate) certificate_not_after: Gauge,
     /// 1 while several versions are served and the CRD has no conversion webhook.
     pub(crate) conversion_missing: Gauge,
+    /// Calls of AWS.
+    pub(crate) aws: tgb_aws::Metrics,
 }
 
 impl Default for Metrics {
@@ -38,7 +40,9 @@ impl Default for Metrics {
             "1 while several versions are served without a conversion webhook",
             conversion_missing.clone(),
         );
-        Self { registry, findings, requests, certificate_not_after, conversion_missing }
+        let aws = tgb_aws::Metrics::default();
+        aws.register(&mut registry);
+        Self { registry, findings, requests, certificate_not_after, conversion_missing, aws }
     }
 }
 

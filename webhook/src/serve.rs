@@ -193,7 +193,7 @@ async fn run(options: Options) -> Result<(), String> {
     ));
 
     let (told, settings) = tokio::sync::watch::channel(Arc::new(settings));
-    let target_groups = connect(&options, told).await;
+    let target_groups = connect(&options, told, metrics.aws.clone()).await;
     let cluster = Cluster::watch(client, &options.watch_namespaces);
     let bindings = Bindings {
         cluster,
@@ -229,11 +229,16 @@ async fn run(options: Options) -> Result<(), String> {
 }
 
 /// Connects to AWS, and completes the settings with who we are as soon as AWS says it.
-async fn connect(options: &Options, told: tokio::sync::watch::Sender<Arc<Settings>>) -> Option<TargetGroups> {
+async fn connect(
+    options: &Options,
+    told: tokio::sync::watch::Sender<Arc<Settings>>,
+    metrics: tgb_aws::Metrics,
+) -> Option<TargetGroups> {
     let settings = tgb_aws::Settings {
         region: options.aws_region.clone().filter(|region| !region.is_empty()),
         vpc_id: options.aws_vpc_id.clone(),
         cluster_name: options.cluster_name.clone(),
+        metrics,
         ..Default::default()
     };
     let aws = match tgb_aws::Aws::connect(settings).await {

@@ -1,13 +1,10 @@
 //! What a pass has to do with security groups.
 
-use super::{Found, Outcome, Worker};
-use crate::network::{Claim, anywhere};
-use crate::reason::{Kind, Reason};
-use crate::security;
+use super::{Found, Mode, Outcome, Worker};
+use crate::security::{self, Sight};
 use crate::status::Report;
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use tgb_api::v1::TargetGroupBinding;
+use tgb_api::v1::{Sharing, TargetGroupBinding};
 
 impl Worker {
     /// Claims the rules that the targets found need, and says how they stand.
@@ -21,58 +18,23 @@ impl Worker {
             Ok(found) => found.outcome,
             Err(outcome) => *outcome,
         };
-        if binding.spec.networking.is_none() {
-            security::put_claim(&self.ctx, &self.key, Claim::Groups(BTreeMap::new()));
-            return outcome;
-        }
-        let keeps = || match security::claim_of(&self.ctx, &self.key) {
-            Some(Claim::Groups(groups)) if !groups.is_empty() => Claim::Groups(groups),
-            _ => anywhere(binding),
-        };
-        let claim = match found {
+        let sight = match found {
+            _ if self.mode(binding) == Mode::Paused => Sight::Paused,
             Ok(Found { wanted, group, .. }) if !wanted.targets.is_empty() => {
+                let exclusive = binding.spec.target_group.sharing() == Sharing::Exclusive;
+                let mut observed = self.memory.observed.targets().keys();
+                let lingers = exclusive && observed.any(|key| !wanted.targets.contains_key(key));
                 let vpc = self.ctx.aws.vpc_id().or(group.vpc_id.as_deref());
-                match security::claim(&self.ctx, binding, &wanted.targets, vpc).await {
-                    Ok((claim, problem)) => {
-                        if let Some((reason, message)) = problem {
-                            report.bad(Kind::NetworkingReady, reason, message);
-                        }
-                        Some(claim)
-                    }
-                    Err(error) => {
-                        report.bad(Kind::NetworkingReady, Reason::AccessDenied, error.to_string());
-                        let claim = match keeps() {
-                            known @ Claim::Groups(_) => known,
-                            _ => Claim::Unknown,
-                        };
-                        security::put_claim(&self.ctx, &self.key, claim);
-                        return Outcome::Failed;
-                    }
-                }
+                Sight::Targets { wanted: &wanted.targets, vpc, lingers }
             }
             // No endpoint, or sick for good: it keeps the rules that it had.
-            Ok(_) | Err(Outcome::Done(_)) => Some(keeps()),
-            Err(Outcome::Failed) if self.memory.group_is_gone => Some(keeps()),
-            Err(Outcome::Failed) => None,
+            Ok(_) | Err(Outcome::Done(_)) => Sight::Nothing,
+            Err(Outcome::Failed) if self.memory.group_is_gone => Sight::Nothing,
+            Err(Outcome::Failed) => Sight::Unknown,
         };
-        match claim {
-            Some(claim) => security::put_claim(&self.ctx, &self.key, claim),
-            None if security::claim_of(&self.ctx, &self.key).is_none() => {
-                security::put_claim(&self.ctx, &self.key, Claim::Unknown);
-            }
-            None => {}
+        match security::bring(&self.ctx, &self.key, binding, sight, report).await {
+            true => outcome,
+            false => Outcome::Failed,
         }
-        match security::standing(&self.ctx, &self.key) {
-            security::Standing::Authorized(groups) => {
-                let message = format!("{groups} security groups have the rules");
-                report.ok(Kind::NetworkingReady, Reason::Authorized, message);
-            }
-            security::Standing::Failed(reason, message) => report.bad(Kind::NetworkingReady, reason, message),
-            security::Standing::Pending => {
-                let message = "the security groups are not done yet";
-                report.unknown(Kind::NetworkingReady, Reason::Pending, message);
-            }
-        }
-        outcome
     }
 }
