@@ -72,8 +72,8 @@ bench: ## figures as ratios in one run; also in target/bench.json
 	@cargo bench --locked -p tgb-api --bench conversion
 
 .PHONY: prove
-prove: ## the laws of conversion over 1,000,000 objects each (hours); CASES=N for another number
-	@TGB_PROVE_CASES=$(or $(CASES),1000000) cargo test --locked --release -p tgb-api convert
+prove: ## the laws of conversion over 1,000,000 objects each (about 10 minutes); CASES=N for another number
+	@TGB_PROVE_CASES=$(or $(CASES),1000000) cargo test --locked --release -p tgb-api --lib convert
 
 .PHONY: generate
 generate: ## writes the generated files anew
