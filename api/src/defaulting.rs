@@ -4,22 +4,52 @@
 //! [`from_lookups`]. Both are idempotent, and say nothing about fields that are set.
 
 use crate::service::Service;
-use crate::target_group::{Protocol, TargetGroup};
-use crate::v1::{TargetGroupBinding, TargetGroupRef};
+use crate::target_group::{IpAddressType, Protocol, TargetGroup, TargetType};
+use crate::v1::{Parents, Spec, TargetGroupBinding, TargetGroupRef};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 /// A value for a field that is missing.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Addition {
-    /// Where, below `spec`: object and member.
-    pub field: (&'static str, &'static str),
-    /// What.
-    pub value: Value,
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Addition {
+    /// D1: `targetGroup.arn`.
+    Arn(String),
+    /// D2: `targetGroup.targetType`.
+    TargetType(TargetType),
+    /// D3: `targetGroup.ipAddressType`.
+    IpAddressType(IpAddressType),
+    /// D4: `targetGroup.vpcID`.
+    VpcId(String),
+    /// D5: `targetGroup.protocol`.
+    Protocol(Protocol),
+    /// D6: `serviceRef.port`.
+    Port(IntOrString),
 }
 
-fn group(member: &'static str, value: impl Into<Value>) -> Addition {
-    Addition { field: ("targetGroup", member), value: value.into() }
+impl Addition {
+    /// Where, below `spec`: object and member.
+    const fn field(&self) -> (&'static str, &'static str) {
+        match self {
+            Self::Arn(_) => ("targetGroup", "arn"),
+            Self::TargetType(_) => ("targetGroup", "targetType"),
+            Self::IpAddressType(_) => ("targetGroup", "ipAddressType"),
+            Self::VpcId(_) => ("targetGroup", "vpcID"),
+            Self::Protocol(_) => ("targetGroup", "protocol"),
+            Self::Port(_) => ("serviceRef", "port"),
+        }
+    }
+
+    fn value(&self) -> Value {
+        match self {
+            Self::Arn(text) | Self::VpcId(text) | Self::Port(IntOrString::String(text)) => {
+                text.as_str().into()
+            }
+            Self::TargetType(word) => word.as_str().into(),
+            Self::IpAddressType(word) => word.as_str().into(),
+            Self::Protocol(word) => word.as_str().into(),
+            Self::Port(IntOrString::Int(number)) => (*number).into(),
+        }
+    }
 }
 
 /// D7: what an update leaves out and the stored object has. Not the ARN where another name is given, and not the port
@@ -29,23 +59,15 @@ pub fn from_old(new: &TargetGroupBinding, old: &TargetGroupBinding) -> Vec<Addit
     let mut out = Vec::new();
     let renamed = is.name().is_some() && is.name() != was.name();
     if let Some(arn) = was.arn().filter(|_| is.arn().is_none() && !renamed) {
-        out.push(group("arn", arn));
+        out.push(Addition::Arn(arn.to_owned()));
     }
-    if let Some(value) = was.target_type.filter(|_| is.target_type.is_none()) {
-        out.push(group("targetType", value.as_str()));
-    }
-    if let Some(value) = was.ip_address_type.filter(|_| is.ip_address_type.is_none()) {
-        out.push(group("ipAddressType", value.as_str()));
-    }
-    if let Some(value) = was.vpc_id().filter(|_| is.vpc_id().is_none()) {
-        out.push(group("vpcID", value));
-    }
-    if let Some(value) = was.protocol.filter(|_| is.protocol.is_none()) {
-        out.push(group("protocol", value.as_str()));
-    }
+    out.extend(was.target_type.filter(|_| is.target_type.is_none()).map(Addition::TargetType));
+    out.extend(was.ip_address_type.filter(|_| is.ip_address_type.is_none()).map(Addition::IpAddressType));
+    out.extend(was.vpc_id().filter(|_| is.vpc_id().is_none()).map(|id| Addition::VpcId(id.to_owned())));
+    out.extend(was.protocol.filter(|_| is.protocol.is_none()).map(Addition::Protocol));
     let (is, was) = (&new.spec.service_ref, &old.spec.service_ref);
     if let Some(port) = was.port().filter(|_| is.port().is_none() && is.name == was.name) {
-        out.push(Addition { field: ("serviceRef", "port"), value: port_value(port) });
+        out.push(Addition::Port(port.clone()));
     }
     out
 }
@@ -60,26 +82,20 @@ pub fn from_lookups(
     let mut out = Vec::new();
     if let Some(aws) = target_group {
         if is.arn().is_none() {
-            out.push(group("arn", aws.arn.as_str()));
+            out.push(Addition::Arn(aws.arn.as_str().to_owned()));
         }
-        if let Some(value) = aws.binding_target_type().filter(|_| is.target_type.is_none()) {
-            out.push(group("targetType", value.as_str()));
-        }
+        out.extend(aws.binding_target_type().filter(|_| is.target_type.is_none()).map(Addition::TargetType));
         if is.ip_address_type.is_none() {
-            out.push(group("ipAddressType", aws.binding_ip_address_type().as_str()));
+            out.push(Addition::IpAddressType(aws.binding_ip_address_type()));
         }
-        if let Some(value) = aws.vpc_id.as_deref().filter(|_| is.vpc_id().is_none()) {
-            out.push(group("vpcID", value));
-        }
-        if let Some(value) = aws.binding_protocol().filter(|_| is.protocol.is_none()) {
-            out.push(group("protocol", value.as_str()));
-        }
+        out.extend(aws.vpc_id.clone().filter(|_| is.vpc_id().is_none()).map(Addition::VpcId));
+        out.extend(aws.binding_protocol().filter(|_| is.protocol.is_none()).map(Addition::Protocol));
     }
     let protocol = is.protocol.or_else(|| target_group?.binding_protocol());
     if new.spec.service_ref.port().is_none()
         && let Some(port) = service.and_then(|service| only_port(service, protocol))
     {
-        out.push(Addition { field: ("serviceRef", "port"), value: port.into() });
+        out.push(Addition::Port(IntOrString::Int(port.into())));
     }
     out
 }
@@ -100,46 +116,36 @@ fn only_port(service: &Service, protocol: Option<Protocol>) -> Option<u16> {
     fitting.next().is_none().then_some(first.port)
 }
 
-fn port_value(port: &IntOrString) -> Value {
-    match port {
-        IntOrString::Int(number) => (*number).into(),
-        IntOrString::String(name) => name.as_str().into(),
-    }
-}
-
-/// Writes additions into an object.
-pub fn apply(object: &mut Value, additions: &[Addition]) {
-    for Addition { field: (parent, member), value } in additions {
-        let Some(object) = object.as_object_mut() else { return };
-        let Some(spec) = child(object, "spec") else { return };
-        if let Some(parent) = child(spec, parent) {
-            parent.insert((*member).to_owned(), value.clone());
+/// Writes additions into a spec.
+pub fn apply(spec: &mut Spec, additions: &[Addition]) {
+    let group = &mut spec.target_group;
+    for addition in additions {
+        match addition {
+            Addition::Arn(arn) => group.arn = Some(arn.clone()),
+            Addition::TargetType(word) => group.target_type = Some(*word),
+            Addition::IpAddressType(word) => group.ip_address_type = Some(*word),
+            Addition::VpcId(id) => group.vpc_id = Some(id.clone()),
+            Addition::Protocol(word) => group.protocol = Some(*word),
+            Addition::Port(port) => spec.service_ref.port = Some(port.clone()),
         }
     }
 }
 
-fn child<'a>(object: &'a mut Map<String, Value>, name: &str) -> Option<&'a mut Map<String, Value>> {
-    let value = object.entry(name).or_insert_with(|| json!({}));
-    if value.is_null() {
-        *value = json!({});
-    }
-    value.as_object_mut()
-}
-
-/// The additions as a JSON patch (RFC 6902) of the object as it was sent; empty if there are none.
-pub fn patch(object: &Value, additions: &[Addition]) -> Vec<Value> {
+/// The additions as a JSON patch (RFC 6902) of the object as it was sent, of which `there` tells; empty if there are
+/// none.
+pub fn patch(mut there: Parents, additions: &[Addition]) -> Vec<Value> {
     let mut out = Vec::new();
-    let mut made: Vec<&str> = Vec::new();
-    if !additions.is_empty() && !object.get("spec").is_some_and(Value::is_object) {
-        out.push(json!({"op": "add", "path": "/spec", "value": {}}));
+    let add = |path: String, value: Value| json!({"op": "add", "path": path, "value": value});
+    if !additions.is_empty() && !there.spec {
+        out.push(add("/spec".to_owned(), json!({})));
     }
-    for Addition { field: (parent, member), value } in additions {
-        let there = object.get("spec").and_then(|spec| spec.get(parent)).is_some_and(Value::is_object);
-        if !there && !made.contains(parent) {
-            made.push(parent);
-            out.push(json!({"op": "add", "path": format!("/spec/{parent}"), "value": {}}));
+    for addition in additions {
+        let (parent, member) = addition.field();
+        let is_there = if parent == "targetGroup" { &mut there.target_group } else { &mut there.service_ref };
+        if !std::mem::replace(is_there, true) {
+            out.push(add(format!("/spec/{parent}"), json!({})));
         }
-        out.push(json!({"op": "add", "path": format!("/spec/{parent}/{member}"), "value": value}));
+        out.push(add(format!("/spec/{parent}/{member}"), addition.value()));
     }
     out
 }
@@ -179,23 +185,31 @@ mod tests {
         Service { ports: ports.collect(), ..Default::default() }
     }
 
+    fn completed(spec: Value, additions: &[Addition]) -> Spec {
+        let mut spec: Spec = serde_json::from_value(spec).unwrap();
+        apply(&mut spec, additions);
+        spec
+    }
+
+    fn of(spec: Spec) -> TargetGroupBinding {
+        TargetGroupBinding { spec, ..TargetGroupBinding::default() }
+    }
+
     #[test]
     fn a_name_and_a_service_are_enough_and_twice_fills_nothing_more() {
-        let mut object =
-            json!({"spec": {"targetGroup": {"name": "web"}, "serviceRef": {"name": "web", "port": 0}}});
-        let read = |object: &Value| serde_json::from_value::<TargetGroupBinding>(object.clone()).unwrap();
+        let bare = json!({"targetGroup": {"name": "web"}, "serviceRef": {"name": "web", "port": 0}});
         let service = service(&[(80, "TCP"), (53, "UDP")]);
-        let additions = from_lookups(&read(&object), Some(&target_group()), Some(&service));
-        apply(&mut object, &additions);
+        let additions = from_lookups(&binding(bare.clone()), Some(&target_group()), Some(&service));
+        let full = completed(bare, &additions);
         assert_eq!(
-            object["spec"],
+            serde_json::to_value(&full).unwrap(),
             json!({
                 "targetGroup": {"name": "web", "arn": ARN, "targetType": "ip", "ipAddressType": "ipv4",
                     "vpcID": "vpc-0123456789abcdef0", "protocol": "HTTP"},
                 "serviceRef": {"name": "web", "port": 80}
             })
         );
-        assert_eq!(from_lookups(&read(&object), Some(&target_group()), Some(&service)), []);
+        assert_eq!(from_lookups(&of(full), Some(&target_group()), Some(&service)), []);
     }
 
     #[test]
@@ -208,15 +222,11 @@ mod tests {
     #[test]
     fn a_bare_manifest_applied_again_gets_everything_from_the_stored_object() {
         let bare = json!({"targetGroup": {"name": "web"}, "serviceRef": {"name": "web"}});
-        let mut full = json!({"spec": bare});
-        apply(
-            &mut full,
-            &from_lookups(&binding(bare.clone()), Some(&target_group()), Some(&service(&[(80, "TCP")]))),
-        );
-        let old = binding(full["spec"].clone());
-        let mut again = json!({"spec": bare});
-        apply(&mut again, &from_old(&binding(bare), &old));
-        assert_eq!(again, full);
+        let additions =
+            from_lookups(&binding(bare.clone()), Some(&target_group()), Some(&service(&[(80, "TCP")])));
+        let full = completed(bare.clone(), &additions);
+        let additions = from_old(&binding(bare.clone()), &of(full.clone()));
+        assert_eq!(completed(bare, &additions), full);
     }
 
     #[test]
@@ -230,16 +240,16 @@ mod tests {
 
     #[test]
     fn the_patch_makes_a_missing_parent_once() {
-        let additions = [group("arn", ARN), group("protocol", "HTTP")];
-        let patch = patch(&json!({"spec": {"serviceRef": {"name": "web"}}}), &additions);
+        let additions = [Addition::Arn(ARN.to_owned()), Addition::Protocol(Protocol::Http)];
+        let there = Parents { spec: true, target_group: false, service_ref: true };
         assert_eq!(
-            patch,
+            patch(there, &additions),
             [
                 json!({"op": "add", "path": "/spec/targetGroup", "value": {}}),
                 json!({"op": "add", "path": "/spec/targetGroup/arn", "value": ARN}),
                 json!({"op": "add", "path": "/spec/targetGroup/protocol", "value": "HTTP"}),
             ]
         );
-        assert_eq!(super::patch(&json!({}), &[]), Vec::<Value>::new());
+        assert_eq!(patch(Parents::default(), &[]), Vec::<Value>::new());
     }
 }

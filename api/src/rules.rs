@@ -67,13 +67,28 @@ pub struct Finding {
 impl Finding {
     /// `PATH: ID MESSAGE`, with the path, and what the message says to write, in the version that the user speaks (`v1`, `v1beta1`, `v1alpha1`).
     pub fn in_version(&self, version: &str) -> String {
-        let message = match version {
-            "v1" => self.message.as_str().into(),
-            _ => Cow::from(self.message.replace("sharing: Shared", "multiClusterTargetGroup: true")),
+        format!("{}: {} {}", path_in(version, &self.path), self.rule, self.message_in(version))
+    }
+
+    /// The message in that version.
+    pub fn message_in(&self, version: &str) -> Cow<'_, str> {
+        if version == "v1" {
+            return self.message.as_str().into();
+        }
+        let said = |text: String, (v1, old): &(&str, &str)| {
+            if text.contains(v1) { text.replace(v1, old) } else { text }
         };
-        format!("{}: {} {message}", path_in(version, &self.path), self.rule)
+        SAID_TO_WRITE.iter().fold(self.message.clone(), said).into()
     }
 }
+
+/// What messages say to write in v1, and in the older versions.
+const SAID_TO_WRITE: [(&str, &str); 4] = [
+    ("sharing: Shared", "multiClusterTargetGroup: true"),
+    ("set assumeRole to", "set iamRoleArnToAssume to"),
+    ("set roleARN", "set iamRoleArnToAssume"),
+    ("write arn, targetType, protocol,", "write targetGroupARN, targetType, targetGroupProtocol,"),
+];
 
 /// Why admission is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -234,6 +249,7 @@ pub fn aws_unavailable(
     let severity = match settings.severities.get(rule.id) {
         Some(Severity::Off) if !needed => return None,
         Some(Severity::Warn) if !needed => Severity::Warn,
+        _ if settings.warn_only => Severity::Warn,
         _ if needed || !admit => Severity::Deny,
         _ => Severity::Warn,
     };

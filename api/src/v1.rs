@@ -1,15 +1,17 @@
 //! Version v1, the hub: every rule and the controller work on it.
 //!
 //! These types are for reading. They drop what they don't know, so nothing is ever written back from them but
-//! `status`; conversion works on JSON ([`crate::convert`]).
+//! `status`; conversion works on JSON ([`crate::convert`]). [`TargetGroupBinding::of_review`] reads less, and faster.
 
 use crate::names;
 use crate::target_group::{IpAddressType, Protocol, TargetType, words};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// Binds a Kubernetes Service to an existing target group.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -56,6 +58,16 @@ impl TargetGroupBinding {
         self.metadata.deletion_timestamp.is_some()
     }
 
+    /// Reads an object of an admission review: all of `spec`, but of `metadata` and `status` only what rules look at,
+    /// since the rest (`managedFields` above all) costs more than everything else. Tells what is there, for a patch.
+    ///
+    /// # Errors
+    /// Where a value is of another type than the schema's.
+    pub fn of_review(json: &str) -> Result<(Self, Parents), serde_json::Error> {
+        let sent: review::Sent = serde_json::from_str(json)?;
+        Ok(sent.into_binding())
+    }
+
     /// An annotation's value.
     pub fn annotation(&self, key: &str) -> Option<&str> {
         self.metadata.annotations.as_ref().and_then(|all| all.get(key)).map(String::as_str)
@@ -91,6 +103,17 @@ impl kube_core::Resource for TargetGroupBinding {
     fn meta_mut(&mut self) -> &mut ObjectMeta {
         &mut self.metadata
     }
+}
+
+/// Which objects a binding has, as it was sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Parents {
+    /// `spec`.
+    pub spec: bool,
+    /// `spec.targetGroup`.
+    pub target_group: bool,
+    /// `spec.serviceRef`.
+    pub service_ref: bool,
 }
 
 /// `spec`.
@@ -218,7 +241,7 @@ pub struct ServiceRef {
     #[serde(default)]
     pub name: String,
     /// The Service's port, by number or name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "port", skip_serializing_if = "Option::is_none")]
     pub port: Option<IntOrString>,
 }
 
@@ -302,8 +325,46 @@ pub struct NetworkingPort {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Transport>,
     /// A number, or the name of a container port; absent: all ports.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "port", skip_serializing_if = "Option::is_none")]
     pub port: Option<IntOrString>,
+}
+
+/// A port as the schema admits it. A number that is too large for any port is kept as its digits, so that a rule can
+/// tell of it; a failure to read would hide the whole object.
+fn port<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IntOrString>, D::Error> {
+    struct Port;
+    impl<'de> Visitor<'de> for Port {
+        type Value = Option<IntOrString>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a number or a text")
+        }
+        fn visit_unit<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+        fn visit_none<E>(self) -> Result<Self::Value, E> {
+            Ok(None)
+        }
+        fn visit_some<D: Deserializer<'de>>(self, inner: D) -> Result<Self::Value, D::Error> {
+            inner.deserialize_any(self)
+        }
+        fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
+            let digits = || IntOrString::String(number.to_string());
+            Ok(Some(i32::try_from(number).map_or_else(|_| digits(), IntOrString::Int)))
+        }
+        fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+            let digits = || IntOrString::String(number.to_string());
+            Ok(Some(i32::try_from(number).map_or_else(|_| digits(), IntOrString::Int)))
+        }
+        fn visit_f64<E>(self, number: f64) -> Result<Self::Value, E> {
+            // 80.0 prints as 80.
+            let digits = number.to_string();
+            Ok(Some(digits.parse().map_or(IntOrString::String(digits), IntOrString::Int)))
+        }
+        fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+            Ok(Some(IntOrString::String(name.to_owned())))
+        }
+    }
+    deserializer.deserialize_any(Port)
 }
 
 words! {
@@ -362,4 +423,167 @@ pub struct TargetCounts {
     /// What this version does not know.
     #[serde(flatten)]
     pub other: BTreeMap<String, serde_json::Value>,
+}
+
+/// What [`TargetGroupBinding::of_review`] reads.
+mod review {
+    use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use serde::de::{IgnoredAny, MapAccess};
+
+    #[derive(Deserialize)]
+    pub(super) struct Sent {
+        #[serde(default)]
+        metadata: Metadata,
+        #[serde(default)]
+        spec: Option<SentSpec>,
+        #[serde(default)]
+        status: Option<SentStatus>,
+    }
+
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "camelCase", default)]
+    struct Metadata {
+        name: Option<String>,
+        generate_name: Option<String>,
+        namespace: Option<String>,
+        deletion_timestamp: Option<Time>,
+        annotations: Option<Annotations>,
+    }
+
+    /// Those that rules look at.
+    #[derive(Default)]
+    struct Annotations(BTreeMap<String, String>);
+
+    impl<'de> Deserialize<'de> for Annotations {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            struct Reader;
+            impl<'de> Visitor<'de> for Reader {
+                type Value = Annotations;
+                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    f.write_str("annotations")
+                }
+                fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Annotations, A::Error> {
+                    let mut kept = BTreeMap::new();
+                    while let Some(key) = members.next_key::<String>()? {
+                        if key == names::NODE_PORT_MISMATCH {
+                            kept.insert(key, members.next_value()?);
+                        } else {
+                            members.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                    Ok(Annotations(kept))
+                }
+            }
+            deserializer.deserialize_map(Reader)
+        }
+    }
+
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct SentSpec {
+        #[serde(default)]
+        target_group: Option<TargetGroupRef>,
+        #[serde(default)]
+        service_ref: Option<ServiceRef>,
+        #[serde(default)]
+        networking: Option<Networking>,
+        #[serde(default)]
+        node_selector: Option<LabelSelector>,
+    }
+
+    #[derive(Deserialize)]
+    struct SentStatus {
+        #[serde(default)]
+        targets: Option<SentTargets>,
+    }
+
+    #[derive(Deserialize)]
+    struct SentTargets {
+        #[serde(default)]
+        registered: u64,
+    }
+
+    impl Sent {
+        pub(super) fn into_binding(self) -> (TargetGroupBinding, Parents) {
+            let Self { metadata, spec, status } = self;
+            let mut parents = Parents { spec: spec.is_some(), ..Parents::default() };
+            let spec = spec.map_or_else(Spec::default, |spec| {
+                parents.target_group = spec.target_group.is_some();
+                parents.service_ref = spec.service_ref.is_some();
+                Spec {
+                    target_group: spec.target_group.unwrap_or_default(),
+                    service_ref: spec.service_ref.unwrap_or_default(),
+                    networking: spec.networking,
+                    node_selector: spec.node_selector,
+                }
+            });
+            let metadata = ObjectMeta {
+                name: metadata.name,
+                generate_name: metadata.generate_name,
+                namespace: metadata.namespace,
+                deletion_timestamp: metadata.deletion_timestamp,
+                annotations: metadata.annotations.map(|annotations| annotations.0),
+                ..ObjectMeta::default()
+            };
+            let targets = status.and_then(|status| status.targets);
+            let status = targets.map(|targets| {
+                let registered = u32::try_from(targets.registered).unwrap_or(u32::MAX);
+                let targets = Some(TargetCounts { registered, ..TargetCounts::default() });
+                Status { targets, ..Status::default() }
+            });
+            let (api_version, kind) = (String::new(), String::new());
+            (TargetGroupBinding { api_version, kind, metadata, spec, status }, parents)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn full() -> serde_json::Value {
+        json!({
+            "apiVersion": "elbv2.k8s.aws/v1", "kind": "TargetGroupBinding",
+            "metadata": {
+                "name": "web", "namespace": "shop", "uid": "u", "labels": {"a": "b"},
+                "annotations": {names::NODE_PORT_MISMATCH: "warn", "other": "x\"y"},
+                "deletionTimestamp": "2026-01-02T03:04:05Z",
+                "managedFields": [{"manager": "m", "fieldsV1": {"f:spec": {}}}],
+            },
+            "spec": {
+                "targetGroup": {"arn": "a", "sharing": "Shared"}, "serviceRef": {"name": "web", "port": "http"},
+                "networking": {"ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"port": 80}]}]},
+                "nodeSelector": {"matchLabels": {"a": "b"}},
+            },
+            "status": {"observedGeneration": 3, "targets": {"registered": 4, "summary": "4/4"}, "conditions": []},
+        })
+    }
+
+    #[test]
+    fn a_review_is_read_as_far_as_rules_look() {
+        let whole: TargetGroupBinding = serde_json::from_value(full()).unwrap();
+        let (read, parents) = TargetGroupBinding::of_review(&full().to_string()).unwrap();
+        assert_eq!(read.spec, whole.spec);
+        assert_eq!((read.name(), read.namespace()), ("web", "shop"));
+        assert!(read.is_terminating());
+        assert_eq!(read.annotation(names::NODE_PORT_MISMATCH), Some("warn"));
+        assert_eq!(read.status.unwrap().targets.unwrap().registered, 4);
+        assert_eq!(parents, Parents { spec: true, target_group: true, service_ref: true });
+        let (_, parents) = TargetGroupBinding::of_review(r#"{"spec": {"targetGroup": null}}"#).unwrap();
+        assert_eq!(parents, Parents { spec: true, ..Parents::default() });
+    }
+
+    #[test]
+    fn a_number_that_no_port_can_have_does_not_hide_the_object() {
+        let port = |value: serde_json::Value| {
+            serde_json::from_value::<ServiceRef>(json!({"name": "web", "port": value})).unwrap().port
+        };
+        assert_eq!(port(json!(80)), Some(IntOrString::Int(80)));
+        assert_eq!(port(json!(80.0)), Some(IntOrString::Int(80)));
+        assert_eq!(port(json!(3_000_000_000_u32)), Some(IntOrString::String("3000000000".into())));
+        assert_eq!(port(json!("http")), Some(IntOrString::String("http".into())));
+        assert_eq!(port(json!(null)), None);
+    }
 }

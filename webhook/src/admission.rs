@@ -1,79 +1,107 @@
 //! Admission reviews as JSON: what is asked, and the answers. Nothing here knows what a binding is.
 
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
 
 /// A warning is at most this long; the API server cuts longer ones.
 const LONGEST_WARNING: usize = 256;
+const API_VERSION: &str = "admission.k8s.io/v1";
+const KIND: &str = "AdmissionReview";
 
-/// `request` of an AdmissionReview. The `uid` is known whatever else is wrong with it.
-#[derive(Debug, Clone)]
-pub(crate) struct Request {
-    uid: String,
-    body: Map<String, Value>,
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Review<'a> {
+    #[serde(default)]
+    api_version: String,
+    #[serde(default)]
+    kind: String,
+    #[serde(borrow)]
+    request: Option<Request<'a>>,
 }
 
-impl Request {
+/// `request` of an AdmissionReview. Objects stay text, so that the `uid` is known whatever is wrong with them, and only
+/// what is needed of them is ever read.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Request<'a> {
+    #[serde(default)]
+    uid: String,
+    #[serde(default)]
+    operation: String,
+    #[serde(default)]
+    name: String,
+    #[serde(default)]
+    namespace: String,
+    #[serde(default)]
+    sub_resource: String,
+    kind: Option<Kind>,
+    request_kind: Option<Kind>,
+    #[serde(borrow)]
+    object: Option<&'a RawValue>,
+    #[serde(borrow)]
+    old_object: Option<&'a RawValue>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+struct Kind {
+    #[serde(default)]
+    version: String,
+}
+
+impl<'a> Request<'a> {
     /// Reads a review.
     ///
     /// # Errors
     /// A sentence, if it is none; that is HTTP 400.
-    pub(crate) fn read(body: &[u8]) -> Result<Self, String> {
-        let review: Value = serde_json::from_slice(body).map_err(|e| format!("the body is no JSON: {e}"))?;
-        if review.get("kind").and_then(Value::as_str) != Some("AdmissionReview")
-            || review.get("apiVersion").and_then(Value::as_str) != Some("admission.k8s.io/v1")
-        {
-            return Err("the body is no AdmissionReview of admission.k8s.io/v1".to_owned());
+    pub(crate) fn read(body: &'a [u8]) -> Result<Self, String> {
+        let review: Review<'a> =
+            serde_json::from_slice(body).map_err(|e| format!("the body is no {KIND}: {e}"))?;
+        if review.kind != KIND || review.api_version != API_VERSION {
+            return Err(format!("the body is no {KIND} of {API_VERSION}"));
         }
-        let Value::Object(mut review) = review else { return Err("the body is no object".to_owned()) };
-        let Some(Value::Object(request)) = review.remove("request") else {
-            return Err("the review has no request".to_owned());
-        };
-        let uid = request.get("uid").and_then(Value::as_str).filter(|uid| !uid.is_empty());
-        let uid = uid.ok_or("the request has no uid")?.to_owned();
-        Ok(Self { uid, body: request })
-    }
-
-    fn text(&self, key: &str) -> &str {
-        self.body.get(key).and_then(Value::as_str).unwrap_or_default()
+        let request = review.request.ok_or("the review has no request")?;
+        if request.uid.is_empty() {
+            return Err("the request has no uid".to_owned());
+        }
+        Ok(request)
     }
 
     /// `CREATE`, `UPDATE`, `DELETE`.
     pub(crate) fn operation(&self) -> &str {
-        self.text("operation")
+        &self.operation
+    }
+
+    /// Whether it is about a part of the object, such as its status.
+    pub(crate) fn is_of_subresource(&self) -> bool {
+        !self.sub_resource.is_empty()
     }
 
     /// The namespace.
     pub(crate) fn namespace(&self) -> &str {
-        self.text("namespace")
+        &self.namespace
     }
 
-    /// The name; the object's where the request has none.
+    /// The name; empty while a name is to be generated.
     pub(crate) fn name(&self) -> &str {
-        match self.text("name") {
-            "" => {
-                let metadata = self.object().and_then(|o| o.get("metadata"));
-                let text =
-                    |key| metadata.and_then(|m| m.get(key)).and_then(Value::as_str).unwrap_or_default();
-                if text("name").is_empty() { text("generateName") } else { text("name") }
-            }
-            name => name,
-        }
+        &self.name
     }
 
-    /// The object; none on DELETE.
-    pub(crate) fn object(&self) -> Option<&Value> {
-        self.body.get("object").filter(|object| object.is_object())
+    /// The object as JSON; none on DELETE.
+    pub(crate) fn object(&self) -> Option<&'a str> {
+        self.object.map(RawValue::get)
     }
 
-    /// The stored object; none on CREATE.
-    pub(crate) fn old_object(&self) -> Option<&Value> {
-        self.body.get("oldObject").filter(|object| object.is_object())
+    /// The stored object as JSON; none on CREATE.
+    pub(crate) fn old_object(&self) -> Option<&'a str> {
+        self.old_object.map(RawValue::get)
     }
 
     /// The version in which the user sent it, though it arrives as v1.
     pub(crate) fn user_version(&self) -> &str {
-        let kind = self.body.get("requestKind").or_else(|| self.body.get("kind"));
-        kind.and_then(|kind| kind.get("version")).and_then(Value::as_str).unwrap_or("v1")
+        let kind = self.request_kind.as_ref().or(self.kind.as_ref());
+        kind.map_or("v1", |kind| kind.version.as_str())
     }
 }
 
@@ -85,109 +113,183 @@ pub(crate) struct Answer {
     /// Most important first.
     pub(crate) warnings: Vec<String>,
     /// A refusal: `status`.
-    pub(crate) refusal: Option<Value>,
+    pub(crate) refusal: Option<Status>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Reply<'a> {
+    api_version: &'static str,
+    kind: &'static str,
+    response: Response<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Response<'a> {
+    uid: &'a str,
+    allowed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<Status>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    warnings: Vec<Cow<'a, str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch_type: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    patch: Option<String>,
 }
 
 impl Answer {
-    /// The review to send back.
-    pub(crate) fn review(self, request: &Request) -> Value {
+    /// The review to send back, as JSON.
+    ///
+    /// # Errors
+    /// Never with what is put into it here.
+    pub(crate) fn review(self, request: &Request<'_>) -> Result<Vec<u8>, String> {
         use base64::Engine as _;
-        let mut response = json!({"uid": request.uid, "allowed": self.refusal.is_none()});
-        let Some(members) = response.as_object_mut() else { return Value::Null };
-        if !self.warnings.is_empty() {
-            let warnings = self.warnings.iter().map(|text| Value::from(shortened(text)));
-            members.insert("warnings".into(), warnings.collect());
-        }
-        if let Some(status) = self.refusal {
-            members.insert("status".into(), status);
-        } else if !self.patch.is_empty() {
+        let allowed = self.refusal.is_none();
+        let patch = (allowed && !self.patch.is_empty()).then(|| {
             let patch = Value::Array(self.patch).to_string();
-            members.insert("patchType".into(), "JSONPatch".into());
-            members.insert("patch".into(), base64::engine::general_purpose::STANDARD.encode(patch).into());
-        }
-        json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
+            base64::engine::general_purpose::STANDARD.encode(patch)
+        });
+        let response = Response {
+            uid: &request.uid,
+            allowed,
+            status: self.refusal,
+            warnings: self.warnings.iter().map(|text| shortened(text)).collect(),
+            patch_type: patch.is_some().then_some("JSONPatch"),
+            patch,
+        };
+        let reply = Reply { api_version: API_VERSION, kind: KIND, response };
+        serde_json::to_vec(&reply).map_err(|error| error.to_string())
     }
 }
 
-/// `422 Invalid` with causes, as (field, message).
-pub(crate) fn invalid(group: &str, kind: &str, name: &str, causes: &[(String, String)]) -> Value {
-    let all = causes.iter().map(|(_, message)| message.as_str()).collect::<Vec<_>>().join("; ");
-    let causes: Vec<Value> = causes
-        .iter()
-        .map(|(field, message)| {
-            let bare = message.strip_prefix(&format!("{field}: ")).unwrap_or(message);
-            json!({"reason": "FieldValueInvalid", "field": field, "message": bare})
-        })
-        .collect();
-    json!({
-        "status": "Failure",
-        "code": 422,
-        "reason": "Invalid",
-        "message": format!("{kind}.{group} {name:?} is invalid: {all}"),
-        "details": {"group": group, "kind": kind, "name": name, "causes": causes}
-    })
+/// `status` of a refusal, as Kubernetes writes it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Status {
+    status: &'static str,
+    code: u16,
+    reason: &'static str,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<Details>,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct Details {
+    group: &'static str,
+    kind: &'static str,
+    name: String,
+    causes: Vec<Cause>,
+}
+
+/// One thing that is wrong.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Cause {
+    reason: &'static str,
+    field: String,
+    message: String,
+}
+
+impl Cause {
+    /// What is wrong with a field.
+    pub(crate) fn new(field: String, message: String) -> Self {
+        Self { reason: "FieldValueInvalid", field, message }
+    }
+}
+
+/// `422 Invalid` with causes.
+pub(crate) fn invalid(group: &'static str, kind: &'static str, name: &str, causes: Vec<Cause>) -> Status {
+    let all = causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message));
+    let message = format!("{kind}.{group} {name:?} is invalid: {}", all.collect::<Vec<_>>().join("; "));
+    let details = Some(Details { group, kind, name: name.to_owned(), causes });
+    Status { status: "Failure", code: 422, reason: "Invalid", message, details }
 }
 
 /// `403 Forbidden` with one line each.
-pub(crate) fn forbidden(lines: &[String]) -> Value {
-    json!({"status": "Failure", "code": 403, "reason": "Forbidden", "message": lines.join("\n")})
+pub(crate) fn forbidden(lines: &[String]) -> Status {
+    Status { status: "Failure", code: 403, reason: "Forbidden", message: lines.join("\n"), details: None }
 }
 
 /// At most 256 characters.
-fn shortened(text: &str) -> String {
-    if text.chars().count() <= LONGEST_WARNING {
-        return text.to_owned();
+fn shortened(text: &str) -> Cow<'_, str> {
+    if text.len() <= LONGEST_WARNING || text.chars().count() <= LONGEST_WARNING {
+        return text.into();
     }
     let mut short: String = text.chars().take(LONGEST_WARNING - 1).collect();
     short.push('…');
-    short
+    short.into()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
-    fn request() -> Request {
-        let body = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
+    fn body() -> String {
+        json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": {
             "uid": "u1", "operation": "CREATE", "namespace": "shop", "object": {"metadata": {"generateName": "web-"}},
-            "kind": {"version": "v1"}, "requestKind": {"version": "v1beta1"}}});
-        Request::read(body.to_string().as_bytes()).unwrap()
+            "oldObject": null, "kind": {"version": "v1"}, "requestKind": {"version": "v1beta1"}}})
+        .to_string()
+    }
+
+    fn answered(answer: Answer) -> Value {
+        let body = body();
+        let reply = answer.review(&Request::read(body.as_bytes()).unwrap()).unwrap();
+        serde_json::from_slice::<Value>(&reply).unwrap()["response"].take()
     }
 
     #[test]
     fn a_body_that_is_no_review_is_told_apart() {
-        for body in ["", "[]", "{}", r#"{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1"}"#] {
-            assert!(Request::read(body.as_bytes()).is_err(), "{body}");
+        let deep = format!("{}{}", "[".repeat(1 << 16), "]".repeat(1 << 16));
+        let review = r#"{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1"}"#;
+        let nameless = body().replace("\"u1\"", "\"\"");
+        for body in ["", "[]", "{}", "null", review, &nameless, &deep, "\u{0}", &body()[1..]] {
+            assert!(Request::read(body.as_bytes()).is_err(), "{body:.80}");
         }
+        assert!(Request::read(b"{\"kind\":\"\xff\"}").is_err());
     }
 
     #[test]
-    fn the_users_version_and_the_generated_name_are_seen() {
-        assert_eq!((request().user_version(), request().name()), ("v1beta1", "web-"));
+    fn nesting_inside_of_an_object_is_no_matter() {
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        let body = body().replace("\"web-\"", &deep);
+        assert_eq!(Request::read(body.as_bytes()).unwrap().uid, "u1");
+    }
+
+    #[test]
+    fn the_users_version_is_seen_and_null_is_nothing() {
+        let body = body();
+        let request = Request::read(body.as_bytes()).unwrap();
+        assert_eq!((request.user_version(), request.name(), request.old_object()), ("v1beta1", "", None));
     }
 
     #[test]
     fn a_patch_is_base64_and_a_long_warning_is_cut_at_256_characters() {
         let answer =
             Answer { patch: vec![json!({"op": "add"})], warnings: vec!["ü".repeat(300)], refusal: None };
-        let response = &answer.review(&request())["response"];
+        let response = answered(answer);
         assert_eq!(response["allowed"], true);
         assert_eq!(response["uid"], "u1");
+        assert_eq!(response["patchType"], "JSONPatch");
         assert_eq!(response["patch"], "W3sib3AiOiJhZGQifV0=");
         assert_eq!(response["warnings"][0].as_str().unwrap().chars().count(), 256);
+        assert_eq!(answered(Answer::default()), json!({"uid": "u1", "allowed": true}));
     }
 
     #[test]
     fn an_invalid_object_is_answered_with_all_causes() {
-        let causes = [
-            ("spec.a".to_owned(), "spec.a: X1 bad".to_owned()),
-            ("spec.b".to_owned(), "spec.b: X2 bad".to_owned()),
-        ];
-        let status = invalid("g", "K", "n", &causes);
+        let cause = |field: &str, message: &str| Cause::new(field.to_owned(), message.to_owned());
+        let causes = vec![cause("spec.a", "X1 bad"), cause("spec.b", "X2 bad")];
+        let refusal = Some(invalid("g", "K", "n", causes));
+        let response = answered(Answer { refusal, ..Answer::default() });
+        assert_eq!(response["allowed"], false);
+        let status = &response["status"];
         assert_eq!(
             status["details"]["causes"][1],
             json!({"reason": "FieldValueInvalid", "field": "spec.b", "message": "X2 bad"})
         );
         assert_eq!(status["code"], 422);
+        assert_eq!(status["message"], "K.g \"n\" is invalid: spec.a: X1 bad; spec.b: X2 bad");
     }
 }

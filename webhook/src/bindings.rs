@@ -1,8 +1,8 @@
 //! The two reviews of bindings: both complete the object and hold it against every rule; the mutating one answers with
 //! the patch as well.
 
-use crate::admission::{self, Answer, Request};
-use crate::lookup::{Cluster, TargetGroups};
+use crate::admission::{self, Answer, Cause, Request};
+use crate::lookup::{Cluster, FRESH, KNOWN, TargetGroups};
 use crate::metrics::Metrics;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -13,17 +13,20 @@ use tgb_api::defaulting;
 use tgb_api::names;
 use tgb_api::rules::{self, Context, Finding, Lookup, Operation, Other, Severity};
 use tgb_api::service::Service;
-use tgb_api::target_group::TargetGroup;
-use tgb_api::v1::{Sharing, TargetGroupBinding};
+use tgb_api::target_group::{TargetGroup, TargetType};
+use tgb_api::v1::{Sharing, TargetGroupBinding, TargetGroupRef};
 use tgb_aws::{AwsError, TargetGroupQuery};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
+
+/// What is kept of a review's time for a last look at the Service, once AWS has not answered.
+const FOR_THE_SERVICE: Duration = Duration::from_millis(500);
 
 /// What the reviews work with.
 pub(crate) struct Bindings {
     /// The cluster.
     pub(crate) cluster: Cluster,
-    /// AWS; absent where no region is known.
-    pub(crate) target_groups: Option<TargetGroups>,
+    /// AWS, as soon as it is known how to reach it.
+    pub(crate) aws: tokio::sync::watch::Receiver<Connection>,
     /// What the operator decided, with what AWS says of us.
     pub(crate) settings: tokio::sync::watch::Receiver<Arc<rules::Settings>>,
     /// `--aws-unavailable=admit`.
@@ -32,17 +35,51 @@ pub(crate) struct Bindings {
     pub(crate) metrics: Arc<Metrics>,
 }
 
+/// Whether AWS can be asked.
+#[derive(Clone)]
+pub(crate) enum Connection {
+    /// Region and credentials are being looked for.
+    Looking,
+    /// They were not found; why.
+    Failed(String),
+    /// They were.
+    Made(Arc<TargetGroups>),
+}
+
+/// A review in progress.
+struct Review<'a> {
+    operation: Operation,
+    mutating: bool,
+    old: Option<&'a TargetGroupBinding>,
+    settings: &'a rules::Settings,
+    deadline: Instant,
+}
+
+/// What was looked up for it.
+struct Facts {
+    aws: FromAws,
+    service: Lookup<Arc<Service>>,
+    others: Option<Vec<Other>>,
+    injects: Option<bool>,
+}
+
 /// What AWS said, or why it said nothing.
 #[derive(Default)]
 struct FromAws {
-    group: Lookup<TargetGroup>,
-    named: Lookup<TargetGroup>,
+    group: Lookup<Arc<TargetGroup>>,
+    named: Lookup<Arc<TargetGroup>>,
     tags: Option<Arc<BTreeMap<String, String>>>,
     registered: Option<usize>,
-    failure: Option<String>,
+    failure: Option<Failure>,
 }
 
-fn borrow<T>(lookup: &Lookup<T>) -> Lookup<&T> {
+struct Failure {
+    reason: String,
+    /// Only a warning rests on what is missing.
+    slight: bool,
+}
+
+fn borrow<T>(lookup: &Lookup<Arc<T>>) -> Lookup<&T> {
     match lookup {
         Lookup::Unknown => Lookup::Unknown,
         Lookup::Missing => Lookup::Missing,
@@ -54,93 +91,194 @@ fn looked_up<T>(found: Option<T>) -> Lookup<T> {
     found.map_or(Lookup::Missing, Lookup::Found)
 }
 
+impl Facts {
+    fn context(&self) -> Context<'_> {
+        Context {
+            service: borrow(&self.service),
+            target_group: borrow(&self.aws.group),
+            named: borrow(&self.aws.named),
+            tags: self.aws.tags.as_deref(),
+            registered: self.aws.registered,
+            others: self.others.as_deref(),
+            injects: self.injects,
+        }
+    }
+}
+
+impl Review<'_> {
+    fn creates(&self) -> bool {
+        self.operation == Operation::Create
+    }
+
+    /// Whether what `part` takes out of the target group differs from the stored object's.
+    fn changes<'b, T: PartialEq>(
+        &'b self,
+        new: &'b TargetGroupBinding,
+        part: impl Fn(&'b TargetGroupRef) -> T,
+    ) -> bool {
+        self.old.is_none_or(|old| part(&old.spec.target_group) != part(&new.spec.target_group))
+    }
+
+    /// Whether a rule or a default that looks now needs AWS.
+    fn needs_aws(&self, new: &TargetGroupBinding) -> bool {
+        let Some(old) = self.old.filter(|_| !self.creates()) else { return true };
+        let group = &new.spec.target_group;
+        let but_sharing = |group: &TargetGroupRef| TargetGroupRef { sharing: None, ..group.clone() };
+        but_sharing(&old.spec.target_group) != but_sharing(group)
+            || defaulting::needs_target_group(group)
+            || self.becomes_exclusive(new)
+            || (group.target_type != Some(TargetType::Ip) && old.spec.service_ref != new.spec.service_ref)
+    }
+
+    fn becomes_exclusive(&self, new: &TargetGroupBinding) -> bool {
+        let was_shared = self.old.is_some_and(|old| old.spec.target_group.sharing() == Sharing::Shared);
+        was_shared && new.spec.target_group.sharing() == Sharing::Exclusive
+    }
+
+    /// Whether it is to be known how many targets there are (TGB118, TGB119).
+    fn counts_targets(&self, new: &TargetGroupBinding) -> bool {
+        let off = |id| self.settings.severities.get(id) == Some(&Severity::Off);
+        let exclusive = new.spec.target_group.sharing() == Sharing::Exclusive;
+        (self.creates() && exclusive && !off("TGB118"))
+            || (!self.creates() && self.becomes_exclusive(new) && !off("TGB119"))
+    }
+
+    /// Whether rules refuse it, or forbid the question, before AWS is asked. A role that may not be assumed is not.
+    fn must_not_ask(&self, group: &TargetGroupRef) -> bool {
+        let (settings, role) = (self.settings, group.role());
+        if role.is_some_and(|role| !settings.may_assume(role.role_arn)) {
+            return true;
+        }
+        let Some(arn) = group.arn() else { return group.name().is_none() };
+        let Ok(arn) = TargetGroupArn::parse(arn) else { return true };
+        settings.region.as_deref().is_some_and(|region| region != arn.region())
+            || settings.partition.as_deref().is_some_and(|partition| partition != arn.partition())
+            || (role.is_none() && settings.account.as_deref().is_some_and(|account| account != arn.account()))
+    }
+
+    fn findings(&self, new: &TargetGroupBinding, facts: &Facts) -> Vec<Finding> {
+        rules::check(self.operation, new, self.old, &facts.context(), self.settings)
+    }
+}
+
 impl Bindings {
     /// Answers a review; `mutating` says which one. `within` is the time that is left for it.
-    ///
-    /// # Errors
-    /// A sentence for HTTP 500.
-    pub(crate) async fn review(
-        &self,
-        request: &Request,
-        mutating: bool,
-        within: Duration,
-    ) -> Result<Answer, String> {
-        let deadline = Instant::now() + within;
+    pub(crate) async fn review(&self, request: &Request<'_>, mutating: bool, within: Duration) -> Answer {
         let operation = match request.operation() {
             "CREATE" => Operation::Create,
             "UPDATE" => Operation::Update,
-            _ => return Ok(Answer::default()),
+            _ => return Answer::default(),
         };
-        let Some(sent) = request.object() else { return Ok(Answer::default()) };
-        let Ok(mut new) = parse(sent, request.namespace()) else {
+        let Some(sent) = request.object().filter(|_| !request.is_of_subresource()) else {
+            return Answer::default();
+        };
+        let read = |json: &str| {
+            let (mut binding, there) = TargetGroupBinding::of_review(json)?;
+            binding.metadata.namespace.get_or_insert_with(|| request.namespace().to_owned());
+            Ok::<_, serde_json::Error>((binding, there))
+        };
+        let (mut new, there) = match read(sent) {
+            Ok(read) => read,
             // Of a wrong type somewhere: the schema, which comes after the mutating review, says where.
-            return Ok(Answer::default());
+            Err(_) if mutating => return Answer::default(),
+            Err(error) => {
+                let warnings = vec![format!("spec: not checked, since it can't be read: {error}")];
+                return Answer { warnings, ..Answer::default() };
+            }
         };
-        let old = request.old_object().and_then(|old| parse(old, request.namespace()).ok());
-        if new.is_terminating()
-            || (operation == Operation::Update && old.as_ref().is_some_and(|old| old.spec == new.spec))
-        {
-            return Ok(Answer::default());
+        let old = request.old_object().and_then(|old| read(old).ok()).map(|(old, _)| old);
+        let old = old.as_ref().filter(|_| operation == Operation::Update);
+        if new.is_terminating() || old.is_some_and(|old| old.spec == new.spec) {
+            return Answer::default();
         }
         let settings = Arc::clone(&self.settings.borrow());
+        let review =
+            Review { operation, mutating, old, settings: &settings, deadline: Instant::now() + within };
 
-        let mut completed = sent.clone();
-        let mut additions = Vec::new();
-        if mutating && let Some(old) = &old {
-            additions = defaulting::from_old(&new, old);
-            defaulting::apply(&mut completed, &additions);
-            new = parse(&completed, request.namespace())?;
-        }
-
-        let aws = self.ask_aws(operation, &new, old.as_ref(), &settings, deadline).await;
-        let name = new.spec.service_ref.name.clone();
-        let namespace = new.namespace().to_owned();
-        let mut service = match self.cluster.cached_service(&namespace, &name) {
-            Some(found) if !name.is_empty() => Lookup::Found(found),
-            _ => Lookup::Unknown,
+        let mut additions = match old.filter(|_| mutating) {
+            Some(old) => defaulting::from_old(&new, old),
+            None => Vec::new(),
         };
-        let mut live = false;
-        if matches!(service, Lookup::Unknown) && !name.is_empty() {
-            service = self.live(&namespace, &name, deadline).await;
-            live = true;
-        }
-        let needs_label = new.name().len() > 63 && operation == Operation::Create;
-        let injects = if needs_label { self.cluster.injects(&namespace).await } else { None };
+        defaulting::apply(&mut new.spec, &additions);
 
-        let mut result = self.judge(
-            operation,
-            sent,
-            &completed,
-            old.as_ref(),
-            &aws,
-            &service,
-            injects,
-            &settings,
-            mutating,
-        )?;
+        let (mut facts, live) = self.look_up(&review, &new).await;
+        // What AWS has to say before the object is complete. One that was stored incomplete stays editable.
+        let incomplete = defaulting::needs_target_group(&new.spec.target_group)
+            && review.changes(&new, |group| (group.arn(), group.name(), group.role().map(|r| r.role_arn)));
+        if mutating {
+            let context = facts.context();
+            let more = defaulting::from_lookups(&new, context.target_group.found(), context.service.found());
+            defaulting::apply(&mut new.spec, &more);
+            additions.extend(more);
+        }
+        let group = &new.spec.target_group;
+        facts.others = match group.arn() {
+            Some(arn) => self.cluster.in_the_way(arn, new.namespace(), new.name(), group.sharing()),
+            None => Some(Vec::new()),
+        };
+        let mut findings = review.findings(&new, &facts);
         let rests_on_service =
             |finding: &Finding| finding.rule.starts_with("TGB2") || finding.rule == "TGB117";
-        if !live && result.findings.iter().any(rests_on_service) {
-            service = self.live(&namespace, &name, deadline).await;
-            result = self.judge(
-                operation,
-                sent,
-                &completed,
-                old.as_ref(),
-                &aws,
-                &service,
-                injects,
-                &settings,
-                mutating,
-            )?;
+        if !live && findings.iter().any(rests_on_service) {
+            let service = self.live(&new, review.deadline).await;
+            if !matches!(service, Lookup::Unknown) {
+                facts.service = service;
+                findings = review.findings(&new, &facts);
+            }
         }
-        additions.extend(result.additions);
-        let patch = if mutating { defaulting::patch(sent, &additions) } else { Vec::new() };
-        Ok(self.answer(request, result.findings, result.notes, patch))
+        let path = if group.arn().is_some() { "spec.targetGroup.arn" } else { "spec.targetGroup.name" };
+        if let Some(Failure { reason, slight }) = &facts.aws.failure {
+            let needed = incomplete && matches!(facts.aws.group, Lookup::Unknown);
+            let admit = self.admit_without_aws || *slight;
+            findings.extend(rules::aws_unavailable(path, reason, needed, admit, review.settings));
+            findings.sort_by_key(|finding| finding.severity);
+        }
+        let mut notes = Vec::new();
+        if facts.others.is_none() {
+            let path = rules::path_in(request.user_version(), path);
+            notes.push(format!(
+                "{path}: TGB115 not checked: the list of bindings is not complete yet; the controller decides"
+            ));
+        }
+        let patch = if mutating { defaulting::patch(there, &additions) } else { Vec::new() };
+        self.answer(request, &new, mutating, findings, notes, patch)
     }
 
-    async fn live(&self, namespace: &str, name: &str, deadline: Instant) -> Lookup<Service> {
-        match tokio::time::timeout_at(deadline, self.cluster.live_service(namespace, name)).await {
+    /// What the rules rest on, all at once; and whether the Service is as it is now, not as it was last seen.
+    async fn look_up(&self, review: &Review<'_>, new: &TargetGroupBinding) -> (Facts, bool) {
+        let (namespace, name) = (new.namespace(), new.spec.service_ref.name.as_str());
+        let cached = self.cluster.cached_service(namespace, name);
+        // A port is filled in for good, so from the Service as it is.
+        let fills_port = review.mutating && new.spec.service_ref.port().is_none();
+        let (service, live) = match cached {
+            Some(found) if !fills_port => (Some(found), false),
+            found => (found, !name.is_empty()),
+        };
+        let service = async {
+            let cached = service.map_or(Lookup::Unknown, Lookup::Found);
+            if !live {
+                return (cached, false);
+            }
+            match self.live(new, review.deadline).await {
+                Lookup::Unknown => (cached, false),
+                found => (found, true),
+            }
+        };
+        let injects = async {
+            // The only rule that asks is about long names.
+            if review.creates() && new.name().len() > 63 {
+                self.cluster.injects(namespace).await
+            } else {
+                None
+            }
+        };
+        let (aws, (service, live), injects) = tokio::join!(self.ask_aws(review, new), service, injects);
+        (Facts { aws, service, others: None, injects }, live)
+    }
+
+    async fn live(&self, new: &TargetGroupBinding, deadline: Instant) -> Lookup<Arc<Service>> {
+        let (namespace, name) = (new.namespace(), new.spec.service_ref.name.as_str());
+        match timeout_at(deadline, self.cluster.live_service(namespace, name)).await {
             Ok(Ok(found)) => looked_up(found),
             Ok(Err(error)) => {
                 tracing::warn!(%error, namespace, name, "a Service can't be read");
@@ -150,139 +288,96 @@ impl Bindings {
         }
     }
 
-    async fn ask_aws(
-        &self,
-        operation: Operation,
-        new: &TargetGroupBinding,
-        old: Option<&TargetGroupBinding>,
-        settings: &rules::Settings,
-        deadline: Instant,
-    ) -> FromAws {
+    async fn ask_aws(&self, review: &Review<'_>, new: &TargetGroupBinding) -> FromAws {
         let mut out = FromAws::default();
         let group = &new.spec.target_group;
-        let role = group.role();
-        // What the rules refuse without AWS is not asked for, and a role that may not be assumed is not assumed.
-        if role.is_some_and(|role| !settings.may_assume(role.role_arn)) {
+        if !review.needs_aws(new) || review.must_not_ask(group) {
             return out;
         }
-        if let Some(arn) = group.arn() {
-            let Ok(arn) = TargetGroupArn::parse(arn) else { return out };
-            let elsewhere = settings.region.as_deref().is_some_and(|region| region != arn.region())
-                || settings.partition.as_deref().is_some_and(|partition| partition != arn.partition())
-                || (role.is_none()
-                    && settings.account.as_deref().is_some_and(|account| account != arn.account()));
-            if elsewhere {
-                return out;
-            }
-        } else if group.name().is_none() {
-            return out;
-        }
-        let same =
-            old.is_some_and(|old| old.spec.target_group == *group) && !defaulting::needs_target_group(group);
-        if same
-            && operation == Operation::Update
-            && old.is_some_and(|old| old.spec.service_ref == new.spec.service_ref)
+        let deadline = review.deadline.checked_sub(FOR_THE_SERVICE).unwrap_or(review.deadline);
+        let named = group.arn().or(group.name()).unwrap_or_default();
+        let failed = |reason: String| Some(Failure { reason, slight: false });
+        let aws = match self.connection(deadline).await {
+            Ok(aws) => aws,
+            Err(reason) => return FromAws { failure: failed(reason), ..out },
+        };
+        // Both reviews of an `apply` need not wait for an AWS that does not answer.
+        if !review.mutating
+            && let Some(reason) = aws.failure(named)
         {
-            return out;
+            return FromAws { failure: failed(reason), ..out };
         }
-        let Some(aws) = &self.target_groups else {
-            out.failure = Some("no AWS region is known (--aws-region)".to_owned());
-            return out;
+        let role = group.role();
+        let most = if review.creates() { FRESH } else { KNOWN };
+        let tags = async |arn| match review.settings.wants_tags() {
+            true => told(timeout_at(deadline, aws.tags(role, arn)).await),
+            false => Ok(None),
         };
-        let asked = async {
-            let query = match group.arn() {
-                Some(arn) => TargetGroupQuery::Arn(arn),
-                None => TargetGroupQuery::Name(group.name().unwrap_or_default()),
-            };
-            out.group = looked_up(aws.describe(role, query).await?);
-            let Lookup::Found(found) = &out.group else { return Ok(()) };
-            let arn = found.arn.as_str();
-            if let (Some(_), Some(name)) = (group.arn(), group.name()) {
-                // Names are unique per account and region, and part of the ARN.
-                out.named =
-                    if name == found.arn.name() { Lookup::Found(found.clone()) } else { Lookup::Unknown };
-            }
-            if settings.wants_tags() {
-                out.tags = aws.tags(role, arn).await?;
-            }
-            let was_shared = old.is_some_and(|old| old.spec.target_group.sharing() == Sharing::Shared);
-            if group.sharing() == Sharing::Exclusive && (operation == Operation::Create || was_shared) {
-                out.registered = aws.registered(role, arn).await?;
-            }
-            Ok::<(), AwsError>(())
+        let count = async |arn| match review.counts_targets(new) {
+            true => told(timeout_at(deadline, aws.registered(role, arn)).await),
+            false => Ok(None),
         };
-        let failure = match tokio::time::timeout_at(deadline, asked).await {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some("no answer in time".to_owned()),
+        let describe =
+            async |query| told(timeout_at(deadline, aws.describe(role, query, most)).await).map(looked_up);
+        let (described, tags, count) = match group.arn() {
+            Some(arn) => {
+                tokio::join!(describe(TargetGroupQuery::Arn(arn)), tags(arn), count(arn))
+            }
+            None => {
+                let described = describe(TargetGroupQuery::Name(named)).await;
+                let (tags, count) = match &described {
+                    Ok(Lookup::Found(found)) => {
+                        tokio::join!(tags(found.arn.as_str()), count(found.arn.as_str()))
+                    }
+                    _ => (Ok(None), Ok(None)),
+                };
+                (described, tags, count)
+            }
         };
-        out.failure = failure;
+        match described {
+            Ok(found) => out.group = found,
+            Err(reason) => {
+                aws.failed(named, &reason);
+                return FromAws { failure: failed(reason), ..out };
+            }
+        }
+        let Lookup::Found(found) = &out.group else { return out };
+        if group.arn().is_some() && group.name() == Some(found.arn.name()) {
+            // Names are unique per account and region, and part of the ARN.
+            out.named = Lookup::Found(Arc::clone(found));
+        }
+        match tags {
+            Ok(tags) => out.tags = tags,
+            Err(reason) => out.failure = failed(reason),
+        }
+        match count {
+            Ok(count) => out.registered = count,
+            Err(reason) if out.failure.is_none() => {
+                out.failure = Some(Failure { reason, slight: review.creates() });
+            }
+            Err(_) => {}
+        }
         out
     }
 
-    #[expect(clippy::too_many_arguments, reason = "one step of a review, called twice")]
-    fn judge(
-        &self,
-        operation: Operation,
-        sent: &Value,
-        completed: &Value,
-        old: Option<&TargetGroupBinding>,
-        aws: &FromAws,
-        service: &Lookup<Service>,
-        injects: Option<bool>,
-        settings: &rules::Settings,
-        mutating: bool,
-    ) -> Result<Judged, String> {
-        let namespace = sent.pointer("/metadata/namespace").and_then(Value::as_str).unwrap_or_default();
-        let mut new = parse(completed, namespace)?;
-        let needed = defaulting::needs_target_group(&new.spec.target_group);
-        let mut additions = Vec::new();
-        if mutating {
-            let group = borrow(&aws.group).found();
-            additions = defaulting::from_lookups(&new, group, borrow(service).found());
-            let mut object = completed.clone();
-            defaulting::apply(&mut object, &additions);
-            new = parse(&object, namespace)?;
+    async fn connection(&self, deadline: Instant) -> Result<Arc<TargetGroups>, String> {
+        let mut aws = self.aws.clone();
+        let known = |connection: &Connection| !matches!(connection, Connection::Looking);
+        match timeout_at(deadline, aws.wait_for(known)).await {
+            Ok(Ok(found)) => match &*found {
+                Connection::Made(aws) => Ok(Arc::clone(aws)),
+                Connection::Failed(reason) => Err(reason.clone()),
+                Connection::Looking => Err("no AWS region is known yet".to_owned()),
+            },
+            _ => Err("no AWS region is known yet".to_owned()),
         }
-        let mut notes = Vec::new();
-        let others: Option<Vec<Other>> = match new.spec.target_group.arn() {
-            Some(arn) => self.cluster.others(arn, new.namespace(), new.name()),
-            None => Some(Vec::new()),
-        };
-        if others.is_none() {
-            notes.push(
-                "TGB115 not checked: the list of bindings is not complete yet; the controller decides"
-                    .to_owned(),
-            );
-        }
-        let context = Context {
-            service: borrow(service),
-            target_group: borrow(&aws.group),
-            named: borrow(&aws.named),
-            tags: aws.tags.as_deref(),
-            registered: aws.registered,
-            others: others.as_deref(),
-            injects,
-        };
-        let mut findings = rules::check(operation, &new, old, &context, settings);
-        if let Some(reason) = &aws.failure {
-            let path = if new.spec.target_group.arn().is_some() {
-                "spec.targetGroup.arn"
-            } else {
-                "spec.targetGroup.name"
-            };
-            let unanswered = matches!(aws.group, Lookup::Unknown);
-            let finding =
-                rules::aws_unavailable(path, reason, needed && unanswered, self.admit_without_aws, settings);
-            findings.extend(finding);
-            findings.sort_by_key(|finding| finding.severity);
-        }
-        Ok(Judged { findings, additions, notes })
     }
 
     fn answer(
         &self,
-        request: &Request,
+        request: &Request<'_>,
+        new: &TargetGroupBinding,
+        mutating: bool,
         findings: Vec<Finding>,
         notes: Vec<String>,
         patch: Vec<Value>,
@@ -293,7 +388,8 @@ impl Bindings {
         for finding in &refused {
             self.metrics.finding(finding.rule, "refused");
         }
-        for finding in &warned {
+        // What the mutating review warns of, the validating one does again, unless the object is refused.
+        for finding in warned.iter().filter(|_| !mutating || !refused.is_empty()) {
             self.metrics.finding(finding.rule, "warned");
         }
         let mut warnings: Vec<String> = warned.iter().map(|finding| finding.in_version(version)).collect();
@@ -302,16 +398,17 @@ impl Bindings {
             return Answer { patch, warnings, refusal: None };
         }
         let lines: Vec<String> = refused.iter().map(|finding| finding.in_version(version)).collect();
-        tracing::info!(
-            namespace = request.namespace(),
-            name = request.name(),
-            findings = lines.join("; "),
-            "refused a binding"
-        );
+        let name = match (new.name(), new.metadata.generate_name.as_deref()) {
+            ("", Some(prefix)) => prefix,
+            (name, _) => name,
+        };
+        tracing::info!(namespace = new.namespace(), name, findings = lines.join("; "), "refused a binding");
         let refusal = if refused.iter().any(|finding| finding.kind == rules::Kind::Shape) {
-            let fields = refused.iter().map(|finding| rules::path_in(version, &finding.path));
-            let causes: Vec<(String, String)> = fields.zip(lines).collect();
-            admission::invalid(names::GROUP, names::KIND, request.name(), &causes)
+            let cause = |finding: &Finding| {
+                let field = rules::path_in(version, &finding.path);
+                Cause::new(field, format!("{} {}", finding.rule, finding.message_in(version)))
+            };
+            admission::invalid(names::GROUP, names::KIND, name, refused.iter().map(cause).collect())
         } else {
             admission::forbidden(&lines)
         };
@@ -319,16 +416,11 @@ impl Bindings {
     }
 }
 
-struct Judged {
-    findings: Vec<Finding>,
-    additions: Vec<defaulting::Addition>,
-    notes: Vec<String>,
-}
-
-fn parse(object: &Value, namespace: &str) -> Result<TargetGroupBinding, String> {
-    let mut parsed: TargetGroupBinding = serde_json::from_value(object.clone()).map_err(|e| e.to_string())?;
-    if parsed.metadata.namespace.is_none() {
-        parsed.metadata.namespace = Some(namespace.to_owned());
+/// What AWS answered, or a sentence.
+fn told<T>(answered: Result<Result<T, AwsError>, tokio::time::error::Elapsed>) -> Result<T, String> {
+    match answered {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("no answer in time".to_owned()),
     }
-    Ok(parsed)
 }

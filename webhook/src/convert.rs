@@ -1,64 +1,210 @@
 //! `/convert`: ConversionReviews, all or nothing.
+//!
+//! Objects are read, converted and written one after the other, so that a long list takes little more memory than its
+//! own text.
 
-use serde_json::{Value, json};
-use tgb_api::convert::convert_objects_noting;
+use serde::de::{Deserializer, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+use std::fmt;
+use tgb_api::convert::{Note, convert_noting};
+use tgb_api::crd::Version;
 
-/// Answers a review.
+const API_VERSION: &str = "apiextensions.k8s.io/v1";
+const KIND: &str = "ConversionReview";
+/// Objects of one review; API servers send at most a page of a list, and clients get lists of any length.
+const MOST_OBJECTS: usize = 200_000;
+/// Bytes of one object: more than an API server takes (3 MiB).
+const MOST_BYTES: usize = 8 << 20;
+
+#[derive(Deserialize)]
+struct Review<'a> {
+    #[serde(default)]
+    kind: String,
+    #[serde(borrow)]
+    request: Option<Request<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Request<'a> {
+    #[serde(default)]
+    uid: String,
+    #[serde(default, rename = "desiredAPIVersion")]
+    desired: String,
+    #[serde(borrow)]
+    objects: Option<Objects<'a>>,
+}
+
+/// The text of each object.
+struct Objects<'a>(Vec<&'a RawValue>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Objects<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Objects<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of objects")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+                let mut all = Vec::new();
+                while let Some(item) = items.next_element::<&'de RawValue>()? {
+                    if all.len() == MOST_OBJECTS {
+                        return Err(serde::de::Error::custom(format!("more than {MOST_OBJECTS} objects")));
+                    }
+                    all.push(item);
+                }
+                Ok(Objects(all))
+            }
+        }
+        deserializer.deserialize_seq(Reader)
+    }
+}
+
+#[derive(Serialize)]
+struct Outcome<'a> {
+    status: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    code: Option<u16>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    message: &'a str,
+}
+
+/// Answers a review, as JSON.
 ///
 /// # Errors
 /// A sentence, if the body is no review; that is HTTP 400.
-pub(crate) fn review(body: &[u8]) -> Result<Value, String> {
-    let mut review: Value = serde_json::from_slice(body).map_err(|e| format!("the body is no JSON: {e}"))?;
-    if review.get("kind").and_then(Value::as_str) != Some("ConversionReview") {
-        return Err("the body is no ConversionReview".to_owned());
+pub(crate) fn review(body: &[u8]) -> Result<Vec<u8>, String> {
+    let review: Review<'_> =
+        serde_json::from_slice(body).map_err(|error| format!("the body is no {KIND}: {error}"))?;
+    if review.kind != KIND {
+        return Err(format!("the body is no {KIND}"));
     }
-    let Some(request) = review.get_mut("request").and_then(Value::as_object_mut) else {
-        return Err("the review has no request".to_owned());
-    };
-    let uid = request.get("uid").cloned().unwrap_or_default();
-    let desired = request.get("desiredAPIVersion").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let Some(Value::Array(objects)) = request.remove("objects") else {
-        return Err("the request has no objects".to_owned());
-    };
+    let request = review.request.ok_or("the review has no request")?;
+    let objects = request.objects.ok_or("the request has no objects")?.0;
+    let uid = serde_json::to_string(&request.uid).map_err(|error| error.to_string())?;
+
+    let mut out = Vec::with_capacity(body.len() + body.len() / 8 + 256);
+    out.extend_from_slice(
+        format!(
+            r#"{{"apiVersion":"{API_VERSION}","kind":"{KIND}","response":{{"uid":{uid},"convertedObjects":["#
+        )
+        .as_bytes(),
+    );
+    let begun = out.len();
     let mut notes = Vec::new();
-    let response = match convert_objects_noting(objects, &desired, &mut notes) {
-        Ok(objects) => json!({"uid": uid, "result": {"status": "Success"}, "convertedObjects": objects}),
-        Err(error) => {
-            tracing::error!(%error, "a conversion failed");
-            json!({"uid": uid, "convertedObjects": [],
-                "result": {"status": "Failure", "reason": "BadRequest", "code": 400, "message": error.to_string()}})
+    let converted = convert_all(&objects, &request.desired, &mut out, &mut notes);
+    let outcome = match &converted {
+        Ok(()) => Outcome { status: "Success", reason: None, code: None, message: "" },
+        Err(message) => {
+            tracing::error!(error = message, "a conversion failed");
+            out.truncate(begun);
+            Outcome { status: "Failure", reason: Some("BadRequest"), code: Some(400), message }
         }
     };
+    out.extend_from_slice(br#"],"result":"#);
+    serde_json::to_writer(&mut out, &outcome).map_err(|error| error.to_string())?;
+    out.extend_from_slice(b"}}");
     for note in notes {
         tracing::warn!(object = note.object, "a conversion dropped something: {}", note.text);
     }
-    Ok(json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "ConversionReview", "response": response}))
+    Ok(out)
+}
+
+fn convert_all(
+    objects: &[&RawValue],
+    desired: &str,
+    out: &mut Vec<u8>,
+    notes: &mut Vec<Note>,
+) -> Result<(), String> {
+    let to = Version::of_api_version(desired)
+        .ok_or_else(|| tgb_api::convert::ConvertError::UnknownVersion(desired.to_owned()).to_string())?;
+    for (n, object) in objects.iter().enumerate() {
+        let text = object.get();
+        if text.len() > MOST_BYTES {
+            return Err(format!("object {n} has {} bytes; at most {MOST_BYTES} are converted", text.len()));
+        }
+        let object: Value =
+            serde_json::from_str(text).map_err(|error| format!("object {n} can't be read: {error}"))?;
+        let object = convert_noting(object, to, notes).map_err(|error| error.to_string())?;
+        if n > 0 {
+            out.push(b',');
+        }
+        serde_json::to_writer(&mut *out, &object).map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
-    fn body(objects: Value, desired: &str) -> Vec<u8> {
-        json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "ConversionReview",
-            "request": {"uid": "u1", "desiredAPIVersion": desired, "objects": objects}})
-        .to_string()
-        .into_bytes()
+    fn answer(objects: Value, desired: &str) -> Value {
+        let body = json!({"apiVersion": API_VERSION, "kind": KIND,
+            "request": {"uid": "u1", "desiredAPIVersion": desired, "objects": objects}});
+        serde_json::from_slice(&review(body.to_string().as_bytes()).unwrap()).unwrap()
+    }
+
+    fn beta(name: &str) -> Value {
+        json!({"apiVersion": "elbv2.k8s.aws/v1beta1", "kind": "TargetGroupBinding", "metadata": {"name": name},
+            "spec": {"targetGroupName": "web", "serviceRef": {"name": "web", "port": 80}}})
     }
 
     #[test]
-    fn objects_come_back_in_the_desired_version() {
-        let object = json!({"apiVersion": "elbv2.k8s.aws/v1beta1", "kind": "TargetGroupBinding", "metadata": {"name": "web"},
-            "spec": {"targetGroupName": "web", "serviceRef": {"name": "web", "port": 80}}});
-        let answer = review(&body(json!([object]), "elbv2.k8s.aws/v1")).unwrap();
-        assert_eq!(answer["response"]["uid"], "u1");
-        assert_eq!(answer["response"]["convertedObjects"][0]["spec"]["targetGroup"]["name"], "web");
+    fn objects_come_back_in_the_desired_version_and_in_their_order() {
+        let answer = answer(json!([beta("b"), beta("a")]), "elbv2.k8s.aws/v1");
+        assert_eq!((&answer["kind"], &answer["apiVersion"]), (&json!(KIND), &json!(API_VERSION)));
+        let response = &answer["response"];
+        assert_eq!((&response["uid"], &response["result"]), (&json!("u1"), &json!({"status": "Success"})));
+        let objects = response["convertedObjects"].as_array().unwrap();
+        let names: Vec<_> = objects.iter().map(|object| &object["metadata"]["name"]).collect();
+        assert_eq!(names, ["b", "a"]);
+        assert_eq!(objects[0]["spec"]["targetGroup"]["name"], "web");
     }
 
     #[test]
-    fn an_unknown_version_is_a_failure_that_names_it() {
-        let answer = review(&body(json!([]), "elbv2.k8s.aws/v9")).unwrap();
-        assert_eq!(answer["response"]["result"]["status"], "Failure");
-        assert!(answer["response"]["result"]["message"].as_str().unwrap().contains("v9"));
+    fn an_empty_review_is_a_success_of_nothing() {
+        let response = &answer(json!([]), "elbv2.k8s.aws/v1")["response"];
+        assert_eq!(
+            (&response["convertedObjects"], &response["result"]["status"]),
+            (&json!([]), &json!("Success"))
+        );
+    }
+
+    #[test]
+    fn one_bad_object_fails_all_and_is_named() {
+        let mut pod = beta("b");
+        pod["kind"] = json!("Pod");
+        for (objects, desired, part) in [
+            (json!([]), "elbv2.k8s.aws/v9", "v9"),
+            (json!([beta("a"), pod]), "elbv2.k8s.aws/v1", "Pod"),
+            (json!([beta("a"), 3]), "elbv2.k8s.aws/v1", "not a JSON object"),
+        ] {
+            let response = answer(objects, desired)["response"].take();
+            assert_eq!((&response["uid"], &response["convertedObjects"]), (&json!("u1"), &json!([])));
+            assert_eq!(response["result"]["status"], "Failure");
+            assert!(response["result"]["message"].as_str().unwrap().contains(part), "{response}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_review_is_told_apart_and_depth_is_no_danger() {
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        let objects = format!(
+            r#"{{"kind":"ConversionReview","request":{{"uid":"u","desiredAPIVersion":"elbv2.k8s.aws/v1","objects":[{deep}]}}}}"#
+        );
+        let failed: Value = serde_json::from_slice(&review(objects.as_bytes()).unwrap()).unwrap();
+        assert_eq!(failed["response"]["result"]["status"], "Failure");
+        let many = format!(
+            r#"{{"kind":"ConversionReview","request":{{"objects":[{}0]}}}}"#,
+            "0,".repeat(MOST_OBJECTS)
+        );
+        for body in ["", "{}", "[]", &deep, &many, r#"{"kind":"ConversionReview","request":{}}"#] {
+            assert!(review(body.as_bytes()).is_err());
+        }
     }
 }

@@ -1,20 +1,24 @@
-//! `tgb-webhook lint`: the rules of admission on files, without a cluster and without AWS.
+//! `tgb-webhook lint`: the rules of admission on files, without a cluster and without AWS unless it is told to ask them.
 //!
 //! What is checked of each binding: the schema of its own version (from the CustomResourceDefinition), then every rule on
-//! its v1 form. Services and other bindings of the same input take part. Findings name the file's line and the path in
-//! the version that the file speaks.
+//! its v1 form. Services and other bindings of the same input take part, and of the cluster with `--cluster`. Findings
+//! name the file's line and the path in the version that the file speaks.
 
 use crate::rewrite::{Document, Node, Unusable, documents, is_binding, read_file, read_text};
+use crate::surroundings::{self, Described, Stored, question};
 use clap::ValueEnum;
 use k8s_openapi::api::core::v1 as core;
 use serde_json::{Map, Value, json};
 use serde_saphyr::Spanned;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use tgb_api::arn::TargetGroupArn;
 use tgb_api::crd::{Version, crd};
 use tgb_api::rules::{Context, Lookup, Operation, Other, Settings, Severity, check, path_in};
 use tgb_api::service::Service;
+use tgb_api::target_group::TargetGroup;
 use tgb_api::v1::TargetGroupBinding;
 use tgb_api::{convert, defaulting, rules};
 
@@ -33,8 +37,29 @@ pub(crate) struct Options {
     /// Roles that may be assumed, as globs; without any, TGB402 is not checked.
     #[arg(long, value_delimiter = ',')]
     assume_role_allow: Vec<String>,
+    /// Tags that a target group must carry, as KEY or KEY=VALUE (with --aws).
+    #[arg(long, value_delimiter = ',', requires = "aws")]
+    require_target_group_tag: Vec<String>,
+    /// The tag of a target group that lists the namespaces which may bind it (with --aws).
+    #[arg(long, requires = "aws")]
+    namespace_binding_tag: Option<String>,
+    /// Take the Services and bindings of the current cluster into account.
+    #[arg(long)]
+    cluster: bool,
+    /// Check what is in the cluster, too.
+    #[arg(long, requires = "cluster")]
+    all: bool,
+    /// Kubeconfig; otherwise the usual places.
+    #[arg(long, env = "TGB_KUBECONFIG", requires = "cluster")]
+    kubeconfig: Option<PathBuf>,
+    /// Ask AWS for the target groups.
+    #[arg(long)]
+    aws: bool,
+    /// AWS region; otherwise from the environment or the instance's metadata.
+    #[arg(long, env = "TGB_AWS_REGION", requires = "aws")]
+    aws_region: Option<String>,
     /// Manifests, directories (all *.yaml, *.yml and *.json below, hidden directories left out), or - for stdin.
-    #[arg(required = true)]
+    #[arg(required_unless_present = "all")]
     inputs: Vec<PathBuf>,
 }
 
@@ -61,22 +86,13 @@ const SCHEMA: &str = "schema";
 
 /// Runs the command.
 pub(crate) fn main(options: &Options) -> ExitCode {
-    let settings = match settings(options) {
-        Ok(settings) => settings,
+    let (input, findings) = match checked(options) {
+        Ok(checked) => checked,
         Err(error) => {
             eprintln!("error: {error}");
             return ExitCode::from(2);
         }
     };
-    let mut input = Input::default();
-    for path in &options.inputs {
-        if path.as_os_str() == "-" {
-            input.add("<stdin>", read_text(std::io::stdin()));
-        } else {
-            input.add_path(path);
-        }
-    }
-    let findings = input.check(&settings);
     for problem in &input.unusable {
         eprintln!("error: {problem}");
     }
@@ -101,6 +117,44 @@ pub(crate) fn main(options: &Options) -> ExitCode {
     }
 }
 
+fn checked(options: &Options) -> Result<(Input, Vec<Located>), String> {
+    let mut settings = settings(options)?;
+    let runtime = if options.cluster || options.aws {
+        // As `serve`: two providers in one binary would make rustls panic at the first connection.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        Some(builder.enable_all().build().map_err(|error| format!("no runtime: {error}"))?)
+    } else {
+        None
+    };
+    let mut input = Input::default();
+    let mut stored = Vec::new();
+    if let Some(runtime) = runtime.as_ref().filter(|_| options.cluster) {
+        let found = runtime.block_on(surroundings::cluster(options.kubeconfig.as_deref()))?;
+        stored = input.know(found);
+    }
+    for path in &options.inputs {
+        if path.as_os_str() == "-" {
+            input.add("<stdin>", read_text(std::io::stdin()));
+        } else {
+            input.add_path(path);
+        }
+    }
+    input.add_stored(stored, options.all);
+    if let Some(runtime) = runtime.as_ref().filter(|_| options.aws) {
+        let questions = input.questions(&settings);
+        let region = options.aws_region.as_deref();
+        let asked = surroundings::aws(region, questions, settings.wants_tags());
+        let (identity, described) = runtime.block_on(asked).map_err(|error| format!("AWS: {error}"))?;
+        settings.region = Some(identity.region);
+        settings.partition = Some(identity.partition);
+        settings.account = Some(identity.account);
+        input.described = described;
+    }
+    let findings = input.check(&settings);
+    Ok((input, findings))
+}
+
 fn settings(options: &Options) -> Result<Settings, String> {
     let mut settings =
         Settings { assume_role_allow: options.assume_role_allow.clone(), ..Default::default() };
@@ -110,14 +164,26 @@ fn settings(options: &Options) -> Result<Settings, String> {
     for text in &options.rules {
         settings.set_rule(text)?;
     }
+    for text in &options.require_target_group_tag {
+        settings.require_tag(text);
+    }
+    settings.namespace_tag = options.namespace_binding_tag.clone();
     Ok(settings)
+}
+
+/// Where a binding is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Place {
+    /// A line of a file.
+    File { name: String, line: u64 },
+    /// `namespace/name` in the cluster.
+    Cluster(String),
 }
 
 /// A finding and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Located {
-    file: String,
-    line: u64,
+    place: Place,
     severity: Severity,
     rule: &'static str,
     path: String,
@@ -136,41 +202,93 @@ impl Located {
 // ---- input ----
 
 /// All that was read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Input {
     bindings: Vec<Binding>,
+    /// Bindings of the cluster that are not checked, but have target groups.
+    others: Vec<TargetGroupBinding>,
     services: Vec<Found>,
+    /// Whether a Service that is not among them is missing.
+    all_services: bool,
+    /// The namespaces that ask for readiness gates, where they are known.
+    injecting: Option<BTreeSet<String>>,
+    /// What AWS says.
+    described: BTreeMap<(String, Option<String>, Option<String>), Result<Described, String>>,
+    /// The namespace of objects that name none.
+    namespace: String,
     /// Lines for the user.
     unusable: Vec<String>,
 }
 
+impl Default for Input {
+    fn default() -> Self {
+        Self {
+            bindings: Vec::new(),
+            others: Vec::new(),
+            services: Vec::new(),
+            all_services: false,
+            injecting: None,
+            described: BTreeMap::new(),
+            namespace: "default".to_owned(),
+            unusable: Vec::new(),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Binding {
-    file: String,
-    /// The line of the document that holds it.
-    document: u64,
-    node: Spanned<Node>,
+    origin: Origin,
     sent: Value,
     version: Option<Version>,
     /// The v1 form, if the types are right.
     parsed: Result<TargetGroupBinding, String>,
 }
 
+#[derive(Debug)]
+enum Origin {
+    /// A file, and the line of the document that holds it.
+    File {
+        name: String,
+        document: u64,
+        node: Spanned<Node>,
+    },
+    Cluster,
+}
+
 impl Binding {
-    fn line(&self, path: &str) -> u64 {
-        self.document + line_of(&self.node, path).saturating_sub(1)
+    fn finding(&self, severity: Severity, rule: &'static str, path: &str, message: &str) -> Located {
+        let place = match &self.origin {
+            Origin::File { name, document, node } => {
+                Place::File { name: name.clone(), line: document + line_of(node, path).saturating_sub(1) }
+            }
+            Origin::Cluster => Place::Cluster(label(&self.sent)),
+        };
+        Located { place, severity, rule, path: path.to_owned(), message: message.to_owned() }
     }
 
-    fn finding(&self, severity: Severity, rule: &'static str, path: &str, message: &str) -> Located {
-        let (file, line) = (self.file.clone(), self.line(path));
-        Located { file, line, severity, rule, path: path.to_owned(), message: message.to_owned() }
+    fn file(&self) -> Option<&str> {
+        match &self.origin {
+            Origin::File { name, .. } => Some(name),
+            Origin::Cluster => None,
+        }
     }
 }
 
-/// A Service of the input.
+/// `namespace/name`.
+fn label(object: &Value) -> String {
+    let text = |at| object.pointer(at).and_then(Value::as_str).unwrap_or_default();
+    format!("{}/{}", text("/metadata/namespace"), text("/metadata/name"))
+}
+
+fn identity(binding: &TargetGroupBinding) -> (&str, &str) {
+    (binding.namespace(), binding.name())
+}
+
+/// A Service.
 #[derive(Debug)]
 struct Found {
-    file: String,
+    /// Absent for one of the cluster.
+    file: Option<String>,
     service: Service,
     /// The API server gives its ports a nodePort where none is written.
     allocates: bool,
@@ -260,31 +378,83 @@ impl Input {
         }
         if is_binding(&sent) {
             let version = sent.get("apiVersion").and_then(Value::as_str).and_then(Version::of_api_version);
-            let parsed = parse(&sent);
-            let file = file.to_owned();
-            self.bindings.push(Binding { file, document: document.line, node, sent, version, parsed });
+            let parsed = parse(&sent, &self.namespace);
+            let origin = Origin::File { name: file.to_owned(), document: document.line, node };
+            self.bindings.push(Binding { origin, sent, version, parsed });
         } else if sent.get("kind") == Some(&json!("Service")) && sent.get("apiVersion") == Some(&json!("v1"))
         {
             // A Service that is not in order is somebody else's to tell.
             let Ok(object) = serde_json::from_value::<core::Service>(sent) else { return };
             let mut service = Service::read(&object);
             if service.namespace.is_empty() {
-                service.namespace = DEFAULT_NAMESPACE.to_owned();
+                service.namespace = self.namespace.clone();
             }
             let refuses = object.spec.and_then(|spec| spec.allocate_load_balancer_node_ports) == Some(false);
             let allocates = service.has_node_ports() && !(refuses && service.service_type == "LoadBalancer");
-            self.services.push(Found { file: file.to_owned(), service, allocates });
+            self.services.push(Found { file: Some(file.to_owned()), service, allocates });
         }
     }
 
-    /// The Service of a binding: one of the same file before one of another.
-    fn service(&self, file: &str, binding: &TargetGroupBinding) -> Option<&Found> {
+    /// Takes up what is in the cluster; gives the bindings back, since those of files go first.
+    fn know(&mut self, stored: Stored) -> Vec<Value> {
+        let found = |service| Found { file: None, service, allocates: false };
+        self.services.extend(stored.services.into_iter().map(found));
+        self.all_services = true;
+        self.injecting = stored.injecting;
+        self.namespace = stored.namespace;
+        stored.bindings
+    }
+
+    /// Takes up bindings of the cluster, to check them or only as others. What a file holds takes the place of what is
+    /// stored.
+    fn add_stored(&mut self, stored: Vec<Value>, check: bool) {
+        let of_files: BTreeSet<String> = self
+            .bindings
+            .iter()
+            .filter_map(|binding| binding.parsed.as_ref().ok())
+            .map(|parsed| format!("{}/{}", parsed.namespace(), parsed.name()))
+            .collect();
+        for sent in stored {
+            let going = sent.pointer("/metadata/deletionTimestamp").is_some_and(|at| !at.is_null());
+            if going || of_files.contains(&label(&sent)) {
+                continue;
+            }
+            let parsed = parse(&sent, &self.namespace);
+            if check {
+                let version =
+                    sent.get("apiVersion").and_then(Value::as_str).and_then(Version::of_api_version);
+                self.bindings.push(Binding { origin: Origin::Cluster, sent, version, parsed });
+            } else {
+                self.others.extend(parsed.ok());
+            }
+        }
+    }
+
+    /// What AWS is to be asked. A role that may not be assumed is not.
+    fn questions(&self, settings: &Settings) -> BTreeSet<(String, Option<String>, Option<String>)> {
+        let parsed = self.bindings.iter().filter_map(|binding| binding.parsed.as_ref().ok());
+        let groups = parsed.map(|binding| &binding.spec.target_group);
+        groups
+            .filter(|group| {
+                let role = group.role().is_none_or(|role| {
+                    !settings.assume_role_allow.is_empty() && settings.may_assume(role.role_arn)
+                });
+                role && group.arn().is_none_or(|arn| TargetGroupArn::parse(arn).is_ok())
+            })
+            .filter_map(question)
+            .collect()
+    }
+
+    /// The Service of a binding: one of the same file before one of another, and those before the cluster's.
+    fn service(&self, file: Option<&str>, binding: &TargetGroupBinding) -> Option<&Found> {
         let wanted = |found: &&Found| {
             found.service.namespace == binding.namespace()
                 && found.service.name == binding.spec.service_ref.name
         };
-        let mut all = self.services.iter().filter(wanted);
-        all.clone().find(|found| found.file == file).or_else(|| all.next())
+        self.services.iter().filter(wanted).min_by_key(|found| {
+            let own = file.is_some() && found.file.as_deref() == file;
+            (!own, found.file.is_none())
+        })
     }
 
     fn check(&self, settings: &Settings) -> Vec<Located> {
@@ -292,7 +462,10 @@ impl Input {
         let mut all = Vec::new();
         for binding in &self.bindings {
             let mut found = self.check_one(binding, &schemas, settings);
-            found.sort_by_key(|finding| finding.line);
+            found.sort_by_key(|finding| match &finding.place {
+                Place::File { line, .. } => *line,
+                Place::Cluster(_) => 0,
+            });
             all.extend(found);
         }
         all
@@ -347,18 +520,26 @@ impl Input {
         version: Version,
         settings: &Settings,
     ) -> Vec<Located> {
-        let found = self.service(&binding.file, parsed);
-        let service = found.map(|found| &found.service);
-        let parsed = complete(parsed, service);
-        let identity =
-            |binding: &TargetGroupBinding| (binding.namespace().to_owned(), binding.name().to_owned());
-        let others: Vec<Other> = self
-            .bindings
-            .iter()
-            .filter_map(|other| other.parsed.as_ref().ok())
+        let found = self.service(binding.file(), parsed);
+        let service = match found {
+            Some(found) => Lookup::Found(&found.service),
+            None if self.all_services => Lookup::Missing,
+            None => Lookup::Unknown,
+        };
+        let described = question(&parsed.spec.target_group).and_then(|asked| self.described.get(&asked));
+        let (group, tags) = match described {
+            Some(Ok(Described { group, tags })) => {
+                (group.as_ref().map_or(Lookup::Missing, Lookup::Found), tags.as_ref())
+            }
+            Some(Err(_)) | None => (Lookup::Unknown, None),
+        };
+        let parsed = &complete(parsed, group.found(), service.found());
+        let checked = self.bindings.iter().filter_map(|other| other.parsed.as_ref().ok());
+        let others: Vec<Other> = checked
+            .chain(&self.others)
             .filter(|other| {
                 let arn = parsed.spec.target_group.arn();
-                arn.is_some() && other.spec.target_group.arn() == arn && identity(other) != identity(&parsed)
+                arn.is_some() && other.spec.target_group.arn() == arn && identity(other) != identity(parsed)
             })
             .map(|other| Other {
                 namespace: other.namespace().to_owned(),
@@ -367,40 +548,50 @@ impl Input {
             })
             .collect();
         let context = Context {
-            service: service.map_or(Lookup::Unknown, Lookup::Found),
+            service,
+            target_group: group,
+            named: match (group, parsed.spec.target_group.name()) {
+                (Lookup::Found(found), Some(name)) if name == found.arn.name() => group,
+                _ => Lookup::Unknown,
+            },
+            tags,
             others: Some(&others),
+            injects: self.injecting.as_ref().map(|all| all.contains(parsed.namespace())),
             ..Default::default()
         };
+        let unanswered = match described {
+            Some(Err(reason)) => rules::aws_unavailable("spec.targetGroup", reason, false, true, settings),
+            _ => None,
+        };
         let version = version.name();
-        check(Operation::Create, &parsed, None, &context, settings)
+        check(Operation::Create, parsed, None, &context, settings)
             .into_iter()
+            .chain(unanswered)
             .filter(|finding| !(finding.rule == "TGB205" && found.is_some_and(|found| found.allocates)))
             .map(|finding| {
                 let path = path_in(version, &finding.path);
-                let shown = finding.in_version(version);
-                let lead = format!("{path}: {} ", finding.rule);
-                let message = shown.strip_prefix(&lead).unwrap_or(&finding.message);
-                binding.finding(finding.severity, finding.rule, &path, message)
+                binding.finding(finding.severity, finding.rule, &path, &finding.message_in(version))
             })
             .collect()
     }
 }
 
-const DEFAULT_NAMESPACE: &str = "default";
-
-fn parse(sent: &Value) -> Result<TargetGroupBinding, String> {
+fn parse(sent: &Value, namespace: &str) -> Result<TargetGroupBinding, String> {
     let hub = convert::convert(sent.clone(), Version::V1).map_err(|error| error.to_string())?;
     let mut parsed: TargetGroupBinding = serde_json::from_value(hub).map_err(|error| error.to_string())?;
-    parsed.metadata.namespace.get_or_insert_with(|| DEFAULT_NAMESPACE.to_owned());
+    parsed.metadata.namespace.get_or_insert_with(|| namespace.to_owned());
     Ok(parsed)
 }
 
-/// With what defaulting would fill in from the Service.
-fn complete(parsed: &TargetGroupBinding, service: Option<&Service>) -> TargetGroupBinding {
-    let additions = defaulting::from_lookups(parsed, None, service);
-    let Ok(mut object) = serde_json::to_value(parsed) else { return parsed.clone() };
-    defaulting::apply(&mut object, &additions);
-    serde_json::from_value(object).unwrap_or_else(|_| parsed.clone())
+/// With what defaulting would fill in.
+fn complete(
+    parsed: &TargetGroupBinding,
+    group: Option<&TargetGroup>,
+    service: Option<&Service>,
+) -> TargetGroupBinding {
+    let mut full = parsed.clone();
+    defaulting::apply(&mut full.spec, &defaulting::from_lookups(parsed, group, service));
+    full
 }
 
 /// The line of a path such as `spec.networking.ingress[0].from`, or of as much of it as there is.
@@ -480,7 +671,21 @@ fn hold(schema: &Value, value: &Value, path: &str, faults: &mut Vec<Fault>) {
                 hold(schema, item, &format!("{path}[{index}]"), faults);
             }
         }
+        Value::Number(number) => {
+            let bound = |key| schema.get(key).and_then(Value::as_f64);
+            let number = number.as_f64().unwrap_or_default();
+            if let Some(least) = bound("minimum").filter(|least| number < *least) {
+                fault(Severity::Deny, path, format!("is {number}, must be at least {least}"));
+            }
+            if let Some(most) = bound("maximum").filter(|most| number > *most) {
+                fault(Severity::Deny, path, format!("is {number}, must be at most {most}"));
+            }
+        }
         Value::Object(members) => {
+            let present = members.values().filter(|member| !member.is_null()).count();
+            if limit("minProperties").is_some_and(|least| present < least) {
+                fault(Severity::Deny, path, "must not be empty".to_owned());
+            }
             let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
             let is_there = |key: &str| members.get(key).is_some_and(|member| !member.is_null());
             let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
@@ -521,8 +726,12 @@ fn describe(value: &Value) -> &'static str {
 
 fn text(findings: &[Located]) -> String {
     findings.iter().fold(String::new(), |mut out, each| {
-        let Located { file, line, rule, path, message, .. } = each;
-        let _ = writeln!(out, "{file}:{line}: {}: {path}: {rule} {message}", each.level());
+        let Located { place, rule, path, message, .. } = each;
+        let _ = match place {
+            Place::File { name, line } => write!(out, "{name}:{line}: "),
+            Place::Cluster(object) => write!(out, "cluster: {object}: "),
+        };
+        let _ = writeln!(out, "{}: {path}: {rule} {message}", each.level());
         out
     })
 }
@@ -531,8 +740,17 @@ fn as_json(findings: &[Located], input: &Input) -> Value {
     let findings: Vec<Value> = findings
         .iter()
         .map(|each| {
-            json!({"file": each.file, "line": each.line, "severity": each.level(), "rule": each.rule,
-                "path": each.path, "message": each.message})
+            let mut found = json!({"severity": each.level(), "rule": each.rule, "path": each.path,
+                "message": each.message});
+            if let Value::Object(found) = &mut found {
+                match &each.place {
+                    Place::File { name, line } => {
+                        found.extend([("file".into(), json!(name)), ("line".into(), json!(line))]);
+                    }
+                    Place::Cluster(object) => found.extend([("object".into(), json!(object))]),
+                }
+            }
+            found
         })
         .collect();
     json!({"bindings": input.bindings.len(), "findings": findings, "unusable": input.unusable})
@@ -547,11 +765,15 @@ fn sarif(findings: &[Located], input: &Input) -> Value {
     let results: Vec<Value> = findings
         .iter()
         .map(|each| {
-            json!({"ruleId": each.rule, "level": each.level(),
-                "message": {"text": format!("{}: {}", each.path, each.message)},
-                "locations": [{"physicalLocation": {
-                    "artifactLocation": {"uri": uri(&each.file)},
-                    "region": {"startLine": each.line.max(1)}}}]})
+            let location = match &each.place {
+                Place::File { name, line } => json!({"physicalLocation": {
+                    "artifactLocation": {"uri": uri(name)}, "region": {"startLine": (*line).max(1)}}}),
+                Place::Cluster(object) => {
+                    json!({"logicalLocations": [{"fullyQualifiedName": object, "kind": "resource"}]})
+                }
+            };
+            json!({"ruleId": each.rule, "level": each.level(), "locations": [location],
+                "message": {"text": format!("{}: {}", each.path, each.message)}})
         })
         .collect();
     let told: Vec<Value> =
@@ -584,9 +806,14 @@ fn github(findings: &[Located]) -> String {
     let data = |text: &str| text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
     let property = |text: &str| data(text).replace(':', "%3A").replace(',', "%2C");
     findings.iter().fold(String::new(), |mut out, each| {
-        let (file, title) = (property(&each.file), property(each.rule));
+        let (title, level) = (property(each.rule), each.level());
         let message = data(&format!("{}: {}", each.path, each.message));
-        let _ = writeln!(out, "::{} file={file},line={},title={title}::{message}", each.level(), each.line);
+        let _ = match &each.place {
+            Place::File { name, line } => {
+                writeln!(out, "::{level} file={},line={line},title={title}::{message}", property(name))
+            }
+            Place::Cluster(object) => writeln!(out, "::{level} title={title}::{}: {message}", data(object)),
+        };
         out
     })
 }
@@ -616,7 +843,11 @@ mod tests {
     fn found(text: &str) -> Vec<(u64, Severity, &'static str, String)> {
         let settings = Settings::default();
         let findings = read(text).check(&settings);
-        findings.into_iter().map(|each| (each.line, each.severity, each.rule, each.path)).collect()
+        let line = |place| match place {
+            Place::File { line, .. } => line,
+            Place::Cluster(_) => 0,
+        };
+        findings.into_iter().map(|each| (line(each.place), each.severity, each.rule, each.path)).collect()
     }
 
     #[test]
@@ -706,8 +937,7 @@ mod tests {
     #[test]
     fn annotations_for_github_and_sarif_keep_odd_file_names_apart() {
         let finding = Located {
-            file: "a,b c.yaml".into(),
-            line: 3,
+            place: Place::File { name: "a,b c.yaml".into(), line: 3 },
             severity: Severity::Warn,
             rule: "TGB306",
             path: "spec".into(),
@@ -719,6 +949,42 @@ mod tests {
         let place = &made["runs"][0]["results"][0]["locations"][0]["physicalLocation"];
         assert_eq!(place["artifactLocation"]["uri"], "a%2Cb%20c.yaml");
         assert_eq!(place["region"]["startLine"], 3);
+    }
+
+    #[test]
+    fn what_the_cluster_holds_takes_part_and_is_checked_on_demand() {
+        let bindings = |arn: &str| {
+            json!({"apiVersion": "elbv2.k8s.aws/v1beta1", "kind": "TargetGroupBinding",
+                "metadata": {"name": "stored", "namespace": "shop"},
+                "spec": {"targetGroupARN": arn, "targetType": "ip", "serviceRef": {"name": "api", "port": 80}}})
+        };
+        let stored = |arn: &str| Stored {
+            namespace: "shop".to_owned(),
+            services: vec![Service {
+                namespace: "shop".into(),
+                name: "web".into(),
+                selector: Some([("app".to_owned(), "web".to_owned())].into()),
+                ..Service::default()
+            }],
+            bindings: vec![bindings(arn)],
+            injecting: None,
+        };
+        let rules = |arn: &str, text: &str, all: bool| {
+            let mut input = Input::default();
+            let stored = input.know(stored(arn));
+            input.add("a.yaml", Ok(text.to_owned()));
+            input.add_stored(stored, all);
+            let found = input.check(&Settings::default());
+            found.into_iter().map(|each| (each.rule, each.place)).collect::<Vec<_>>()
+        };
+        let file = |line| Place::File { name: "a.yaml".into(), line };
+        let text = beta("web", "  serviceRef: {name: web, port: 80}\n");
+        assert_eq!(rules(ARN, &text, false), [("TGB115", file(6)), ("TGB204", file(8))]);
+        let in_cluster = Place::Cluster("shop/stored".to_owned());
+        assert_eq!(rules("nonsense", "", true), [("TGB102", in_cluster.clone()), ("TGB201", in_cluster)]);
+        // The file's version of a stored binding takes its place.
+        let same = beta("stored", "  serviceRef: {name: api, port: 80}\n");
+        assert_eq!(rules(ARN, &same, true), [("TGB201", file(8))]);
     }
 
     #[test]

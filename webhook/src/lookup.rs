@@ -2,111 +2,275 @@
 
 use futures::TryStreamExt as _;
 use k8s_openapi::api::core::v1 as core;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::{Api, ListParams};
+use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt as _;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Client, Resource};
+use kube::{Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
+use tgb_api::names;
 use tgb_api::rules::Other;
 use tgb_api::service::Service;
-use tgb_api::target_group::TargetGroup;
-use tgb_api::v1::{Role, TargetGroupBinding};
+use tgb_api::target_group::{Protocol, TargetGroup, TargetType};
+use tgb_api::v1::{Role, Sharing, TargetGroupBinding};
+use tgb_aws::values::TargetState;
 use tgb_aws::{Aws, AwsError, TargetGroupQuery};
+
+// ---- the cluster ----
 
 /// Namespace and name.
 type Key = (String, String);
+/// By namespace, then by name.
+type Namespaced<T> = HashMap<String, BTreeMap<String, Arc<T>>>;
+
+/// A binding, as far as reviews of other objects ask for it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Bound {
+    /// Its namespace.
+    pub(crate) namespace: String,
+    /// Its name.
+    pub(crate) name: String,
+    /// The Service's name.
+    pub(crate) service: String,
+    /// The Service's port.
+    pub(crate) port: Option<IntOrString>,
+    /// What it registers.
+    pub(crate) target_type: Option<TargetType>,
+    /// The target group's protocol.
+    pub(crate) protocol: Option<Protocol>,
+    /// The target group, as written or as the controller found it.
+    arn: Option<String>,
+    sharing: Sharing,
+}
+
+impl Bound {
+    /// Nothing of one whose deletion has begun: nobody has to look out for it any more.
+    pub(crate) fn read(binding: &TargetGroupBinding) -> Option<Self> {
+        let group = &binding.spec.target_group;
+        let found = || binding.status.as_ref()?.target_group_arn.as_deref();
+        (!binding.is_terminating()).then(|| Self {
+            namespace: binding.namespace().to_owned(),
+            name: binding.name().to_owned(),
+            service: binding.spec.service_ref.name.clone(),
+            port: binding.spec.service_ref.port().cloned(),
+            target_type: group.target_type,
+            protocol: group.protocol,
+            arn: group.arn().or_else(found).map(str::to_owned),
+            sharing: group.sharing(),
+        })
+    }
+}
 
 /// What is kept of watched objects.
-trait Kept: Clone + Send + Sync + 'static {
-    type Source: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static;
-    fn keep(source: Self::Source) -> Self;
+trait Store: Default + Send + Sync + 'static {
+    type Source: Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + 'static;
+    fn insert(&mut self, source: &Self::Source);
+    fn remove(&mut self, namespace: &str, name: &str);
+    fn keys(&self) -> Vec<Key>;
 }
 
-impl Kept for Service {
-    type Source = core::Service;
-    fn keep(source: core::Service) -> Self {
-        Self::read(&source)
-    }
-}
-
-impl Kept for Arc<TargetGroupBinding> {
-    type Source = TargetGroupBinding;
-    fn keep(mut source: TargetGroupBinding) -> Self {
-        source.metadata.managed_fields = None;
-        source.metadata.annotations = None;
-        if let Some(status) = &mut source.status {
-            status.conditions = Vec::new();
-        }
-        Self::new(source)
-    }
-}
-
-/// A watched cache. `scopes` counts those (namespaces, or all) whose first listing is still missing.
-struct Cache<T> {
-    objects: HashMap<Key, T>,
-    missing_scopes: usize,
-}
-
-type Shared<T> = Arc<RwLock<Cache<T>>>;
-
-fn read<T>(cache: &Shared<T>) -> std::sync::RwLockReadGuard<'_, Cache<T>> {
-    cache.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn write<T>(cache: &Shared<T>) -> std::sync::RwLockWriteGuard<'_, Cache<T>> {
-    cache.write().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn watch<T>(client: &Client, namespaces: &[String]) -> Shared<T>
-where
-    T: Kept,
-    T::Source: Resource<Scope = kube::core::NamespaceResourceScope>,
-{
-    let cache =
-        Arc::new(RwLock::new(Cache { objects: HashMap::new(), missing_scopes: namespaces.len().max(1) }));
-    if namespaces.is_empty() {
-        tokio::spawn(follow(Api::all(client.clone()), None, Arc::clone(&cache)));
-    }
-    for namespace in namespaces {
-        let api = Api::namespaced(client.clone(), namespace);
-        tokio::spawn(follow(api, Some(namespace.clone()), Arc::clone(&cache)));
-    }
-    cache
-}
-
-async fn follow<T: Kept>(api: Api<T::Source>, scope: Option<String>, cache: Shared<T>) {
-    let key = |object: &T::Source| {
-        let meta = object.meta();
-        (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+fn keys_of<T>(all: &Namespaced<T>) -> Vec<Key> {
+    let names = |(namespace, names): (&String, &BTreeMap<String, Arc<T>>)| {
+        names.keys().map(|name| (namespace.clone(), name.clone())).collect::<Vec<_>>()
     };
-    let mut listed = HashMap::new();
+    all.iter().flat_map(names).collect()
+}
+
+fn take<T>(all: &mut Namespaced<T>, namespace: &str, name: &str) -> Option<Arc<T>> {
+    let names = all.get_mut(namespace)?;
+    let taken = names.remove(name);
+    if names.is_empty() {
+        all.remove(namespace);
+    }
+    taken
+}
+
+#[derive(Default)]
+struct Services(Namespaced<Service>);
+
+impl Store for Services {
+    type Source = core::Service;
+
+    fn insert(&mut self, source: &core::Service) {
+        let service = Arc::new(Service::read(source));
+        self.0.entry(service.namespace.clone()).or_default().insert(service.name.clone(), service);
+    }
+
+    fn remove(&mut self, namespace: &str, name: &str) {
+        take(&mut self.0, namespace, name);
+    }
+
+    fn keys(&self) -> Vec<Key> {
+        keys_of(&self.0)
+    }
+}
+
+#[derive(Default)]
+struct BindingStore {
+    all: Namespaced<Bound>,
+    by_arn: HashMap<String, BTreeSet<Key>>,
+    /// By the Service's namespace and name.
+    by_service: HashMap<Key, BTreeSet<String>>,
+}
+
+impl Store for BindingStore {
+    type Source = TargetGroupBinding;
+
+    fn insert(&mut self, source: &TargetGroupBinding) {
+        self.remove(source.namespace(), source.name());
+        let Some(bound) = Bound::read(source) else { return };
+        let key = (bound.namespace.clone(), bound.name.clone());
+        if let Some(arn) = &bound.arn {
+            self.by_arn.entry(arn.clone()).or_default().insert(key.clone());
+        }
+        let service = (bound.namespace.clone(), bound.service.clone());
+        self.by_service.entry(service).or_default().insert(bound.name.clone());
+        self.all.entry(key.0).or_default().insert(key.1, Arc::new(bound));
+    }
+
+    fn remove(&mut self, namespace: &str, name: &str) {
+        let Some(bound) = take(&mut self.all, namespace, name) else { return };
+        if let Some(arn) = &bound.arn
+            && let Some(keys) = self.by_arn.get_mut(arn)
+        {
+            keys.remove(&(namespace.to_owned(), name.to_owned()));
+            if keys.is_empty() {
+                self.by_arn.remove(arn);
+            }
+        }
+        let service = (namespace.to_owned(), bound.service.clone());
+        if let Some(names) = self.by_service.get_mut(&service) {
+            names.remove(name);
+            if names.is_empty() {
+                self.by_service.remove(&service);
+            }
+        }
+    }
+
+    fn keys(&self) -> Vec<Key> {
+        keys_of(&self.all)
+    }
+}
+
+impl BindingStore {
+    fn get(&self, namespace: &str, name: &str) -> Option<&Arc<Bound>> {
+        self.all.get(namespace)?.get(name)
+    }
+
+    /// Those that keep a binding of this sharing from having the target group, by namespace and name.
+    fn in_the_way(&self, arn: &str, own: (&str, &str), sharing: Sharing) -> Vec<Other> {
+        let keys = self.by_arn.get(arn).into_iter().flatten();
+        keys.filter(|(namespace, name)| (namespace.as_str(), name.as_str()) != own)
+            .filter_map(|(namespace, name)| self.get(namespace, name))
+            .filter(|bound| sharing == Sharing::Exclusive || bound.sharing == Sharing::Exclusive)
+            .map(|bound| Other {
+                namespace: bound.namespace.clone(),
+                name: bound.name.clone(),
+                sharing: bound.sharing,
+            })
+            .collect()
+    }
+
+    fn of_service(&self, namespace: &str, service: &str) -> Vec<Arc<Bound>> {
+        let names = self.by_service.get(&(namespace.to_owned(), service.to_owned())).into_iter().flatten();
+        names.filter_map(|name| self.get(namespace, name).cloned()).collect()
+    }
+
+    fn of_namespace(&self, namespace: &str) -> Vec<Arc<Bound>> {
+        self.all.get(namespace).into_iter().flat_map(BTreeMap::values).cloned().collect()
+    }
+}
+
+/// A watched store. `missing` counts the scopes (namespaces, or all) whose first listing is not there yet.
+struct Cache<S> {
+    store: S,
+    missing: usize,
+}
+
+struct Watched<S>(Arc<RwLock<Cache<S>>>);
+
+impl<S> Clone for Watched<S> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<S: Store> Watched<S> {
+    fn start(client: &Client, namespaces: &[String]) -> Self {
+        let cache = Cache { store: S::default(), missing: namespaces.len().max(1) };
+        let watched = Self(Arc::new(RwLock::new(cache)));
+        if namespaces.is_empty() {
+            tokio::spawn(follow(Api::all(client.clone()), None, watched.clone()));
+        }
+        for namespace in namespaces {
+            let api = Api::namespaced(client.clone(), namespace);
+            tokio::spawn(follow(api, Some(namespace.clone()), watched.clone()));
+        }
+        watched
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Cache<S>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Cache<S>> {
+        self.0.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn apply(&self, object: DeserializeGuard<S::Source>) {
+        match object.0 {
+            Ok(object) => self.write().store.insert(&object),
+            // One object that can't be read must not keep all others from being seen.
+            Err(error) => {
+                let meta = error.metadata;
+                tracing::warn!(namespace = ?meta.namespace, name = ?meta.name, error = error.error, "an object can't be read");
+            }
+        }
+    }
+}
+
+async fn follow<S: Store>(api: Api<DeserializeGuard<S::Source>>, scope: Option<String>, cache: Watched<S>) {
+    let key = |object: &DeserializeGuard<S::Source>| -> Key {
+        (object.namespace().unwrap_or_default(), object.name_any())
+    };
+    let mut listed = HashSet::new();
     let mut first = true;
     let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
     loop {
         match events.try_next().await {
-            Ok(Some(Event::Init)) => listed = HashMap::new(),
+            Ok(Some(Event::Init)) => listed.clear(),
             Ok(Some(Event::InitApply(object))) => {
-                listed.insert(key(&object), T::keep(object));
+                listed.insert(key(&object));
+                cache.apply(object);
             }
             Ok(Some(Event::InitDone)) => {
-                let mut cache = write(&cache);
-                cache
-                    .objects
-                    .retain(|(namespace, _), _| scope.as_ref().is_some_and(|scope| scope != namespace));
-                cache.objects.extend(std::mem::take(&mut listed));
+                let mut cache = cache.write();
+                let is_of_scope =
+                    |(namespace, _): &Key| scope.as_ref().is_none_or(|scope| scope == namespace);
+                for gone in cache.store.keys() {
+                    if is_of_scope(&gone) && !listed.contains(&gone) {
+                        cache.store.remove(&gone.0, &gone.1);
+                    }
+                }
+                listed = HashSet::new();
                 if std::mem::take(&mut first) {
-                    cache.missing_scopes = cache.missing_scopes.saturating_sub(1);
+                    cache.missing = cache.missing.saturating_sub(1);
                 }
             }
-            Ok(Some(Event::Apply(object))) => {
-                write(&cache).objects.insert(key(&object), T::keep(object));
-            }
+            Ok(Some(Event::Apply(object))) => cache.apply(object),
             Ok(Some(Event::Delete(object))) => {
-                write(&cache).objects.remove(&key(&object));
+                let (namespace, name) = key(&object);
+                cache.write().store.remove(&namespace, &name);
             }
             Ok(None) => return,
             Err(error) => tracing::warn!(%error, "a watch was interrupted"),
@@ -118,21 +282,26 @@ async fn follow<T: Kept>(api: Api<T::Source>, scope: Option<String>, cache: Shar
 #[derive(Clone)]
 pub(crate) struct Cluster {
     client: Client,
-    services: Shared<Service>,
-    bindings: Shared<Arc<TargetGroupBinding>>,
-    partial: bool,
+    services: Watched<Services>,
+    bindings: Watched<BindingStore>,
+    /// The namespaces that are watched; none: all.
+    namespaces: Arc<[String]>,
 }
 
 impl Cluster {
     /// Starts to watch; an empty list means all namespaces.
     pub(crate) fn watch(client: Client, namespaces: &[String]) -> Self {
-        let (services, bindings) = (watch(&client, namespaces), watch(&client, namespaces));
-        Self { client, services, bindings, partial: !namespaces.is_empty() }
+        let (services, bindings) = (Watched::start(&client, namespaces), Watched::start(&client, namespaces));
+        Self { client, services, bindings, namespaces: namespaces.into() }
+    }
+
+    fn watches(&self, namespace: &str) -> bool {
+        self.namespaces.is_empty() || self.namespaces.iter().any(|watched| watched == namespace)
     }
 
     /// A Service as last seen.
-    pub(crate) fn cached_service(&self, namespace: &str, name: &str) -> Option<Service> {
-        read(&self.services).objects.get(&(namespace.to_owned(), name.to_owned())).cloned()
+    pub(crate) fn cached_service(&self, namespace: &str, name: &str) -> Option<Arc<Service>> {
+        self.services.read().store.0.get(namespace)?.get(name).cloned()
     }
 
     /// A Service as it is now.
@@ -143,109 +312,126 @@ impl Cluster {
         &self,
         namespace: &str,
         name: &str,
-    ) -> Result<Option<Service>, kube::Error> {
+    ) -> Result<Option<Arc<Service>>, kube::Error> {
         let api: Api<core::Service> = Api::namespaced(self.client.clone(), namespace);
-        Ok(api.get_opt(name).await?.as_ref().map(Service::read))
+        Ok(api.get_opt(name).await?.as_ref().map(Service::read).map(Arc::new))
     }
 
     /// Whether a namespace asks for readiness gates; `None` where it can't be read.
     pub(crate) async fn injects(&self, namespace: &str) -> Option<bool> {
-        use tgb_api::names;
         let api: Api<core::Namespace> = Api::all(self.client.clone());
         let found = api.get_metadata_opt(namespace).await.ok()??;
         let label = found.metadata.labels.unwrap_or_default().remove(names::INJECT_LABEL);
         Some(label.as_deref() == Some(names::INJECT_ENABLED))
     }
 
-    /// Other bindings of a target group that are not terminating; `None` while the list is not complete.
-    pub(crate) fn others(&self, arn: &str, namespace: &str, name: &str) -> Option<Vec<Other>> {
-        let cache = read(&self.bindings);
-        if cache.missing_scopes > 0 {
-            return None;
+    /// Other bindings that keep one of this sharing from having the target group; `None` while the list of bindings is
+    /// not complete.
+    pub(crate) fn in_the_way(
+        &self,
+        arn: &str,
+        namespace: &str,
+        name: &str,
+        sharing: Sharing,
+    ) -> Option<Vec<Other>> {
+        let cache = self.bindings.read();
+        (cache.missing == 0).then(|| cache.store.in_the_way(arn, (namespace, name), sharing))
+    }
+
+    /// The bindings of a Service, by name; read live while the cache still fills.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub(crate) async fn bindings_of_service(
+        &self,
+        namespace: &str,
+        service: &str,
+    ) -> Result<Vec<Arc<Bound>>, kube::Error> {
+        if let Some(found) = self.complete(namespace, |store| store.of_service(namespace, service)) {
+            return Ok(found);
         }
-        let is_other = |binding: &&Arc<TargetGroupBinding>| {
-            let of_status = || binding.status.as_ref()?.target_group_arn.as_deref();
-            let its = binding.spec.target_group.arn().or_else(of_status);
-            its == Some(arn)
-                && !binding.is_terminating()
-                && (binding.namespace(), binding.name()) != (namespace, name)
-        };
-        let mut found: Vec<Other> = cache
-            .objects
-            .values()
-            .filter(is_other)
-            .map(|binding| Other {
-                namespace: binding.namespace().to_owned(),
-                name: binding.name().to_owned(),
-                sharing: binding.spec.target_group.sharing(),
-            })
-            .collect();
-        found.sort_by(|a, b| (&a.namespace, &a.name).cmp(&(&b.namespace, &b.name)));
-        Some(found)
+        let mut found = self.live_bindings(namespace).await?;
+        found.retain(|bound| bound.service == service);
+        Ok(found)
     }
 
     /// The bindings of a namespace, by name; read live while the cache still fills.
-    pub(crate) async fn bindings_of(&self, namespace: &str) -> Vec<Arc<TargetGroupBinding>> {
-        let complete = {
-            let cache = read(&self.bindings);
-            (cache.missing_scopes == 0 && !self.partial).then(|| {
-                cache.objects.values().filter(|b| b.namespace() == namespace).cloned().collect::<Vec<_>>()
-            })
-        };
-        let mut found = match complete {
-            Some(found) => found,
-            None => {
-                let api: Api<TargetGroupBinding> = Api::namespaced(self.client.clone(), namespace);
-                let list = api.list(&ListParams::default()).await;
-                list.map(|list| list.items.into_iter().map(Arc::new).collect()).unwrap_or_default()
-            }
-        };
-        found.sort_by(|a, b| a.name().cmp(b.name()));
-        found
+    ///
+    /// # Errors
+    /// The API server's.
+    pub(crate) async fn bindings_of(&self, namespace: &str) -> Result<Vec<Arc<Bound>>, kube::Error> {
+        match self.complete(namespace, |store| store.of_namespace(namespace)) {
+            Some(found) => Ok(found),
+            None => self.live_bindings(namespace).await,
+        }
+    }
+
+    fn complete<T>(&self, namespace: &str, look: impl Fn(&BindingStore) -> T) -> Option<T> {
+        let cache = self.bindings.read();
+        (cache.missing == 0 && self.watches(namespace)).then(|| look(&cache.store))
+    }
+
+    async fn live_bindings(&self, namespace: &str) -> Result<Vec<Arc<Bound>>, kube::Error> {
+        let api: Api<DeserializeGuard<TargetGroupBinding>> = Api::namespaced(self.client.clone(), namespace);
+        let list = api.list(&ListParams::default()).await?.items.into_iter();
+        let mut found: Vec<_> = list.filter_map(|guard| Bound::read(&guard.0.ok()?)).map(Arc::new).collect();
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(found)
     }
 }
 
-/// How old a description of a target group may be.
-const FRESH: Duration = Duration::from_secs(30);
+// ---- AWS ----
+
+/// How old a description of a target group may be for a new binding.
+pub(crate) const FRESH: Duration = Duration::from_secs(30);
+/// And for the change of one that is there: what rules look at can't change in AWS.
+pub(crate) const KNOWN: Duration = Duration::from_secs(600);
+/// How old what can change at any time may be: both reviews of one `apply` see the same, and who repaired it is not
+/// refused out of memory.
+const MOMENT: Duration = Duration::from_secs(5);
 /// When this many are remembered, the old ones are forgotten.
 const MANY: usize = 4096;
 
 /// What is asked: ARN or name, role, external id.
 type Question = (String, Option<String>, Option<String>);
 type Slot<T> = Arc<tokio::sync::Mutex<Option<(Instant, T)>>>;
-type Memory<T> = Mutex<HashMap<Question, Slot<T>>>;
 
-/// Target groups: one call at a time for each, remembered for 30 s. That something does not exist is never remembered.
-pub(crate) struct TargetGroups {
-    aws: Aws,
-    groups: Memory<TargetGroup>,
-    tags: Memory<Arc<BTreeMap<String, String>>>,
-    counts: Memory<usize>,
+/// Answers by question; one call at a time for each. That something does not exist is never remembered.
+struct Memory<T>(Mutex<HashMap<Question, Slot<T>>>);
+
+impl<T> Default for Memory<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
 }
 
-fn slot<T>(memory: &Memory<T>, question: Question) -> Slot<T> {
-    let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-    if memory.len() >= MANY {
-        memory.retain(|_, slot| {
-            slot.try_lock().map_or(true, |slot| slot.as_ref().is_some_and(|(at, _)| at.elapsed() < FRESH))
-        });
+impl<T: Clone> Memory<T> {
+    fn slot(&self, question: Question) -> Slot<T> {
+        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if slots.len() >= MANY {
+            // A slot that is locked is in use.
+            slots.retain(|_, slot| {
+                slot.try_lock().map_or(true, |slot| slot.as_ref().is_some_and(|(at, _)| at.elapsed() < FRESH))
+            });
+        }
+        Arc::clone(slots.entry(question).or_default())
     }
-    Arc::clone(memory.entry(question).or_default())
-}
 
-async fn remembered<T: Clone>(
-    memory: &Memory<T>,
-    question: Question,
-    ask: impl Future<Output = Result<Option<T>, AwsError>>,
-) -> Result<Option<T>, AwsError> {
-    let slot = slot(memory, question);
-    let mut slot = slot.lock().await;
-    if let Some((_, value)) = slot.as_ref().filter(|(at, _)| at.elapsed() < FRESH) {
-        return Ok(Some(value.clone()));
+    async fn get(
+        &self,
+        question: Question,
+        most: Duration,
+        ask: impl Future<Output = Result<Option<T>, AwsError>>,
+    ) -> Result<Option<T>, AwsError> {
+        let slot = self.slot(question);
+        let mut slot = slot.lock().await;
+        if let Some((_, value)) = slot.as_ref().filter(|(at, _)| at.elapsed() < most) {
+            return Ok(Some(value.clone()));
+        }
+        let value = ask.await?;
+        *slot = value.clone().map(|value| (Instant::now(), value));
+        Ok(value)
     }
-    let value = ask.await?;
-    *slot = value.clone().map(|value| (Instant::now(), value));
-    Ok(value)
 }
 
 fn question(what: &str, role: Option<Role<'_>>) -> Question {
@@ -256,13 +442,29 @@ fn question(what: &str, role: Option<Role<'_>>) -> Question {
     )
 }
 
+/// Target groups as AWS describes them.
+pub(crate) struct TargetGroups {
+    aws: Aws,
+    groups: Memory<Arc<TargetGroup>>,
+    tags: Memory<Arc<BTreeMap<String, String>>>,
+    counts: Memory<usize>,
+    /// Target groups (ARN or name) that AWS lately failed to describe, and how.
+    failures: Mutex<HashMap<String, (Instant, String)>>,
+}
+
 impl TargetGroups {
     /// Remembers nothing yet.
     pub(crate) fn new(aws: Aws) -> Self {
-        Self { aws, groups: Mutex::default(), tags: Mutex::default(), counts: Mutex::default() }
+        Self {
+            aws,
+            groups: Memory::default(),
+            tags: Memory::default(),
+            counts: Memory::default(),
+            failures: Mutex::default(),
+        }
     }
 
-    /// The target group with this ARN or this name.
+    /// The target group with this ARN or this name, as it was at most `most` ago.
     ///
     /// # Errors
     /// AWS's, but for "not found", which is `None`.
@@ -270,7 +472,8 @@ impl TargetGroups {
         &self,
         role: Option<Role<'_>>,
         query: TargetGroupQuery<'_>,
-    ) -> Result<Option<TargetGroup>, AwsError> {
+        most: Duration,
+    ) -> Result<Option<Arc<TargetGroup>>, AwsError> {
         let (what, by_name) = match query {
             TargetGroupQuery::Arn(arn) => (arn, false),
             TargetGroupQuery::Name(name) => (name, true),
@@ -278,17 +481,17 @@ impl TargetGroups {
         };
         let ask = async {
             match self.aws.target_groups(role, query).await {
-                Ok(found) => Ok(found.into_iter().next()),
+                Ok(found) => Ok(found.into_iter().next().map(Arc::new)),
                 Err(error) if error.is_target_group_not_found() => Ok(None),
                 Err(error) => Err(error),
             }
         };
-        let found = remembered(&self.groups, question(what, role), ask).await?;
+        let found = self.groups.get(question(what, role), most, ask).await?;
         if let Some(found) = found.as_ref().filter(|_| by_name) {
             // The validating request of the same `apply` asks by ARN.
-            let slot = slot(&self.groups, question(found.arn.as_str(), role));
+            let slot = self.groups.slot(question(found.arn.as_str(), role));
             if let Ok(mut slot) = slot.try_lock() {
-                *slot = Some((Instant::now(), found.clone()));
+                *slot = Some((Instant::now(), Arc::clone(found)));
             }
         }
         Ok(found)
@@ -304,7 +507,7 @@ impl TargetGroups {
         arn: &str,
     ) -> Result<Option<Arc<BTreeMap<String, String>>>, AwsError> {
         let ask = async { self.aws.tags(role, arn).await.map(|tags| Some(Arc::new(tags))) };
-        remembered(&self.tags, question(arn, role), ask).await
+        self.tags.get(question(arn, role), MOMENT, ask).await
     }
 
     /// How many targets are registered and not draining.
@@ -316,11 +519,89 @@ impl TargetGroups {
         role: Option<Role<'_>>,
         arn: &str,
     ) -> Result<Option<usize>, AwsError> {
-        use tgb_aws::values::TargetState;
         let ask = async {
             let targets = self.aws.target_health(role, arn).await?;
             Ok(Some(targets.iter().filter(|target| target.state != TargetState::Draining).count()))
         };
-        remembered(&self.counts, question(arn, role), ask).await
+        self.counts.get(question(arn, role), MOMENT, ask).await
+    }
+
+    /// Remembers that AWS failed, for the other review of the same `apply`.
+    pub(crate) fn failed(&self, group: &str, reason: &str) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.len() >= MANY {
+            failures.retain(|_, (at, _)| at.elapsed() < MOMENT);
+        }
+        failures.insert(group.to_owned(), (Instant::now(), reason.to_owned()));
+    }
+
+    /// How AWS failed a moment ago, if it did.
+    pub(crate) fn failure(&self, group: &str) -> Option<String> {
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.get(group).filter(|(at, _)| at.elapsed() < MOMENT).map(|(_, reason)| reason.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn binding(name: &str, arn: &str, service: &str, sharing: &str) -> TargetGroupBinding {
+        serde_json::from_value(json!({"metadata": {"name": name, "namespace": "shop"}, "spec": {
+            "targetGroup": {"arn": arn, "sharing": sharing}, "serviceRef": {"name": service}}}))
+        .unwrap()
+    }
+
+    fn names(bounds: &[Arc<Bound>]) -> Vec<&str> {
+        bounds.iter().map(|bound| bound.name.as_str()).collect()
+    }
+
+    #[test]
+    fn indexes_follow_every_change() {
+        let mut store = BindingStore::default();
+        store.insert(&binding("a", "arn:1", "web", "Exclusive"));
+        store.insert(&binding("b", "arn:2", "web", "Exclusive"));
+        assert_eq!(names(&store.of_service("shop", "web")), ["a", "b"]);
+        store.insert(&binding("b", "arn:1", "api", "Exclusive"));
+        assert_eq!(names(&store.of_service("shop", "web")), ["a"]);
+        assert_eq!(names(&store.of_service("shop", "api")), ["b"]);
+        assert_eq!(store.in_the_way("arn:1", ("shop", "a"), Sharing::Exclusive).len(), 1);
+        assert!(store.in_the_way("arn:2", ("shop", "c"), Sharing::Exclusive).is_empty());
+        assert_eq!(names(&store.of_namespace("shop")), ["a", "b"]);
+        store.remove("shop", "a");
+        store.remove("shop", "b");
+        assert!(store.all.is_empty() && store.by_arn.is_empty() && store.by_service.is_empty());
+    }
+
+    #[test]
+    fn shared_bindings_are_not_in_the_way_of_shared_ones_and_terminating_ones_of_nobody() {
+        let mut store = BindingStore::default();
+        store.insert(&binding("a", "arn:1", "web", "Shared"));
+        let mut going = binding("b", "arn:1", "web", "Exclusive");
+        going.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-02T03:04:05Z")).unwrap();
+        store.insert(&going);
+        assert!(store.in_the_way("arn:1", ("shop", "c"), Sharing::Shared).is_empty());
+        assert_eq!(store.in_the_way("arn:1", ("shop", "c"), Sharing::Exclusive).len(), 1);
+        assert_eq!(names(&store.of_namespace("shop")), ["a"]);
+    }
+
+    #[tokio::test]
+    async fn one_call_answers_all_who_ask_and_a_miss_is_not_remembered() {
+        let memory = Memory::<u8>::default();
+        let calls = std::sync::atomic::AtomicUsize::new(0);
+        let ask = async |answer: Option<u8>| {
+            memory
+                .get(question("arn", None), FRESH, async {
+                    calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    tokio::task::yield_now().await;
+                    Ok(answer)
+                })
+                .await
+                .unwrap()
+        };
+        assert_eq!(ask(None).await, None);
+        assert_eq!(tokio::join!(ask(Some(1)), ask(Some(2)), ask(Some(3))), (Some(1), Some(1), Some(1)));
+        assert_eq!(calls.load(std::sync::atomic::Ordering::Relaxed), 2);
     }
 }

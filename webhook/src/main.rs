@@ -14,6 +14,7 @@ mod rewrite;
 mod serve;
 mod server;
 mod services;
+mod surroundings;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use std::process::ExitCode;

@@ -6,7 +6,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-type Labels = Vec<(&'static str, String)>;
+type Labels = [(&'static str, &'static str); 2];
 
 /// The metrics of the process.
 #[derive(Debug)]
@@ -48,15 +48,24 @@ impl Default for Metrics {
 
 impl Metrics {
     /// Counts a finding.
-    pub(crate) fn finding(&self, rule: &str, outcome: &str) {
-        let labels = vec![("rule", rule.to_owned()), ("outcome", outcome.to_owned())];
-        self.findings.get_or_create(&labels).inc();
+    pub(crate) fn finding(&self, rule: &'static str, outcome: &'static str) {
+        self.findings.get_or_create(&[("rule", rule), ("outcome", outcome)]).inc();
     }
 
     /// Counts a request.
-    pub(crate) fn request(&self, path: &str, code: u16) {
-        let labels = vec![("path", path.to_owned()), ("code", code.to_string())];
-        self.requests.get_or_create(&labels).inc();
+    pub(crate) fn request(&self, path: &'static str, code: u16) {
+        let code = match code {
+            200 => "200",
+            400 => "400",
+            404 => "404",
+            405 => "405",
+            408 => "408",
+            413 => "413",
+            500 => "500",
+            503 => "503",
+            _ => "other",
+        };
+        self.requests.get_or_create(&[("path", path), ("code", code)]).inc();
     }
 
     /// The text for Prometheus.

@@ -1,54 +1,104 @@
-//! Readiness gates of new pods. QUIC server ids are not injected yet.
+//! What new pods get: readiness gates, and QUIC server ids. The namespace selectors of the two webhook entries say which
+//! pods come here.
 
 use crate::admission::{Answer, Request};
-use crate::lookup::Cluster;
+use crate::lookup::{Bound, Cluster};
+use base64::Engine as _;
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use tgb_api::names;
 use tgb_api::target_group::TargetType;
-use tgb_api::v1::TargetGroupBinding;
 
-/// Answers a review: a gate for each binding with ip targets whose Service selects the pod, if the namespace asks.
-pub(crate) async fn review(request: &Request, cluster: &Cluster) -> Answer {
-    let mut answer = Answer::default();
-    let Some(pod) = request.object() else { return answer };
-    let labels: BTreeMap<String, String> = pod
-        .pointer("/metadata/labels")
-        .and_then(|labels| serde_json::from_value(labels.clone()).ok())
-        .unwrap_or_default();
-    let gated = cluster.injects(request.namespace()).await;
-    if gated != Some(false) {
-        let mut gates = Vec::new();
-        for binding in cluster.bindings_of(request.namespace()).await {
-            if wants_gate(&binding) {
-                let name = &binding.spec.service_ref.name;
-                let service = cluster.cached_service(request.namespace(), name);
-                if service.is_some_and(|service| service.selects(&labels)) {
-                    gates.push(names::readiness_gate(binding.name()));
-                }
-            }
-        }
-        answer.patch = gate_patch(pod, &gates);
-    }
-    answer
+/// A pod, as far as it is read here.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Pod {
+    metadata: Metadata,
+    spec: Spec,
 }
 
-fn wants_gate(binding: &TargetGroupBinding) -> bool {
-    !binding.is_terminating()
-        && binding.spec.target_group.target_type == Some(TargetType::Ip)
-        && binding.name().len() <= 63
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Metadata {
+    labels: Option<BTreeMap<String, String>>,
+    annotations: Option<BTreeMap<String, String>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Spec {
+    readiness_gates: Option<Vec<Gate>>,
+    containers: Vec<Container>,
+    init_containers: Option<Vec<Container>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Gate {
+    #[serde(default)]
+    condition_type: String,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Container {
+    name: String,
+    env: Option<Vec<Variable>>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Variable {
+    #[serde(default)]
+    name: String,
+}
+
+fn read(request: &Request<'_>) -> Option<Pod> {
+    if request.is_of_subresource() {
+        return None;
+    }
+    // What can't be read is refused by the API server itself.
+    serde_json::from_str(request.object()?).ok()
+}
+
+/// Answers a review: a gate for each binding with ip targets whose Service selects the pod.
+///
+/// # Errors
+/// A sentence for HTTP 500, if the cluster can't be asked.
+pub(crate) async fn gates(request: &Request<'_>, cluster: &Cluster) -> Result<Answer, String> {
+    let Some(pod) = read(request) else { return Ok(Answer::default()) };
+    let labels = pod.metadata.labels.unwrap_or_default();
+    let namespace = request.namespace();
+    let bindings = cluster.bindings_of(namespace).await.map_err(|error| error.to_string())?;
+    let mut gates = Vec::new();
+    for binding in bindings.iter().filter(|binding| wants_gate(binding)) {
+        let service = match cluster.cached_service(namespace, &binding.service) {
+            Some(found) => Some(found),
+            // It may have been made a moment ago, by the manifest that has the pod as well.
+            None => {
+                cluster.live_service(namespace, &binding.service).await.map_err(|error| error.to_string())?
+            }
+        };
+        if service.is_some_and(|service| service.selects(&labels)) {
+            gates.push(names::readiness_gate(&binding.name));
+        }
+    }
+    let existing = pod.spec.readiness_gates;
+    Ok(Answer { patch: gate_patch(existing.as_deref(), gates), ..Answer::default() })
+}
+
+fn wants_gate(binding: &Bound) -> bool {
+    binding.target_type == Some(TargetType::Ip) && binding.name.len() <= 63
 }
 
 /// Adds the gates that are missing; those that are there stay as they are.
-fn gate_patch(pod: &Value, gates: &[String]) -> Vec<Value> {
-    let existing = pod.pointer("/spec/readinessGates").and_then(Value::as_array);
-    let has = |gate: &str| {
-        existing.is_some_and(|all| {
-            all.iter().any(|g| g.get("conditionType").and_then(Value::as_str) == Some(gate))
-        })
-    };
-    let missing: Vec<Value> =
-        gates.iter().filter(|gate| !has(gate)).map(|gate| json!({"conditionType": gate})).collect();
+fn gate_patch(existing: Option<&[Gate]>, gates: Vec<String>) -> Vec<Value> {
+    let there = existing.unwrap_or_default();
+    let missing: Vec<Value> = gates
+        .into_iter()
+        .filter(|gate| !there.iter().any(|it| it.condition_type == *gate))
+        .map(|gate| json!({"conditionType": gate}))
+        .collect();
     match existing {
         _ if missing.is_empty() => Vec::new(),
         None => vec![json!({"op": "add", "path": "/spec/readinessGates", "value": missing})],
@@ -59,21 +109,109 @@ fn gate_patch(pod: &Value, gates: &[String]) -> Vec<Value> {
     }
 }
 
+/// Answers a review: a QUIC server id of its own, 8 random bytes in base64, for each container that the pod's annotation
+/// names and that has none.
+///
+/// # Errors
+/// A sentence for HTTP 500, if the system has no random bytes.
+pub(crate) fn server_ids(request: &Request<'_>) -> Result<Answer, String> {
+    let Some(pod) = read(request) else { return Ok(Answer::default()) };
+    let annotations = pod.metadata.annotations.unwrap_or_default();
+    let Some(named) = annotations.get(names::QUIC_CONTAINERS_ANNOTATION) else {
+        return Ok(Answer::default());
+    };
+    let mut answer = Answer::default();
+    let lists = [
+        ("containers", pod.spec.containers.as_slice()),
+        ("initContainers", pod.spec.init_containers.as_deref().unwrap_or_default()),
+    ];
+    for name in named.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+        let mut found = false;
+        for (list, containers) in lists {
+            for (index, container) in containers.iter().enumerate().filter(|(_, it)| it.name == name) {
+                found = true;
+                answer.patch.extend(id_patch(&format!("/spec/{list}/{index}/env"), container, &random_id()?));
+            }
+        }
+        if !found {
+            let there: Vec<&str> = pod.spec.containers.iter().map(|it| it.name.as_str()).collect();
+            answer.warnings.push(format!(
+                "metadata.annotations: {} names container {name}, which the pod lacks; it has {}",
+                names::QUIC_CONTAINERS_ANNOTATION,
+                there.join(", ")
+            ));
+        }
+    }
+    Ok(answer)
+}
+
+fn id_patch(path: &str, container: &Container, id: &str) -> Option<Value> {
+    let variable = json!({"name": names::QUIC_ENVIRONMENT_VARIABLE, "value": id});
+    match &container.env {
+        Some(env) if env.iter().any(|it| it.name == names::QUIC_ENVIRONMENT_VARIABLE) => None,
+        Some(_) => Some(json!({"op": "add", "path": format!("{path}/-"), "value": variable})),
+        None => Some(json!({"op": "add", "path": path, "value": [variable]})),
+    }
+}
+
+fn random_id() -> Result<String, String> {
+    let mut bytes = [0; 8];
+    let random = rustls::crypto::aws_lc_rs::default_provider().secure_random;
+    random.fill(&mut bytes).map_err(|_| "no random bytes for a QUIC server id".to_owned())?;
+    Ok(base64::engine::general_purpose::STANDARD.encode(bytes))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn pod(value: &Value) -> String {
+        json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+            "request": {"uid": "u", "operation": "CREATE", "namespace": "shop", "object": value}})
+        .to_string()
+    }
+
+    fn injected(value: &Value) -> Answer {
+        let body = pod(value);
+        server_ids(&Request::read(body.as_bytes()).unwrap()).unwrap()
+    }
+
     #[test]
     fn gates_are_added_once_and_others_stay() {
-        let gate = "target-health.elbv2.k8s.aws/web".to_owned();
-        let added = gate_patch(&json!({"spec": {}}), std::slice::from_ref(&gate));
+        let gate = || vec!["target-health.elbv2.k8s.aws/web".to_owned()];
+        let existing = |name: &str| Some(vec![Gate { condition_type: name.to_owned() }]);
         assert_eq!(
-            added,
-            [json!({"op": "add", "path": "/spec/readinessGates", "value": [{"conditionType": gate}]})]
+            gate_patch(None, gate()),
+            [json!({"op": "add", "path": "/spec/readinessGates", "value": [{"conditionType": gate()[0]}]})]
         );
-        let pod = json!({"spec": {"readinessGates": [{"conditionType": "other"}]}});
-        assert_eq!(gate_patch(&pod, std::slice::from_ref(&gate))[0]["path"], "/spec/readinessGates/-");
-        let pod = json!({"spec": {"readinessGates": [{"conditionType": gate}]}});
-        assert!(gate_patch(&pod, &[gate]).is_empty());
+        assert_eq!(gate_patch(existing("other").as_deref(), gate())[0]["path"], "/spec/readinessGates/-");
+        assert!(gate_patch(existing(&gate()[0]).as_deref(), gate()).is_empty());
+    }
+
+    #[test]
+    fn each_named_container_gets_an_id_of_its_own_once() {
+        let annotations = json!({names::QUIC_CONTAINERS_ANNOTATION: "web, side,init,gone"});
+        let variable = |name: &str| json!({"name": name, "value": "x"});
+        let has = json!([variable(names::QUIC_ENVIRONMENT_VARIABLE)]);
+        let answer = injected(&json!({"metadata": {"annotations": annotations}, "spec": {
+            "containers": [{"name": "web"}, {"name": "other"}, {"name": "side", "env": [variable("A")]}],
+            "initContainers": [{"name": "init", "env": has}]}}));
+        let paths: Vec<_> = answer.patch.iter().map(|op| op["path"].as_str().unwrap()).collect();
+        assert_eq!(paths, ["/spec/containers/0/env", "/spec/containers/2/env/-"]);
+        let ids = [&answer.patch[0]["value"][0]["value"], &answer.patch[1]["value"]["value"]];
+        assert_ne!(ids[0], ids[1]);
+        for id in ids {
+            let id = id.as_str().unwrap();
+            assert_eq!(base64::engine::general_purpose::STANDARD.decode(id).unwrap().len(), 8);
+        }
+        assert_eq!(answer.warnings.len(), 1);
+        assert!(answer.warnings[0].contains("names container gone"), "{:?}", answer.warnings);
+    }
+
+    #[test]
+    fn a_pod_without_the_annotation_is_left_alone() {
+        assert!(
+            injected(&json!({"metadata": {}, "spec": {"containers": [{"name": "web"}]}})).patch.is_empty()
+        );
     }
 }

@@ -1,13 +1,13 @@
 //! `tgb-webhook serve`: the flags, and how the parts come together.
 
 use crate::admission::{Answer, Request};
-use crate::bindings::Bindings;
+use crate::bindings::{Bindings, Connection};
 use crate::lookup::{Cluster, TargetGroups};
 use crate::metrics::Metrics;
 use crate::{certificates, convert, pods, server, services};
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::extract::{FromRequest, Query, State};
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
@@ -21,11 +21,32 @@ use std::time::Duration;
 use tgb_api::rules::Settings;
 use tgb_certs::Serving;
 use tgb_process::{Logging, Signals, duration, listen};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
+const CONVERT: &str = "/convert";
+const MUTATE: &str = "/mutate-elbv2-k8s-aws-targetgroupbinding";
+const VALIDATE: &str = "/validate-elbv2-k8s-aws-targetgroupbinding";
+const SERVICE: &str = "/validate-v1-service";
+const POD: &str = "/mutate-v1-pod";
+/// As the AWS Load Balancer Controller's.
+const SERVER_ID: &str = "/mutate-v1-pod-server-id";
+const PATHS: [&str; 6] = [CONVERT, MUTATE, VALIDATE, SERVICE, POD, SERVER_ID];
+
+/// Bytes of a body.
 const ADMISSION_BODY: usize = 8 << 20;
 const CONVERSION_BODY: usize = 64 << 20;
+/// A body that is larger takes of [`App::room`].
+const SMALL_BODY: usize = 64 << 10;
+/// KiB of larger bodies at the same time.
+const ROOM: u32 = 160 << 10;
+/// A conversion of more is not done where other requests wait for it.
+const LONG_WORK: usize = 256 << 10;
+/// Requests at the same time.
+const REQUESTS: usize = 2000;
+/// Nothing takes longer: neither the way of a body here nor its answer.
+const LONGEST: Duration = Duration::from_secs(30);
 /// What the API server waits where the request does not say.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
 /// For the way back.
@@ -193,17 +214,26 @@ async fn run(options: Options) -> Result<(), String> {
     ));
 
     let (told, settings) = tokio::sync::watch::channel(Arc::new(settings));
-    let target_groups = connect(&options, told, metrics.aws.clone()).await;
+    let (connected, aws) = tokio::sync::watch::channel(Connection::Looking);
+    // Not awaited: conversion is needed before AWS is.
+    tokio::spawn(connect(Arc::clone(&options), metrics.aws.clone(), told, connected));
     let cluster = Cluster::watch(client, &options.watch_namespaces);
     let bindings = Bindings {
         cluster,
-        target_groups,
+        aws,
         settings,
         admit_without_aws: options.aws_unavailable == Unavailable::Admit,
         metrics: Arc::clone(&metrics),
     };
-    let state =
-        Arc::new(App { bindings, metrics, serving: Arc::clone(&serving), published, stop: stop.clone() });
+    let state = Arc::new(App {
+        bindings,
+        metrics,
+        serving: Arc::clone(&serving),
+        published,
+        stop: stop.clone(),
+        room: Arc::new(Semaphore::new(usize::try_from(ROOM).unwrap_or(Semaphore::MAX_PERMITS))),
+        places: Semaphore::new(REQUESTS),
+    });
 
     let tls = tgb_certs::server_config(serving).map_err(|e| e.to_string())?;
     let over = CancellationToken::new();
@@ -230,10 +260,11 @@ async fn run(options: Options) -> Result<(), String> {
 
 /// Connects to AWS, and completes the settings with who we are as soon as AWS says it.
 async fn connect(
-    options: &Options,
-    told: tokio::sync::watch::Sender<Arc<Settings>>,
+    options: Arc<Options>,
     metrics: tgb_aws::Metrics,
-) -> Option<TargetGroups> {
+    told: tokio::sync::watch::Sender<Arc<Settings>>,
+    connected: tokio::sync::watch::Sender<Connection>,
+) {
     let settings = tgb_aws::Settings {
         region: options.aws_region.clone().filter(|region| !region.is_empty()),
         vpc_id: options.aws_vpc_id.clone(),
@@ -241,36 +272,38 @@ async fn connect(
         metrics,
         ..Default::default()
     };
-    let aws = match tgb_aws::Aws::connect(settings).await {
-        Ok(aws) => aws,
-        Err(error) => {
-            tracing::error!(%error, "AWS can't be asked; objects that need it are refused");
-            return None;
+    let mut pause = Duration::from_secs(1);
+    let mut patience = async || {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(60));
+    };
+    let aws = loop {
+        match tgb_aws::Aws::connect(settings.clone()).await {
+            Ok(aws) => break aws,
+            Err(error) => {
+                tracing::error!(%error, "AWS can't be asked; objects that need it are refused");
+                connected.send_replace(Connection::Failed(error.to_string()));
+            }
         }
+        patience().await;
     };
     told.send_modify(|settings| Arc::make_mut(settings).region = Some(aws.region().to_owned()));
-    let asking = aws.clone();
-    tokio::spawn(async move {
-        let mut pause = Duration::from_secs(1);
-        loop {
-            match asking.identity().await {
-                Ok(identity) => {
-                    tracing::info!(account = identity.account, region = identity.region, "connected to AWS");
-                    told.send_modify(|settings| {
-                        let settings = Arc::make_mut(settings);
-                        settings.account = Some(identity.account.clone());
-                        settings.partition = Some(identity.partition.clone());
-                    });
-                    // Dropping the sender would be fine too: the last value stays.
-                    return;
-                }
-                Err(error) => tracing::warn!(%error, "AWS does not say who we are"),
+    connected.send_replace(Connection::Made(Arc::new(TargetGroups::new(aws.clone()))));
+    loop {
+        match aws.identity().await {
+            Ok(identity) => {
+                tracing::info!(account = identity.account, region = identity.region, "connected to AWS");
+                told.send_modify(|settings| {
+                    let settings = Arc::make_mut(settings);
+                    settings.account = Some(identity.account.clone());
+                    settings.partition = Some(identity.partition.clone());
+                });
+                return;
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(Duration::from_secs(60));
+            Err(error) => tracing::warn!(%error, "AWS does not say who we are"),
         }
-    });
-    Some(TargetGroups::new(aws))
+        patience().await;
+    }
 }
 
 struct App {
@@ -279,37 +312,41 @@ struct App {
     serving: Arc<Serving>,
     published: Arc<AtomicBool>,
     stop: Signals,
+    /// For larger bodies, in KiB.
+    room: Arc<Semaphore>,
+    /// For requests.
+    places: Semaphore,
 }
 
 type Shared = State<Arc<App>>;
 
 fn admission_routes(state: &Arc<App>) -> Router {
-    Router::new()
-        .route("/convert", post(convert_review).layer(DefaultBodyLimit::max(CONVERSION_BODY)))
-        .route("/mutate-elbv2-k8s-aws-targetgroupbinding", post(mutate))
-        .route("/validate-elbv2-k8s-aws-targetgroupbinding", post(validate))
-        .route("/validate-v1-service", post(service))
-        .route("/mutate-v1-pod", post(pod))
-        .layer(DefaultBodyLimit::max(ADMISSION_BODY))
-        .layer(CatchPanicLayer::new())
-        .layer(middleware::from_fn_with_state(Arc::clone(state), around))
-        .with_state(Arc::clone(state))
+    let routes = Router::new()
+        .route(CONVERT, post(convert_review))
+        .route(MUTATE, post(mutate))
+        .route(VALIDATE, post(validate))
+        .route(SERVICE, post(service))
+        .route(POD, post(pod))
+        .route(SERVER_ID, post(server_id));
+    guarded(routes, state).with_state(Arc::clone(state))
 }
 
-/// Counts, and asks clients to leave once the end has begun.
+/// A panic in one request is its own 500.
+fn guarded(routes: Router<Arc<App>>, state: &Arc<App>) -> Router<Arc<App>> {
+    routes.layer(CatchPanicLayer::new()).layer(middleware::from_fn_with_state(Arc::clone(state), around))
+}
+
+/// Counts, bounds, and asks clients to leave once the end has begun.
 async fn around(State(app): Shared, request: axum::extract::Request, next: Next) -> Response {
-    let path = match request.uri().path() {
-        "/convert" => "/convert",
-        "/mutate-elbv2-k8s-aws-targetgroupbinding" => "/mutate-elbv2-k8s-aws-targetgroupbinding",
-        "/validate-elbv2-k8s-aws-targetgroupbinding" => "/validate-elbv2-k8s-aws-targetgroupbinding",
-        "/validate-v1-service" => "/validate-v1-service",
-        "/mutate-v1-pod" => "/mutate-v1-pod",
-        _ => "other",
-    };
+    let path = request.uri().path();
+    let path = PATHS.into_iter().find(|known| *known == path).unwrap_or("other");
     let version = request.version();
-    let mut response = match tokio::time::timeout(Duration::from_secs(30), next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => (StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response(),
+    let mut response = match app.places.try_acquire() {
+        Ok(_place) => match tokio::time::timeout(LONGEST, next.run(request)).await {
+            Ok(response) => response,
+            Err(_) => (StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response(),
+        },
+        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "too many requests at the same time").into_response(),
     };
     app.metrics.request(path, response.status().as_u16());
     if app.stop.first.is_cancelled() && version < axum::http::Version::HTTP_2 {
@@ -318,8 +355,49 @@ async fn around(State(app): Shared, request: axum::extract::Request, next: Next)
     response
 }
 
-fn json(value: &serde_json::Value) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], value.to_string()).into_response()
+/// A whole body, and the room that it takes until it is dropped.
+struct Body {
+    bytes: Bytes,
+    _room: Option<OwnedSemaphorePermit>,
+}
+
+impl FromRequest<Arc<App>> for Body {
+    type Rejection = Response;
+
+    async fn from_request(request: axum::extract::Request, app: &Arc<App>) -> Result<Self, Response> {
+        let most = if request.uri().path() == CONVERT { CONVERSION_BODY } else { ADMISSION_BODY };
+        let too_large = || {
+            let message = format!("the body is larger than {} MiB", most >> 20);
+            (StatusCode::PAYLOAD_TOO_LARGE, message).into_response()
+        };
+        let length = request.headers().get(header::CONTENT_LENGTH);
+        // Without a length it may be of any.
+        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok()).unwrap_or(most);
+        if length > most {
+            return Err(too_large());
+        }
+        let room = match u32::try_from(length >> 10) {
+            Ok(kib) if length > SMALL_BODY => {
+                let closed = |_| StatusCode::SERVICE_UNAVAILABLE.into_response();
+                Some(Arc::clone(&app.room).acquire_many_owned(kib).await.map_err(closed)?)
+            }
+            _ => None,
+        };
+        let bytes = axum::body::to_bytes(request.into_body(), length).await.map_err(|error| {
+            tracing::debug!(%error, "a body did not come");
+            (StatusCode::BAD_REQUEST, "the body did not come as a whole").into_response()
+        })?;
+        Ok(Self { bytes, _room: room })
+    }
+}
+
+fn json(bytes: Vec<u8>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], bytes).into_response()
+}
+
+fn failed(message: String) -> Response {
+    tracing::error!(message, "a review failed");
+    (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
 }
 
 fn bad(message: String) -> Response {
@@ -334,63 +412,78 @@ struct Timeout {
 
 impl Timeout {
     fn left(&self) -> Duration {
-        let whole = self.timeout.as_deref().and_then(|text| duration(text).ok()).unwrap_or(REVIEW_TIMEOUT);
+        let asked = self.timeout.as_deref().and_then(|text| duration(text).ok()).unwrap_or(REVIEW_TIMEOUT);
+        let whole = asked.min(LONGEST);
         whole.saturating_sub(RESERVE).max(whole / 2)
     }
 }
 
-async fn convert_review(body: Bytes) -> Response {
-    match convert::review(&body) {
-        Ok(review) => json(&review),
+async fn convert_review(body: Body) -> Response {
+    let converted = if body.bytes.len() > LONG_WORK {
+        let working = tokio::task::spawn_blocking(move || convert::review(&body.bytes)).await;
+        match working {
+            Ok(converted) => converted,
+            Err(error) => return failed(error.to_string()),
+        }
+    } else {
+        convert::review(&body.bytes)
+    };
+    match converted {
+        Ok(review) => json(review),
         Err(message) => bad(message),
     }
 }
 
-async fn mutate(State(app): Shared, Query(timeout): Query<Timeout>, body: Bytes) -> Response {
-    binding(&app, &timeout, &body, true).await
+async fn mutate(State(app): Shared, Query(timeout): Query<Timeout>, body: Body) -> Response {
+    reviewed(&body, async |request| Ok(app.bindings.review(request, true, timeout.left()).await)).await
 }
 
-async fn validate(State(app): Shared, Query(timeout): Query<Timeout>, body: Bytes) -> Response {
-    binding(&app, &timeout, &body, false).await
+async fn validate(State(app): Shared, Query(timeout): Query<Timeout>, body: Body) -> Response {
+    reviewed(&body, async |request| Ok(app.bindings.review(request, false, timeout.left()).await)).await
 }
 
-async fn binding(app: &App, timeout: &Timeout, body: &[u8], mutating: bool) -> Response {
-    let request = match Request::read(body) {
-        Ok(request) => request,
-        Err(message) => return bad(message),
-    };
-    match app.bindings.review(&request, mutating, timeout.left()).await {
-        Ok(answer) => json(&answer.review(&request)),
-        Err(message) => {
-            tracing::error!(message, "a review failed");
-            (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
+async fn service(State(app): Shared, Query(timeout): Query<Timeout>, body: Body) -> Response {
+    reviewed(&body, async |request| {
+        let settings = Arc::clone(&app.bindings.settings.borrow());
+        let review = services::review(request, &app.bindings.cluster, &settings);
+        let answer = in_time(timeout.left(), review).await?;
+        for _ in &answer.warnings {
+            app.metrics.finding("TGB501", "warned");
         }
-    }
+        Ok(answer)
+    })
+    .await
 }
 
-async fn service(State(app): Shared, Query(timeout): Query<Timeout>, body: Bytes) -> Response {
-    let request = match Request::read(&body) {
+async fn pod(State(app): Shared, Query(timeout): Query<Timeout>, body: Body) -> Response {
+    reviewed(&body, async |request| {
+        in_time(timeout.left(), pods::gates(request, &app.bindings.cluster)).await
+    })
+    .await
+}
+
+async fn server_id(body: Body) -> Response {
+    reviewed(&body, async |request| pods::server_ids(request)).await
+}
+
+/// Answers an admission review; what the review itself can't do is HTTP 500.
+async fn reviewed(body: &Body, review: impl AsyncFnOnce(&Request<'_>) -> Result<Answer, String>) -> Response {
+    let request = match Request::read(&body.bytes) {
         Ok(request) => request,
         Err(message) => return bad(message),
     };
-    let settings = Arc::clone(&app.bindings.settings.borrow());
-    let review = services::review(&request, &app.bindings.cluster, &settings);
-    let answer: Answer = tokio::time::timeout(timeout.left(), review).await.unwrap_or_default();
-    for _ in &answer.warnings {
-        app.metrics.finding("TGB501", "warned");
+    match review(&request).await.and_then(|answer| answer.review(&request)) {
+        Ok(review) => json(review),
+        Err(message) => failed(message),
     }
-    json(&answer.review(&request))
 }
 
-async fn pod(State(app): Shared, Query(timeout): Query<Timeout>, body: Bytes) -> Response {
-    let request = match Request::read(&body) {
-        Ok(request) => request,
-        Err(message) => return bad(message),
-    };
-    match tokio::time::timeout(timeout.left(), pods::review(&request, &app.bindings.cluster)).await {
-        Ok(answer) => json(&answer.review(&request)),
-        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "the cluster did not answer in time").into_response(),
-    }
+async fn in_time(
+    left: Duration,
+    review: impl Future<Output = Result<Answer, String>>,
+) -> Result<Answer, String> {
+    let late = |_| Err("the cluster did not answer in time".to_owned());
+    tokio::time::timeout(left, review).await.unwrap_or_else(late)
 }
 
 fn probe_routes(state: &Arc<App>) -> Router {

@@ -1,37 +1,46 @@
 //! TGB501: warns when a change of a Service leaves bindings without what they need. Never refuses.
 
 use crate::admission::{Answer, Request};
-use crate::lookup::Cluster;
+use crate::lookup::{Bound, Cluster};
 use k8s_openapi::api::core::v1 as core;
 use tgb_api::rules::{Settings, Severity};
 use tgb_api::service::Service;
 use tgb_api::target_group::TargetType;
-use tgb_api::v1::TargetGroupBinding;
 
 /// Answers a review.
-pub(crate) async fn review(request: &Request, cluster: &Cluster, settings: &Settings) -> Answer {
+///
+/// # Errors
+/// A sentence for HTTP 500, if the cluster can't be asked.
+pub(crate) async fn review(
+    request: &Request<'_>,
+    cluster: &Cluster,
+    settings: &Settings,
+) -> Result<Answer, String> {
     let mut answer = Answer::default();
-    if settings.severities.get("TGB501") == Some(&Severity::Off) {
-        return answer;
+    if settings.severities.get("TGB501") == Some(&Severity::Off) || request.is_of_subresource() {
+        return Ok(answer);
     }
-    let read = |value: Option<&serde_json::Value>| {
-        let service: core::Service = serde_json::from_value(value?.clone()).ok()?;
+    let bindings = cluster.bindings_of_service(request.namespace(), request.name()).await;
+    let bindings = bindings.map_err(|error| error.to_string())?;
+    if bindings.is_empty() {
+        return Ok(answer);
+    }
+    let read = |json: Option<&str>| {
+        let service: core::Service = serde_json::from_str(json?).ok()?;
         Some(Service::read(&service))
     };
-    let Some(old) = read(request.old_object()) else { return answer };
+    let Some(old) = read(request.old_object()) else { return Ok(answer) };
     let new = if request.operation() == "DELETE" { None } else { read(request.object()) };
-    let bindings = cluster.bindings_of(request.namespace()).await;
-    let using = bindings.iter().filter(|b| !b.is_terminating() && b.spec.service_ref.name == request.name());
-    answer.warnings = using.filter_map(|binding| loss(binding, &old, new.as_ref())).collect();
-    answer
+    answer.warnings = bindings.iter().filter_map(|binding| loss(binding, &old, new.as_ref())).collect();
+    Ok(answer)
 }
 
 /// What a binding would lose, if anything.
-fn loss(binding: &TargetGroupBinding, old: &Service, new: Option<&Service>) -> Option<String> {
-    let name = binding.name();
+fn loss(binding: &Bound, old: &Service, new: Option<&Service>) -> Option<String> {
+    let name = &binding.name;
     let Some(new) = new else {
         return Some(format!(
-            "TGB501 TargetGroupBinding {name} uses this Service; its targets will be deregistered"
+            "metadata.name: TGB501 TargetGroupBinding {name} uses this Service; its targets will be deregistered"
         ));
     };
     if old.selector.is_some() && new.selector.is_none() {
@@ -44,17 +53,17 @@ fn loss(binding: &TargetGroupBinding, old: &Service, new: Option<&Service>) -> O
             "spec.type: TGB501 TargetGroupBinding {name} uses this Service, which will have no endpoints"
         ));
     }
-    let group = &binding.spec.target_group;
-    let wanted = binding.spec.service_ref.port()?;
-    let was = old.port(wanted, group.protocol)?;
-    let Some(is) = new.port(wanted, group.protocol) else {
+    let wanted = binding.port.as_ref()?;
+    let was = old.port(wanted, binding.protocol)?;
+    let Some(is) = new.port(wanted, binding.protocol) else {
         return Some(format!(
             "spec.ports: TGB501 TargetGroupBinding {name} uses port {}, which goes away",
             was.describe()
         ));
     };
-    if group.target_type == Some(TargetType::Instance) {
-        match (was.node_port, is.node_port) {
+    if binding.target_type == Some(TargetType::Instance) {
+        let node_port = |service: &Service, port: Option<u16>| port.filter(|_| service.has_node_ports());
+        match (node_port(old, was.node_port), node_port(new, is.node_port)) {
             (Some(was), None) => {
                 return Some(format!(
                     "spec.ports: TGB501 TargetGroupBinding {name} uses nodePort {was}, which goes away"
@@ -91,12 +100,12 @@ mod tests {
         }
     }
 
-    fn binding() -> TargetGroupBinding {
-        serde_json::from_value(
+    fn binding() -> Bound {
+        let binding = serde_json::from_value(
             json!({"metadata": {"name": "web"}, "spec": {"targetGroup": {"targetType": "instance"},
             "serviceRef": {"name": "web", "port": 80}}}),
-        )
-        .unwrap()
+        );
+        Bound::read(&binding.unwrap()).unwrap()
     }
 
     #[test]
@@ -105,6 +114,8 @@ mod tests {
         assert_eq!(told(Some(&service(30080))), None);
         assert!(told(None).unwrap().contains("deregistered"));
         assert!(told(Some(&service(30081))).unwrap().contains("becomes 30081"));
+        let inside = Service { service_type: "ClusterIP".into(), ..service(30080) };
+        assert!(told(Some(&inside)).unwrap().contains("nodePort 30080, which goes away"));
         assert!(told(Some(&Service { selector: None, ..service(30080) })).unwrap().contains("no pods"));
         assert!(told(Some(&Service { ports: vec![], ..service(30080) })).unwrap().contains("port 80"));
     }

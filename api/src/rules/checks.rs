@@ -100,7 +100,7 @@ impl<'a> Look<'a> {
     }
 
     /// On create, or when what `part` takes out of the spec changed.
-    fn changed<T: PartialEq>(&self, part: impl Fn(&Spec) -> T) -> bool {
+    fn changed<T: PartialEq>(&self, part: impl Fn(&'a Spec) -> T) -> bool {
         match (self.operation, self.old) {
             (Operation::Update, Some(old)) => part(&old.spec) != part(&self.new.spec),
             _ => true,
@@ -137,27 +137,43 @@ impl<'a> Look<'a> {
 
     fn reference(&mut self) {
         let group = self.group();
-        if !self.changed(|spec| {
-            (
-                spec.target_group.arn.clone(),
-                spec.target_group.name.clone(),
-                spec.target_group.role().is_some(),
-            )
-        }) {
-            return;
-        }
+        let renamed = self.changed(|spec| (spec.target_group.arn(), spec.target_group.name()));
         if group.arn().is_none() && group.name().is_none() {
-            self.find("TGB101", "spec.targetGroup", "no target group is named; set its ARN or its name");
+            if renamed {
+                self.find("TGB101", "spec.targetGroup", "no target group is named; set its ARN or its name");
+            }
             return;
         }
         let Some(text) = group.arn() else { return };
+        let moved = self.changed(|spec| spec.target_group.arn());
         let arn = match TargetGroupArn::parse(text) {
             Ok(arn) => arn,
             Err(error) => {
-                self.find("TGB102", ARN, format!("{text:?} is {error}"));
+                if moved {
+                    self.find("TGB102", ARN, format!("{text:?} is {error}"));
+                }
                 return;
             }
         };
+        if moved {
+            self.place(&arn);
+        }
+        if self.changed(|spec| (spec.target_group.arn(), spec.target_group.role().is_some()))
+            && let Some(account) = self.settings.account.as_deref().filter(|own| *own != arn.account())
+            && group.role().is_none()
+        {
+            let its = arn.account();
+            let message = format!(
+                "the target group is in account {its}, the controller in {account}; set assumeRole to a role of account {its}"
+            );
+            self.find("TGB104", ARN, message);
+        }
+        if renamed && let Some(name) = group.name() {
+            self.name_and_arn(name, &arn);
+        }
+    }
+
+    fn place(&mut self, arn: &TargetGroupArn) {
         let settings = self.settings;
         if let Some(region) = settings.region.as_deref().filter(|region| *region != arn.region()) {
             let message = format!(
@@ -172,19 +188,11 @@ impl<'a> Look<'a> {
             );
             self.find("TGB103", ARN, message);
         }
-        if let Some(account) = settings.account.as_deref().filter(|account| *account != arn.account())
-            && group.role().is_none()
-        {
-            let message = format!(
-                "the target group is in account {}, the controller in {account}; set assumeRole to a role of account {}",
-                arn.account(),
-                arn.account()
-            );
-            self.find("TGB104", ARN, message);
-        }
-        let Some(name) = group.name() else { return };
-        let named = match self.context.named {
-            Lookup::Found(named) if named.arn != arn => format!(
+    }
+
+    fn name_and_arn(&mut self, name: &str, arn: &TargetGroupArn) {
+        let message = match self.context.named {
+            Lookup::Found(named) if named.arn != *arn => format!(
                 "{name} is {}, not the target group of the ARN; remove one of them",
                 named.arn.as_str()
             ),
@@ -195,7 +203,7 @@ impl<'a> Look<'a> {
             ),
             _ => return,
         };
-        self.find("TGB105", NAME, named);
+        self.find("TGB105", NAME, message);
     }
 
     // ---- TGB106 ----
@@ -205,7 +213,7 @@ impl<'a> Look<'a> {
         let (was, is) = (&old.spec.target_group, self.group());
         let aws = self.aws();
         let fields = [
-            (ARN, was.arn(), is.arn(), None),
+            (ARN, was.arn(), is.arn(), self.made_anew()),
             (
                 TARGET_TYPE,
                 was.target_type.map(TargetType::as_str),
@@ -234,6 +242,17 @@ impl<'a> Look<'a> {
             let now = is.unwrap_or("nothing");
             self.find("TGB106", path, format!("can't change from {was} to {now}; make a new binding for another target group, or restore {was}"));
         }
+    }
+
+    /// The ARN, if its target group was deleted and made anew: only the id differs, and AWS knows the new one.
+    fn made_anew(&self) -> Option<&'a str> {
+        let parts = |text| {
+            let arn = TargetGroupArn::parse(text).ok()?;
+            Some(arn.as_str().rsplit_once('/')?.0.to_owned())
+        };
+        let (was, is) = (self.old?.spec.target_group.arn()?, self.group().arn()?);
+        let right = self.aws()?.arn.as_str();
+        (is == right && parts(was)? == parts(is)?).then_some(is)
     }
 
     // ---- TGB107 ----
@@ -272,7 +291,7 @@ impl<'a> Look<'a> {
         let group = self.group();
         let reference = self.reference_path();
         if group.vpc_id().is_some_and(|id| !is_id(id, "vpc-"))
-            && self.changed(|spec| spec.target_group.vpc_id.clone())
+            && self.changed(|spec| spec.target_group.vpc_id())
         {
             let message = format!(
                 "{:?} is no VPC id; it is vpc- and 8 or 17 hexadecimal digits",
@@ -280,12 +299,16 @@ impl<'a> Look<'a> {
             );
             self.find("TGB113", VPC_ID, message);
         }
-        if !self.changed(|spec| spec.target_group.clone()) {
-            return;
-        }
+        let identity = |spec: &'a Spec| {
+            (spec.target_group.arn(), spec.target_group.name(), spec.target_group.role().map(|r| r.role_arn))
+        };
+        let other = self.changed(identity);
         let aws = match self.context.target_group {
             Lookup::Found(aws) => aws,
             Lookup::Missing => {
+                if !other {
+                    return;
+                }
                 let named = group.arn().or(group.name()).unwrap_or_default();
                 self.find(
                     "TGB110",
@@ -297,7 +320,9 @@ impl<'a> Look<'a> {
             Lookup::Unknown => return,
         };
         let name = aws.arn.name();
+        let type_changed = other || self.changed(|spec| spec.target_group.target_type);
         match aws.binding_target_type() {
+            None if !type_changed => return,
             None => {
                 let message = format!(
                     "target group {name} has targets of type {}, which can't be bound; it takes instance or ip",
@@ -306,7 +331,7 @@ impl<'a> Look<'a> {
                 self.find("TGB111", reference, message);
                 return;
             }
-            Some(right) if group.target_type.is_some_and(|is| is != right) => {
+            Some(right) if type_changed && group.target_type.is_some_and(|is| is != right) => {
                 self.find(
                     "TGB111",
                     TARGET_TYPE,
@@ -318,7 +343,9 @@ impl<'a> Look<'a> {
             }
             Some(_) => {}
         }
+        let protocol_changed = other || self.changed(|spec| spec.target_group.protocol);
         match aws.binding_protocol() {
+            _ if !protocol_changed => {}
             None => {
                 let message =
                     format!("target group {name} has the protocol {}, which can't be bound", aws.protocol);
@@ -337,12 +364,15 @@ impl<'a> Look<'a> {
             Some(_) => {}
         }
         let right = aws.binding_ip_address_type();
-        if let Some(is) = group.ip_address_type.filter(|is| *is != right) {
+        if let Some(is) = group.ip_address_type.filter(|is| *is != right)
+            && (other || self.changed(|spec| spec.target_group.ip_address_type))
+        {
             self.find("TGB112", IP_ADDRESS_TYPE, format!("target group {name} is {right}, not {is}"));
         }
         if let (Some(is), Some(right)) = (group.vpc_id(), aws.vpc_id.as_deref())
             && is != right
             && is_id(is, "vpc-")
+            && (other || self.changed(|spec| spec.target_group.vpc_id()))
         {
             self.find("TGB113", VPC_ID, format!("target group {name} is in {right}, not in {is}"));
         }
@@ -360,7 +390,7 @@ impl<'a> Look<'a> {
         let sharing = self.group().sharing();
         if let Some(others) = self.context.others
             && !others.is_empty()
-            && self.changed(|spec| (spec.target_group.arn.clone(), spec.target_group.sharing()))
+            && self.changed(|spec| (spec.target_group.arn(), spec.target_group.sharing()))
         {
             let in_the_way: Vec<String> = others
                 .iter()
@@ -403,9 +433,8 @@ impl<'a> Look<'a> {
     fn service(&mut self) {
         let spec = &self.new.spec;
         let wanted = spec.service_ref.port();
-        let of_service = |spec: &Spec| {
-            (spec.service_ref.clone(), spec.target_group.target_type, spec.target_group.protocol)
-        };
+        let of_service =
+            |spec: &'a Spec| (&spec.service_ref, spec.target_group.target_type, spec.target_group.protocol);
         let service = match self.context.service {
             Lookup::Unknown => return,
             Lookup::Found(service) => service,
@@ -428,7 +457,7 @@ impl<'a> Look<'a> {
         };
         let id = format!("{}/{}", service.namespace, service.name);
         if service.service_type == "ExternalName" {
-            if self.changed(|spec| spec.service_ref.name.clone()) {
+            if self.changed(|spec| &spec.service_ref.name) {
                 self.find(
                     "TGB202",
                     SERVICE,
@@ -446,7 +475,7 @@ impl<'a> Look<'a> {
             self.find("TGB211", SERVICE, message);
         }
         if let Some(family) = self.family()
-            && self.changed(|spec| (spec.service_ref.name.clone(), spec.target_group.ip_address_type))
+            && self.changed(|spec| (&spec.service_ref.name, spec.target_group.ip_address_type))
         {
             let word = match family {
                 IpAddressType::Ipv4 => "IPv4",
@@ -467,7 +496,7 @@ impl<'a> Look<'a> {
             return;
         };
         let Some(port) = service.port(wanted, protocol) else {
-            if self.changed(|spec| spec.service_ref.clone()) {
+            if self.changed(|spec| &spec.service_ref) {
                 let message =
                     format!("Service {id} has no port {}; it has {}", word(wanted), describe(&service.ports));
                 self.find("TGB204", PORT, message);
@@ -492,7 +521,7 @@ impl<'a> Look<'a> {
     }
 
     fn omitted_port(&mut self, service: &Service, id: &str, protocol: Option<Protocol>) {
-        if !self.changed(|spec| spec.service_ref.clone()) {
+        if !self.changed(|spec| &spec.service_ref) {
             return;
         }
         let fitting: Vec<ServicePort> = service
@@ -518,7 +547,10 @@ impl<'a> Look<'a> {
     }
 
     fn node_port(&mut self, service: &Service, port: &ServicePort, id: &str) {
-        let reference = self.changed(|spec| (spec.service_ref.clone(), spec.target_group.clone()));
+        let reference = self.changed(|spec| {
+            let group = &spec.target_group;
+            (&spec.service_ref, group.arn(), group.name(), group.target_type)
+        });
         let Some(node_port) = port.node_port.filter(|_| service.has_node_ports()) else {
             if reference {
                 let message = if service.has_node_ports() {
@@ -564,7 +596,7 @@ impl<'a> Look<'a> {
             );
             self.find("TGB117", self.reference_path(), message);
         }
-        if self.changed(|spec| (spec.service_ref.clone(), spec.networking.clone()))
+        if self.changed(|spec| (&spec.service_ref, &spec.networking))
             && self.opens(port, node_port) == Some(false)
         {
             let message = format!(
@@ -583,7 +615,7 @@ impl<'a> Look<'a> {
             Some(IntOrString::String(_)) => None,
         };
         let Some(number) = number else { return };
-        if self.changed(|spec| (spec.service_ref.clone(), spec.networking.clone()))
+        if self.changed(|spec| (&spec.service_ref, &spec.networking))
             && self.opens(port, number) == Some(false)
         {
             let message = format!(
@@ -621,7 +653,7 @@ impl<'a> Look<'a> {
 
     fn shape_of_selector(&mut self) {
         let Some(selector) = &self.new.spec.node_selector else { return };
-        if !self.changed(|spec| (spec.node_selector.clone(), spec.target_group.target_type)) {
+        if !self.changed(|spec| (&spec.node_selector, spec.target_group.target_type)) {
             return;
         }
         if self.target_type() == Some(TargetType::Ip) {
@@ -637,7 +669,7 @@ impl<'a> Look<'a> {
     fn networking(&mut self) {
         let Some(networking) = &self.new.spec.networking else { return };
         if !self.changed(|spec| {
-            (spec.networking.clone(), spec.target_group.target_type, spec.target_group.ip_address_type)
+            (&spec.networking, spec.target_group.target_type, spec.target_group.ip_address_type)
         }) {
             return;
         }
@@ -748,7 +780,7 @@ impl<'a> Look<'a> {
 
     fn role(&mut self) {
         let Some(written) = &self.group().assume_role else { return };
-        if !self.changed(|spec| (spec.target_group.assume_role.clone(), spec.target_group.target_type)) {
+        if !self.changed(|spec| (&spec.target_group.assume_role, spec.target_group.target_type)) {
             return;
         }
         let Some(role) = self.group().role() else {
@@ -787,7 +819,7 @@ impl<'a> Look<'a> {
 
     fn tags(&mut self) {
         let Some(tags) = self.context.tags else { return };
-        if !self.changed(|spec| (spec.target_group.arn.clone(), spec.target_group.name.clone())) {
+        if !self.changed(|spec| (spec.target_group.arn(), spec.target_group.name())) {
             return;
         }
         let path = self.reference_path();
@@ -814,7 +846,9 @@ impl<'a> Look<'a> {
             value.unwrap_or_default().split([' ', ':']).filter(|word| !word.is_empty()).any(|word| {
                 word == "@all"
                     || word == namespace
-                    || (word.ends_with('.') && namespace.starts_with(word.trim_end_matches('.')))
+                    || word
+                        .strip_suffix('.')
+                        .is_some_and(|prefix| !prefix.is_empty() && namespace.starts_with(prefix))
             });
         if !listed {
             let message = match value {

@@ -701,6 +701,51 @@ fn an_old_object_stays_editable_where_the_rule_does_not_look() {
 }
 
 #[test]
+fn each_rule_looks_only_where_its_own_fields_changed() {
+    // Wrong in everything that is looked up, and stored that way.
+    let broken = || {
+        let mut case = update()
+            .set("/targetGroup/arn", ARN.replace("eu-west-1", "eu-west-2").into())
+            .set("/targetGroup/vpcID", "vpc-00000000".into())
+            .with(|c| {
+                c.aws().protocol = "TCP".into();
+                c.aws().ip_address_type = "ipv6".into();
+                c.aws().target_type = "instance".into();
+            });
+        case.old = Some(case.spec.clone());
+        case
+    };
+    let found = |case: Case| case.check().iter().map(|f| f.rule).collect::<Vec<_>>();
+    assert_eq!(found(broken().set("/targetGroup/sharing", "Shared".into())), [""; 0]);
+    assert_eq!(found(broken().set("/targetGroup/vpcID", "vpc-00000001".into())), ["TGB106", "TGB113"]);
+    let named = broken().set("/targetGroup/name", "api".into());
+    assert!(found(named).contains(&"TGB105"));
+}
+
+#[test]
+fn a_target_group_that_was_made_anew_under_its_name_can_be_bound_again() {
+    let anew = ARN.replace("1ce5b7da835c9ffb", "2ce5b7da835c9ffb");
+    let case = || update().set("/targetGroup/arn", anew.clone().into());
+    assert_eq!(case().check()[0].rule, "TGB106");
+    let known = case().with(|c| c.aws().arn = TargetGroupArn::parse(&anew).unwrap());
+    assert_eq!(known.check(), []);
+}
+
+#[test]
+fn a_lone_dot_opens_a_target_group_to_nobody() {
+    let open = |value: &'static str| {
+        ip().with(|c| {
+            c.settings.namespace_tag = Some("namespaces".into());
+            c.tags = tags(&[("namespaces", value)]);
+        })
+        .check()
+        .is_empty()
+    };
+    assert!(open("team-a: sh.") && open("shop") && open("@all"));
+    assert!(!open(".") && !open("..") && !open("") && !open("sho"));
+}
+
+#[test]
 fn a_port_of_zero_is_a_missing_one() {
     assert_eq!(ip().set("/serviceRef/port", 0.into()).check(), []);
 }
@@ -743,6 +788,10 @@ fn without_an_answer_of_aws_only_complete_objects_are_admitted() {
     assert_eq!(severity(false, true), Severity::Warn);
     assert_eq!(severity(false, false), Severity::Deny);
     assert_eq!(severity(true, true), Severity::Deny);
+    let softened = Settings { warn_only: true, ..Settings::default() };
+    let finding = aws_unavailable("spec", "timeout", true, false, &softened).unwrap();
+    assert_eq!(finding.severity, Severity::Warn);
+    assert!(finding.in_version("v1beta1").contains("write targetGroupARN, targetType, targetGroupProtocol"));
 }
 
 #[test]
