@@ -5,12 +5,12 @@
 //! name the file's line and the path in the version that the file speaks.
 
 use crate::rewrite::{Document, Node, Unusable, documents, is_binding, read_file, read_text};
-use crate::surroundings::{self, Described, Stored, question};
+use crate::surroundings::{self, Answers, Described, Question, Stored, question};
 use clap::ValueEnum;
 use k8s_openapi::api::core::v1 as core;
 use serde_json::{Map, Value, json};
 use serde_saphyr::Spanned;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -213,7 +213,7 @@ struct Input {
     /// The namespaces that ask for readiness gates, where they are known.
     injecting: Option<BTreeSet<String>>,
     /// What AWS says.
-    described: BTreeMap<(String, Option<String>, Option<String>), Result<Described, String>>,
+    described: Answers,
     /// The namespace of objects that name none.
     namespace: String,
     /// Lines for the user.
@@ -228,7 +228,7 @@ impl Default for Input {
             services: Vec::new(),
             all_services: false,
             injecting: None,
-            described: BTreeMap::new(),
+            described: Answers::new(),
             namespace: "default".to_owned(),
             unusable: Vec::new(),
         }
@@ -431,7 +431,7 @@ impl Input {
     }
 
     /// What AWS is to be asked. A role that may not be assumed is not.
-    fn questions(&self, settings: &Settings) -> BTreeSet<(String, Option<String>, Option<String>)> {
+    fn questions(&self, settings: &Settings) -> BTreeSet<Question> {
         let parsed = self.bindings.iter().filter_map(|binding| binding.parsed.as_ref().ok());
         let groups = parsed.map(|binding| &binding.spec.target_group);
         groups

@@ -80,7 +80,7 @@ async fn bindings(client: &Client) -> Result<Vec<Value>, String> {
 }
 
 /// A target group as a binding names it: ARN or name, role, external id.
-type Question = (String, Option<String>, Option<String>);
+pub(crate) type Question = (String, Option<String>, Option<String>);
 
 /// The question that a binding puts to AWS, if it names a target group.
 pub(crate) fn question(group: &TargetGroupRef) -> Option<Question> {
@@ -102,6 +102,9 @@ pub(crate) struct Described {
     pub(crate) tags: Option<BTreeMap<String, String>>,
 }
 
+/// What AWS answers to each question, or why it does not.
+pub(crate) type Answers = BTreeMap<Question, Result<Described, String>>;
+
 /// Asks AWS who we are, and for each of these target groups; what it answers, or why it did not.
 ///
 /// # Errors
@@ -110,7 +113,7 @@ pub(crate) async fn aws(
     region: Option<&str>,
     questions: BTreeSet<Question>,
     tags: bool,
-) -> Result<(Identity, BTreeMap<Question, Result<Described, String>>), String> {
+) -> Result<(Identity, Answers), String> {
     const AT_A_TIME: usize = 8;
     let settings = tgb_aws::Settings { region: region.map(str::to_owned), ..Default::default() };
     let aws = Aws::connect(settings).await.map_err(|error| error.to_string())?;
