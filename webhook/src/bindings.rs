@@ -272,7 +272,11 @@ impl Bindings {
                 None
             }
         };
-        let (aws, (service, live), injects) = tokio::join!(self.ask_aws(review, new), service, injects);
+        let aws = async {
+            let asks = review.needs_aws(new) && !review.must_not_ask(&new.spec.target_group);
+            if asks { Box::pin(self.ask_aws(review, new)).await } else { FromAws::default() }
+        };
+        let (aws, (service, live), injects) = tokio::join!(aws, service, injects);
         (Facts { aws, service, others: None, injects }, live)
     }
 
@@ -291,9 +295,6 @@ impl Bindings {
     async fn ask_aws(&self, review: &Review<'_>, new: &TargetGroupBinding) -> FromAws {
         let mut out = FromAws::default();
         let group = &new.spec.target_group;
-        if !review.needs_aws(new) || review.must_not_ask(group) {
-            return out;
-        }
         let deadline = review.deadline.checked_sub(FOR_THE_SERVICE).unwrap_or(review.deadline);
         let named = group.arn().or(group.name()).unwrap_or_default();
         let failed = |reason: String| Some(Failure { reason, slight: false });

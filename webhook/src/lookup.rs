@@ -314,13 +314,13 @@ impl Cluster {
         name: &str,
     ) -> Result<Option<Arc<Service>>, kube::Error> {
         let api: Api<core::Service> = Api::namespaced(self.client.clone(), namespace);
-        Ok(api.get_opt(name).await?.as_ref().map(Service::read).map(Arc::new))
+        Ok(Box::pin(api.get_opt(name)).await?.as_ref().map(Service::read).map(Arc::new))
     }
 
     /// Whether a namespace asks for readiness gates; `None` where it can't be read.
     pub(crate) async fn injects(&self, namespace: &str) -> Option<bool> {
         let api: Api<core::Namespace> = Api::all(self.client.clone());
-        let found = api.get_metadata_opt(namespace).await.ok()??;
+        let found = Box::pin(api.get_metadata_opt(namespace)).await.ok()??;
         let label = found.metadata.labels.unwrap_or_default().remove(names::INJECT_LABEL);
         Some(label.as_deref() == Some(names::INJECT_ENABLED))
     }
@@ -373,7 +373,7 @@ impl Cluster {
 
     async fn live_bindings(&self, namespace: &str) -> Result<Vec<Arc<Bound>>, kube::Error> {
         let api: Api<DeserializeGuard<TargetGroupBinding>> = Api::namespaced(self.client.clone(), namespace);
-        let list = api.list(&ListParams::default()).await?.items.into_iter();
+        let list = Box::pin(api.list(&ListParams::default())).await?.items.into_iter();
         let mut found: Vec<_> = list.filter_map(|guard| Bound::read(&guard.0.ok()?)).map(Arc::new).collect();
         found.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
@@ -479,13 +479,14 @@ impl TargetGroups {
             TargetGroupQuery::Name(name) => (name, true),
             TargetGroupQuery::Arns(_) => return Ok(None),
         };
-        let ask = async {
+        // Calls of the SDK are large futures; the usual review makes none.
+        let ask = Box::pin(async {
             match self.aws.target_groups(role, query).await {
                 Ok(found) => Ok(found.into_iter().next().map(Arc::new)),
                 Err(error) if error.is_target_group_not_found() => Ok(None),
                 Err(error) => Err(error),
             }
-        };
+        });
         let found = self.groups.get(question(what, role), most, ask).await?;
         if let Some(found) = found.as_ref().filter(|_| by_name) {
             // The validating request of the same `apply` asks by ARN.
@@ -506,7 +507,7 @@ impl TargetGroups {
         role: Option<Role<'_>>,
         arn: &str,
     ) -> Result<Option<Arc<BTreeMap<String, String>>>, AwsError> {
-        let ask = async { self.aws.tags(role, arn).await.map(|tags| Some(Arc::new(tags))) };
+        let ask = Box::pin(async { self.aws.tags(role, arn).await.map(|tags| Some(Arc::new(tags))) });
         self.tags.get(question(arn, role), MOMENT, ask).await
     }
 
@@ -519,10 +520,10 @@ impl TargetGroups {
         role: Option<Role<'_>>,
         arn: &str,
     ) -> Result<Option<usize>, AwsError> {
-        let ask = async {
+        let ask = Box::pin(async {
             let targets = self.aws.target_health(role, arn).await?;
             Ok(Some(targets.iter().filter(|target| target.state != TargetState::Draining).count()))
-        };
+        });
         self.counts.get(question(arn, role), MOMENT, ask).await
     }
 
