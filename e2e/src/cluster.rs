@@ -23,6 +23,9 @@ pub struct Options {
     pub reachable: bool,
     /// Write an audit log of everything that is not the control plane's own: [`Cluster::audit`].
     pub audit: bool,
+    /// Let watches be answered by etcd itself, without the API server's cache of recent changes, so that a compaction of
+    /// etcd makes them expire at once.
+    pub uncached_watches: bool,
 }
 
 /// A running control plane. Dropping it ends all its processes.
@@ -88,6 +91,9 @@ impl Cluster {
             format!("--service-account-signing-key-file={}", at("accounts.key")),
             "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
         ];
+        if options.uncached_watches {
+            flags.push("--watch-cache=false".to_owned());
+        }
         if options.audit {
             write(&dir.join("audit.yaml"), AUDIT_POLICY)?;
             flags.push(format!("--audit-policy-file={}", at("audit.yaml")));
@@ -99,10 +105,7 @@ impl Cluster {
         let etcd = format!("127.0.0.1:{etcd}");
         let cluster = Self { processes, programs, server, etcd, ca_pem, kubeconfig };
         cluster.write_kubeconfig(&cluster.kubeconfig, &cluster.server, ADMIN_TOKEN)?;
-        eventually(START, || {
-            cluster.processes.check("kube-apiserver")?;
-            cluster.kubectl(&["get", "--raw", "/readyz"]).ok()
-        })?;
+        cluster.until_ready()?;
         cluster.start_the_rest(&dir, kwok)?;
         Ok(cluster)
     }
@@ -155,6 +158,18 @@ impl Cluster {
             )
             .env("KWOK_WORKDIR", at("kwok")),
         )
+    }
+
+    /// Waits until the API server is ready, as after a restart.
+    ///
+    /// # Errors
+    /// When it has ended, or isn't ready within a minute, with its last lines.
+    pub fn until_ready(&self) -> Result<()> {
+        eventually(START, || {
+            self.processes.check("kube-apiserver")?;
+            self.kubectl(&["get", "--raw", "/readyz"]).ok()
+        })
+        .map(drop)
     }
 
     /// The processes, to pause, kill and restart them by name (`etcd`, `kube-apiserver`, …).

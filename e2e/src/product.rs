@@ -338,6 +338,18 @@ impl<'a> Part<'a> {
         self.processes.restart_with(self.name(), |args| override_flags(args, &flags))
     }
 
+    /// Starts it again if it has ended by itself, as a kubelet does; says whether it had.
+    ///
+    /// # Errors
+    /// When it was never started, or does not start again.
+    pub fn revive(&self) -> Result<bool> {
+        let has_ended = self.processes.check(self.name()).is_err();
+        if has_ended {
+            self.restart()?;
+        }
+        Ok(has_ended)
+    }
+
     /// Waits until `/readyz` says so.
     ///
     /// # Errors

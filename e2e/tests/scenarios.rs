@@ -106,3 +106,47 @@ fn a_registration_whose_answer_is_lost_is_made_good() {
     let lost = space.calls().iter().filter(|call| call.code.as_deref() == Some("LostResponse")).count();
     assert_eq!(lost, 1);
 }
+
+#[test]
+fn a_webhook_that_is_cut_off_or_hangs_refuses_a_new_spec_and_nothing_else() {
+    let world = World::shared().unwrap();
+    let space = world.prepare("cut").value("webhook.bindings.timeoutSeconds=2").start().unwrap();
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    space.deploy("web", 1).unwrap();
+    space.bind("web", &arn, &json!({})).unwrap();
+    let link = space.webhook().link().unwrap();
+    let by_name = json!({"serviceRef": {"name": "web", "port": "http"}});
+    for (harm, said) in [
+        (tgb_e2e::Link::cut as fn(&tgb_e2e::Link), "failed calling webhook"),
+        (tgb_e2e::Link::hold, "deadline exceeded"),
+    ] {
+        harm(link);
+        let message = space.bind("web", &arn, &by_name).unwrap_err();
+        assert!(message.contains(said), "{message}");
+        space.kubectl("annotate tgb web note=a --overwrite").ok().unwrap();
+    }
+    space.kubectl("scale deployment web --replicas=2").ok().unwrap();
+    space.until_pods_are_targets(&arn, "web", 2).unwrap();
+    link.slow(Duration::from_millis(200));
+    eventually(SOON, || space.bind("web", &arn, &by_name)).unwrap();
+}
+
+#[test]
+fn a_controller_without_the_api_server_gives_its_lease_up_and_goes_on_when_it_is_started_again() {
+    let space = space("alone");
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    space.deploy("web", 1).unwrap();
+    space.bind("web", &arn, &json!({})).unwrap();
+    space.until_pods_are_targets(&arn, "web", 1).unwrap();
+    space.controller().link().unwrap().hold();
+    eventually(SOON, || if space.controller().revive()? { Ok(()) } else { Err("it still runs".to_owned()) })
+        .unwrap();
+    space.kubectl("scale deployment web --replicas=2").ok().unwrap();
+    space.controller().link().unwrap().open();
+    eventually(SOON, || {
+        space.controller().revive()?;
+        let there = space.targets(&arn)?;
+        if there.len() == 2 { Ok(()) } else { Err(format!("{there:?}")) }
+    })
+    .unwrap();
+}
