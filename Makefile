@@ -65,7 +65,9 @@ chart: control-plane ## the chart: lint, template twice, schema
 e2e: control-plane ## scenarios on a real control plane
 	@echo '== scenarios on a real control plane'
 	@cargo build $(WORKSPACE) --bins
-	@cargo test $(WORKSPACE) --test '*'
+	@rm -rf target/awsim
+	@TGB_RECORD=$(CURDIR)/target/awsim cargo test $(WORKSPACE) --test '*'
+	@$(CACHE)/venv/bin/python e2e/awsim/tests/fidelity.py --replay target/awsim/*.jsonl
 
 .PHONY: bench
 bench: ## figures as ratios in one run; also in target/bench.json

@@ -40,7 +40,8 @@ pub struct Lab {
 }
 
 impl Aws {
-    /// Starts awsim, ours, in this process, and puts the lab there. Targets settle within seconds.
+    /// Starts awsim, ours, in this process, and puts the lab there. Targets settle within seconds. With `TGB_RECORD`, the
+    /// name of a directory, every request and its answer is recorded there.
     ///
     /// # Errors
     /// When no port is free.
@@ -54,6 +55,15 @@ impl Aws {
         };
         let options = awsim::Options { port: 0, timing, ..awsim::Options::default() };
         let server = Server::start(options).map_err(|error| format!("awsim does not start: {error}"))?;
+        if let Some(dir) = std::env::var_os("TGB_RECORD").map(std::path::PathBuf::from) {
+            let name = std::env::current_exe()
+                .ok()
+                .and_then(|path| Some(path.file_stem()?.to_string_lossy().into_owned()));
+            let port = server.address().port(); // a process may have several
+            let path = dir.join(format!("{}-{port}.jsonl", name.unwrap_or_default()));
+            let made = std::fs::create_dir_all(&dir).and_then(|()| server.record(&path));
+            made.map_err(|error| format!("{}: no recording: {error}", path.display()))?;
+        }
         Ok(Self::with_lab(Arc::new(server), DEFAULT_ACCOUNT))
     }
 

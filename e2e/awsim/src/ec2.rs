@@ -25,6 +25,9 @@ impl Aws {
                 "Request would have succeeded, but DryRun flag is set.",
             ));
         }
+        if let Some(mut past) = self.stale(action, now) {
+            return past.ec2(action, p, now);
+        }
         match action {
             "CreateVpc" => self.create_vpc(p),
             "DescribeVpcs" => self.describe_vpcs(p),
@@ -46,12 +49,12 @@ impl Aws {
             "UnassignPrivateIpAddresses" => self.unassign_ipv4(p),
             "AssignIpv6Addresses" => self.assign_ipv6(p),
             "ModifyNetworkInterfaceAttribute" => self.modify_eni(p),
-            "CreateSecurityGroup" => self.create_group(p, now),
+            "CreateSecurityGroup" => self.create_group(p),
             "DeleteSecurityGroup" => self.delete_group(p),
-            "DescribeSecurityGroups" => self.describe_groups(p, now),
-            "DescribeSecurityGroupRules" => self.describe_rules_of_groups(p, now),
-            "AuthorizeSecurityGroupIngress" => self.authorize(p, false, now),
-            "AuthorizeSecurityGroupEgress" => self.authorize(p, true, now),
+            "DescribeSecurityGroups" => self.describe_groups(p),
+            "DescribeSecurityGroupRules" => self.describe_rules_of_groups(p),
+            "AuthorizeSecurityGroupIngress" => self.authorize(p, false),
+            "AuthorizeSecurityGroupEgress" => self.authorize(p, true),
             "RevokeSecurityGroupIngress" => self.revoke(p, false),
             "RevokeSecurityGroupEgress" => self.revoke(p, true),
             "ModifySecurityGroupRules" => self.modify_rules(p),
@@ -97,7 +100,6 @@ impl Aws {
             source: Source::Group(group.clone(), self.account.clone()),
             description: None,
             tags: Tags::new(),
-            created_ms: 0,
         };
         if let Some(group) = self.security_groups.get_mut(&group) {
             group.description = "default VPC security group".to_owned();
@@ -846,7 +848,7 @@ impl Aws {
         Ok(done())
     }
 
-    fn create_group(&mut self, p: &Params, now: u64) -> Answer {
+    fn create_group(&mut self, p: &Params) -> Answer {
         let name = p.need("GroupName")?;
         let description = p.need("GroupDescription")?;
         if name.starts_with("sg-") || name.len() > 255 {
@@ -882,7 +884,6 @@ impl Aws {
         self.add_security_group(&id, &vpc, name, tags.clone());
         if let Some(group) = self.security_groups.get_mut(&id) {
             group.description = description.to_owned();
-            group.created_ms = now;
         }
         let mut x = done();
         x.text("groupId", &id);
@@ -923,11 +924,7 @@ impl Aws {
         Ok(x)
     }
 
-    fn fresh(&self, created: u64, now: u64) -> bool {
-        self.timing.stale_ms > 0 && created + self.timing.stale_ms > now && created > 0
-    }
-
-    fn describe_groups(&self, p: &Params, now: u64) -> Answer {
+    fn describe_groups(&self, p: &Params) -> Answer {
         let missing = |ids: &[&str]| match ids {
             [id] => no_group(id),
             ids => AwsError::new(
@@ -968,18 +965,11 @@ impl Aws {
                 _ => by_tag(&g.tags, name),
             }
         })?;
-        all.retain(|g| {
-            (names.is_empty() || names.contains(&g.name.as_str())) && !self.fresh(g.created_ms, now)
-        });
+        all.retain(|g| names.is_empty() || names.contains(&g.name.as_str()));
         if all.is_empty()
             && let Some(name) = names.first()
         {
             return Err(no_group(name));
-        }
-        if let Some(id) = p.strings("GroupId").first()
-            && all.is_empty()
-        {
-            return Err(no_group(id));
         }
         paged(p, "GroupId", "securityGroupInfo", &all, |x, g| {
             x.text("ownerId", &self.account);
@@ -989,19 +979,18 @@ impl Aws {
             x.text("vpcId", &g.vpc);
             x.text("securityGroupArn", &self.group_arn_of(&g.id));
             for (name, egress) in [("ipPermissions", false), ("ipPermissionsEgress", true)] {
-                let rules: Vec<&Rule> =
-                    g.rules.iter().filter(|r| r.egress == egress && !self.fresh(r.created_ms, now)).collect();
+                let rules: Vec<&Rule> = g.rules.iter().filter(|r| r.egress == egress).collect();
                 permissions_xml(x, name, &rules);
             }
             tags_xml(x, &g.tags);
         })
     }
 
-    fn describe_rules_of_groups(&self, p: &Params, now: u64) -> Answer {
+    fn describe_rules_of_groups(&self, p: &Params) -> Answer {
         let mut rules: std::collections::BTreeMap<String, (&SecurityGroup, &Rule)> =
             std::collections::BTreeMap::new();
         for group in self.security_groups.values() {
-            for rule in group.rules.iter().filter(|r| !self.fresh(r.created_ms, now)) {
+            for rule in &group.rules {
                 rules.insert(rule.id.clone(), (group, rule));
             }
         }
@@ -1074,7 +1063,7 @@ impl Aws {
             }
             for item in permission.list("PrefixListIds") {
                 let id = item.need("PrefixListId")?;
-                if !id.starts_with("pl-") {
+                if !self.prefix_lists.contains_key(id) {
                     return Err(AwsError::new(
                         "InvalidPrefixListID.NotFound",
                         format!("The prefix list ID '{id}' does not exist"),
@@ -1112,7 +1101,6 @@ impl Aws {
                     source,
                     description,
                     tags: Tags::new(),
-                    created_ms: 0,
                 };
                 if rules.iter().any(|r| r.same(&rule)) {
                     return Err(AwsError::value("The same permission must not appear multiple times"));
@@ -1134,7 +1122,7 @@ impl Aws {
         if self.security_groups.contains_key(id) { Ok(id) } else { Err(no_group(id)) }
     }
 
-    fn authorize(&mut self, p: &Params, egress: bool, now: u64) -> Answer {
+    fn authorize(&mut self, p: &Params, egress: bool) -> Answer {
         let id = self.rule_group(p)?;
         let mut rules = self.permissions(p, egress)?;
         if rules.is_empty() {
@@ -1147,7 +1135,10 @@ impl Aws {
                 && *owner == self.account
             {
                 let there = self.security_groups.get(other).ok_or_else(|| no_group(other))?;
-                if there.vpc != group.vpc {
+                let is_peer = |(a, b): &(String, String)| {
+                    (*a == there.vpc && *b == group.vpc) || (*b == there.vpc && *a == group.vpc)
+                };
+                if there.vpc != group.vpc && !self.peerings.iter().any(is_peer) {
                     return Err(AwsError::new(
                         "InvalidGroup.NotFound",
                         "You have specified two resources that belong to different networks.",
@@ -1161,10 +1152,9 @@ impl Aws {
                 ));
             }
         }
-        rule_quota(group, &rules, egress, self.quotas.rules_per_group)?;
+        self.rule_quota(group, &rules, egress)?;
         for rule in &mut rules {
             rule.id = self.new_id("sgr");
-            rule.created_ms = now;
             rule.tags.clone_from(&tags);
         }
         let mut x = done();
@@ -1173,6 +1163,26 @@ impl Aws {
             group.rules.extend(rules);
         }
         Ok(x)
+    }
+
+    /// How many rules of each family there are: references count in both, prefix lists with their size.
+    fn rule_quota(&self, group: &SecurityGroup, new: &[Rule], egress: bool) -> Result<(), AwsError> {
+        let (mut ipv4, mut ipv6) = (0, 0);
+        for rule in group.rules.iter().chain(new).filter(|r| r.egress == egress) {
+            let weight = match &rule.source {
+                Source::PrefixList(id) => self.prefix_lists.get(id).copied().unwrap_or(1),
+                _ => 1,
+            };
+            ipv4 += if matches!(rule.source, Source::Ipv6(_)) { 0 } else { weight };
+            ipv6 += if matches!(rule.source, Source::Ipv4(_)) { 0 } else { weight };
+        }
+        if ipv4.max(ipv6) > self.quotas.rules_per_group {
+            return Err(AwsError::new(
+                "RulesPerSecurityGroupLimitExceeded",
+                "The maximum number of rules per security group has been reached.",
+            ));
+        }
+        Ok(())
     }
 
     fn revoke(&mut self, p: &Params, egress: bool) -> Answer {
@@ -1729,20 +1739,6 @@ fn peer(rule: &Rule) -> String {
             rule.to
         ),
     }
-}
-
-/// How many rules of each family there are: references count in both.
-fn rule_quota(group: &SecurityGroup, new: &[Rule], egress: bool, limit: usize) -> Result<(), AwsError> {
-    let all = || group.rules.iter().chain(new).filter(|r| r.egress == egress);
-    let ipv4 = all().filter(|r| !matches!(r.source, Source::Ipv6(_))).count();
-    let ipv6 = all().filter(|r| !matches!(r.source, Source::Ipv4(_))).count();
-    if ipv4 > limit || ipv6 > limit {
-        return Err(AwsError::new(
-            "RulesPerSecurityGroupLimitExceeded",
-            "The maximum number of rules per security group has been reached.",
-        ));
-    }
-    Ok(())
 }
 
 /// Rules merged per protocol and ports.

@@ -1,6 +1,6 @@
 //! Elastic Load Balancing v2: target groups, targets and their states, load balancers, listeners, tags.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::state::{
@@ -34,9 +34,12 @@ impl Aws {
     /// # Errors
     /// What AWS answers.
     pub fn elb(&mut self, action: &str, p: &Params, now: u64) -> Answer {
+        if let Some(mut past) = self.stale(action, now) {
+            return past.elb(action, p, now);
+        }
         match action {
-            "CreateTargetGroup" => self.create_target_group(p, now),
-            "DescribeTargetGroups" => self.describe_target_groups(p, now),
+            "CreateTargetGroup" => self.create_target_group(p),
+            "DescribeTargetGroups" => self.describe_target_groups(p),
             "DeleteTargetGroup" => self.delete_target_group(p),
             "ModifyTargetGroup" => self.modify_target_group(p),
             "DescribeTargetGroupAttributes" => self.describe_target_group_attributes(p),
@@ -50,6 +53,9 @@ impl Aws {
             "DescribeLoadBalancerAttributes" => self.load_balancer_attributes(p, false),
             "ModifyLoadBalancerAttributes" => self.load_balancer_attributes(p, true),
             "CreateListener" => self.create_listener(p, now),
+            "ModifyListener" => self.modify_listener(p, now),
+            "SetSubnets" => self.set_subnets(p),
+            "SetSecurityGroups" => self.set_security_groups(p),
             "DescribeListeners" => self.describe_listeners(p),
             "DeleteListener" => self.delete_listener(p),
             "DescribeRules" => self.describe_rules(p),
@@ -92,7 +98,7 @@ impl Aws {
         Ok(arn)
     }
 
-    fn create_target_group(&mut self, p: &Params, now: u64) -> Answer {
+    fn create_target_group(&mut self, p: &Params) -> Answer {
         let name = p.need("Name")?;
         check_name("Target group name", name)?;
         let target_type = p.get("TargetType").unwrap_or("instance");
@@ -202,7 +208,6 @@ impl Aws {
             targets: BTreeMap::new(),
             load_balancer: None,
             attached_ms: 0,
-            created_ms: now,
         };
         let mut x = Xml::default();
         x.el("TargetGroups", |x| x.el("member", |x| group_xml(x, &group)));
@@ -210,7 +215,7 @@ impl Aws {
         Ok(x)
     }
 
-    fn describe_target_groups(&self, p: &Params, now: u64) -> Answer {
+    fn describe_target_groups(&self, p: &Params) -> Answer {
         let arns = p.strings("TargetGroupArns");
         let names = p.strings("Names");
         let lb = p.get("LoadBalancerArn");
@@ -220,31 +225,26 @@ impl Aws {
             ));
         }
         let missing = || AwsError::new("TargetGroupNotFound", "One or more target groups not found");
-        let seen = |g: &&TargetGroup| g.created_ms + self.timing.stale_ms <= now || self.timing.stale_ms == 0;
         let mut found: Vec<&TargetGroup> = Vec::new();
         if !arns.is_empty() {
             for arn in arns {
                 if !self.own_arn(arn, "targetgroup") {
                     return Err(AwsError::validation(format!("'{arn}' is not a valid target group ARN")));
                 }
-                let group = self.target_groups.get(arn).filter(seen).ok_or_else(missing)?;
+                let group = self.target_groups.get(arn).ok_or_else(missing)?;
                 if !found.iter().any(|f| f.arn == group.arn) {
                     found.push(group);
                 }
             }
         } else if !names.is_empty() {
             for name in names {
-                found.push(
-                    self.target_groups.values().find(|g| g.name == name).filter(seen).ok_or_else(missing)?,
-                );
+                found.push(self.target_groups.values().find(|g| g.name == name).ok_or_else(missing)?);
             }
         } else if let Some(lb) = lb {
             self.load_balancer_arn(lb)?;
-            found.extend(
-                self.target_groups.values().filter(|g| g.load_balancer.as_deref() == Some(lb)).filter(seen),
-            );
+            found.extend(self.target_groups.values().filter(|g| g.load_balancer.as_deref() == Some(lb)));
         } else {
-            found.extend(self.target_groups.values().filter(seen));
+            found.extend(self.target_groups.values());
         }
         let (page, next) = page(&found, p)?;
         let mut x = Xml::default();
@@ -446,7 +446,7 @@ impl Aws {
                     None
                 }
             };
-            let quic = self.quic_server_id(group, spec, &id, port)?;
+            let quic = self.quic_server_id(group, spec, &id, port, now)?;
             wanted.push(((id, port), zone, quic));
         }
         let quoted = |ids: &[&str]| ids.iter().map(|i| format!("'{i}'")).collect::<Vec<_>>().join(", ");
@@ -477,15 +477,15 @@ impl Aws {
         let active = group.targets.values().filter(|t| t.draining_ms.is_none()).count();
         let limit = self.quotas.targets_per_group;
         if active + new.len() > limit && matches!(group.target_type.as_str(), "ip" | "instance") {
-            let text = match &group.load_balancer {
-                Some(lb) => format!(
-                    "The maximum number of targets per load balancer '{limit}' has been reached on load balancer '{lb}'"
-                ),
-                None => format!(
-                    "The maximum number of targets per target group '{limit}' has been reached on target group '{arn}'"
-                ),
-            };
+            let text = format!(
+                "The maximum number of targets per target group '{limit}' has been reached on target group '{arn}'"
+            );
             return Err(AwsError::new("TooManyTargets", text));
+        }
+        if let Some(balancer) = group.load_balancer.as_ref().and_then(|lb| self.load_balancers.get(lb)) {
+            let more = wanted.iter().filter(|(key, ..)| new.contains(key));
+            let more = more.map(|((id, _), zone, _)| (group, id, self.zone_of(id, zone.as_deref())));
+            self.balancer_quotas(balancer, &more.collect::<Vec<_>>())?;
         }
         if self.timing.refuse_draining
             && let Some(((id, _), ..)) = wanted
@@ -494,6 +494,7 @@ impl Aws {
         {
             return Err(invalid_target(format!("The target '{id}' is draining and cannot be registered")));
         }
+        let keys: Vec<(TargetId, u16)> = wanted.iter().map(|(key, ..)| key.clone()).collect();
         if let Some(group) = self.target_groups.get_mut(arn) {
             for (key, zone, quic) in wanted {
                 if group.targets.get(&key).is_some_and(|t| t.draining_ms.is_none()) {
@@ -517,6 +518,7 @@ impl Aws {
                 );
             }
         }
+        self.remember_quic(arn, &keys, now);
         Ok(Xml::default())
     }
 
@@ -608,6 +610,17 @@ impl Aws {
                 "The port of a target of type 'alb' must match the port of the target group",
             ));
         }
+        let id = TargetId::Other(arn.into());
+        let elsewhere = self
+            .target_groups
+            .values()
+            .filter(|g| g.arn != group.arn && g.targets.contains_key(&(id.clone(), port)));
+        if elsewhere.count() >= 2 {
+            return Err(AwsError::new(
+                "TooManyRegistrationsForTargetId",
+                format!("The load balancer '{arn}' is registered with two target groups already"),
+            ));
+        }
         if !self.listeners.values().any(|l| l.load_balancer == arn && l.port == Some(port)) {
             return Err(invalid_target(format!(
                 "The load balancer '{arn}' does not have a listener on port '{port}'"
@@ -622,6 +635,7 @@ impl Aws {
         spec: &Params,
         id: &TargetId,
         port: u16,
+        now: u64,
     ) -> Result<Option<String>, AwsError> {
         let quic = matches!(group.protocol.as_deref(), Some("QUIC" | "TCP_QUIC"));
         let Some(server) = spec.get("QuicServerId") else {
@@ -660,7 +674,110 @@ impl Aws {
                 }
             }
         }
+        let place = (group.vpc.clone().unwrap_or_default(), server.to_owned());
+        if self.quic_ids.get(&place).is_some_and(|((other, other_port), last)| {
+            (other != id || *other_port != port) && now < last + QUIC_REUSE_MS
+        }) {
+            return Err(AwsError::validation(format!(
+                "The QUIC server ID '{server}' was in use by another target less than 6 hours ago"
+            )));
+        }
         Ok(Some(server.to_owned()))
+    }
+
+    /// Takes down that QUIC server ids are in use now, so that no other target gets them soon.
+    fn remember_quic(&mut self, arn: &str, keys: &[(TargetId, u16)], now: u64) {
+        let Some(group) = self.target_groups.get(arn) else { return };
+        let vpc = group.vpc.clone().unwrap_or_default();
+        for key in keys {
+            if let Some(server) = group.targets.get(key).and_then(|t| t.quic_server_id.as_deref()) {
+                self.quic_ids.insert((vpc.clone(), server.to_owned()), (key.clone(), now));
+            }
+        }
+    }
+
+    /// The zone of a target: its own or its instance's.
+    fn zone_of<'a>(&'a self, id: &TargetId, zone: Option<&'a str>) -> Option<&'a str> {
+        match id {
+            TargetId::Other(id) if zone.is_none() => self.instances.get(id.as_ref()).map(|i| i.zone.as_str()),
+            _ => zone,
+        }
+    }
+
+    /// Whether a load balancer may have the targets that it has and `more` ones: group, id, zone.
+    fn balancer_quotas<'a>(
+        &'a self,
+        balancer: &'a LoadBalancer,
+        more: &[(&'a TargetGroup, &'a TargetId, Option<&'a str>)],
+    ) -> Result<(), AwsError> {
+        let quotas = &self.quotas;
+        let groups = self.target_groups.values().filter(|g| g.load_balancer.as_ref() == Some(&balancer.arn));
+        let there = groups
+            .flat_map(|g| g.targets.iter().map(move |((id, _), target)| (g, id, target)))
+            .filter(|(_, _, target)| target.draining_ms.is_none())
+            .map(|(g, id, target)| (g, id, self.zone_of(id, target.zone.as_deref())));
+        let default =
+            balancer.attributes.get("load_balancing.cross_zone.enabled").is_some_and(|v| v == "true");
+        let (mut all, mut crossing) = (0, 0);
+        let mut zones: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut times: HashMap<&TargetId, usize> = more.iter().map(|(_, id, _)| (*id, 0)).collect();
+        for (group, id, zone) in there.chain(more.iter().copied()) {
+            let crosses = match group.attributes.get("load_balancing.cross_zone.enabled").map(String::as_str)
+            {
+                Some("true") => true,
+                Some("false") => false,
+                _ => default,
+            };
+            let weight = match (group.target_type.as_str(), crosses) {
+                ("alb", true) => 100,
+                ("alb", false) => 50,
+                _ => 1,
+            };
+            all += weight;
+            if let Some(count) = times.get_mut(id) {
+                *count += 1;
+            }
+            match zone {
+                _ if crosses => crossing += weight,
+                Some(zone) if zone != "all" => *zones.entry(zone).or_default() += weight,
+                _ => balancer.zones.iter().for_each(|(zone, _)| *zones.entry(zone).or_default() += weight),
+            }
+        }
+        let arn = &balancer.arn;
+        let reached = |what: &str, limit: usize| {
+            let text =
+                format!("The maximum number of {what} '{limit}' has been reached on load balancer '{arn}'");
+            Err(AwsError::new("TooManyTargets", text))
+        };
+        match balancer.kind.as_str() {
+            "application" if all > quotas.targets_per_alb => {
+                reached("targets per load balancer", quotas.targets_per_alb)
+            }
+            "application" => match times.iter().find(|(_, count)| **count > quotas.registrations_per_alb) {
+                Some((id, _)) => Err(AwsError::new(
+                    "TooManyRegistrationsForTargetId",
+                    format!(
+                        "The target '{id}' cannot be registered more than {} times on load balancer '{arn}'",
+                        quotas.registrations_per_alb
+                    ),
+                )),
+                None => Ok(()),
+            },
+            "network" if crossing > quotas.targets_per_nlb_cross_zone => Err(AwsError::new(
+                "TooManyTargets",
+                format!(
+                    "You cannot have more than {} targets per network load balancer with cross-zone load balancing enabled.",
+                    quotas.targets_per_nlb_cross_zone
+                ),
+            )),
+            "network" if zones.values().any(|count| *count > quotas.targets_per_nlb_zone) => {
+                reached("targets per Availability Zone per load balancer", quotas.targets_per_nlb_zone)
+            }
+            "network" if all > quotas.targets_per_nlb => {
+                reached("targets per load balancer", quotas.targets_per_nlb)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn deregister_targets(&mut self, p: &Params, now: u64) -> Answer {
@@ -684,6 +801,7 @@ impl Aws {
                 }
             }
         }
+        self.remember_quic(arn, &gone.iter().map(|(key, _)| key.clone()).collect::<Vec<_>>(), now);
         if let Some(group) = self.target_groups.get_mut(arn) {
             for (key, at_once) in gone {
                 if at_once {
@@ -742,7 +860,7 @@ impl Aws {
                 if (target_key.0 == key || id == "*") && port.is_none_or(|p| p == target_key.1) {
                     let before = match context.state(self, &target_key.0, target, now).state {
                         "healthy" => Settled::Healthy,
-                        "unhealthy" => Settled::Unhealthy,
+                        "unhealthy" | "unhealthy.draining" => Settled::Unhealthy,
                         _ => Settled::Initial,
                     };
                     changes.push((target_key.clone(), before));
@@ -766,8 +884,14 @@ impl Aws {
         let missing = || AwsError::new("TargetGroupNotFound", "One or more target groups not found");
         let group = self.target_groups.get(arn).ok_or_else(missing)?;
         let context = Context::of(self, group);
-        let stale = self.timing.stale_ms;
         let check_port = group.check.port.as_deref().filter(|p| *p != "traffic-port");
+        let wanted = p.strings("Include");
+        let healthy = |(key, target): (&(TargetId, u16), &Target)| {
+            context.state(self, &key.0, target, now).state == "healthy"
+        };
+        let detects = wanted.iter().any(|what| matches!(*what, "AnomalyDetection" | "All"))
+            && context.balancer.is_some_and(|b| b.kind == "application")
+            && group.targets.iter().filter(|target| healthy(*target)).take(3).count() == 3;
         let mut x = Xml::default();
         let one = |x: &mut Xml, (id, port): &(TargetId, u16), target: Option<&Target>| {
             let state = match target {
@@ -799,14 +923,39 @@ impl Aws {
                     x.opt("Reason", state.reason.as_deref());
                     x.opt("Description", state.description.as_deref());
                 });
+                if detects {
+                    x.el("AnomalyDetection", |x| {
+                        x.text("Result", "normal");
+                        x.text("MitigationInEffect", "no");
+                    });
+                }
+                if context.balancer.is_some() && !self.shifted_zones.is_empty() {
+                    let zone = self.zone_of(id, target.and_then(|t| t.zone.as_deref()));
+                    let is_away = zone.is_some_and(|zone| self.shifted_zones.contains(zone));
+                    let (state, reason, text) = match is_away {
+                        true => (
+                            "zonal_shift_active",
+                            "AdministrativeOverride.ZonalShiftActive",
+                            "Zonal shift is active",
+                        ),
+                        false => (
+                            "no_override",
+                            "AdministrativeOverride.NoOverride",
+                            "No override is currently active",
+                        ),
+                    };
+                    x.el("AdministrativeOverride", |x| {
+                        x.text("State", state);
+                        x.text("Reason", reason);
+                        x.text("Description", text);
+                    });
+                }
             });
         };
         let asked = p.list("Targets");
         x.el("TargetHealthDescriptions", |x| {
             for (key, target) in group.targets.iter().filter(|_| asked.is_empty()) {
-                if stale == 0 || target.registered_ms + stale <= now {
-                    one(x, key, Some(target));
-                }
+                one(x, key, Some(target));
             }
             for spec in &asked {
                 let Some(id) = spec.get("Id") else { continue };
@@ -818,20 +967,8 @@ impl Aws {
         Ok(x)
     }
 
-    fn create_load_balancer(&mut self, p: &Params, now: u64) -> Answer {
-        let name = p.need("Name")?;
-        check_name("Load balancer name", name)?;
-        if name.starts_with("internal-") {
-            return Err(AwsError::validation(format!(
-                "Load balancer name '{name}' cannot begin with 'internal-'"
-            )));
-        }
-        let kind = p.get("Type").unwrap_or("application");
-        one_of("type", kind, &["application", "network", "gateway"])?;
-        let scheme = p.get("Scheme").unwrap_or("internet-facing");
-        if !matches!(scheme, "internet-facing" | "internal") {
-            return Err(AwsError::new("InvalidScheme", format!("The scheme '{scheme}' is not valid")));
-        }
+    /// The VPC and the zones with their subnets that a request names for a load balancer.
+    fn enabled_zones(&self, kind: &str, p: &Params) -> Result<(String, Vec<(String, String)>), AwsError> {
         let mut ids: Vec<String> = p.strings("Subnets").into_iter().map(str::to_owned).collect();
         ids.extend(p.list("SubnetMappings").iter().filter_map(|m| m.get("SubnetId")).map(str::to_owned));
         if ids.is_empty() {
@@ -859,14 +996,76 @@ impl Aws {
                 "At least two subnets in two different Availability Zones must be specified",
             ));
         }
-        let vpc = vpc.cloned().unwrap_or_default();
-        let mut groups: Vec<String> = p.strings("SecurityGroups").into_iter().map(str::to_owned).collect();
-        if let Some(bad) = groups.iter().find(|g| self.security_groups.get(*g).is_none_or(|g| g.vpc != vpc)) {
-            return Err(AwsError::new(
+        Ok((vpc.cloned().unwrap_or_default(), zones))
+    }
+
+    fn known_groups(&self, vpc: &str, p: &Params) -> Result<Vec<String>, AwsError> {
+        let groups: Vec<String> = p.strings("SecurityGroups").into_iter().map(str::to_owned).collect();
+        match groups.iter().find(|g| self.security_groups.get(*g).is_none_or(|g| g.vpc != vpc)) {
+            Some(bad) => Err(AwsError::new(
                 "InvalidSecurityGroup",
                 format!("One or more security groups are invalid: {bad}"),
+            )),
+            None => Ok(groups),
+        }
+    }
+
+    fn set_subnets(&mut self, p: &Params) -> Answer {
+        let arn = self.load_balancer_arn(p.need("LoadBalancerArn")?)?;
+        let mut x = Xml::default();
+        let Some(balancer) = self.load_balancers.get(arn) else { return Ok(x) };
+        let (vpc, zones) = self.enabled_zones(&balancer.kind, p)?;
+        if vpc != balancer.vpc {
+            return Err(AwsError::new(
+                "InvalidSubnet",
+                "The subnets do not belong to the VPC of the load balancer",
             ));
         }
+        if let Some(balancer) = self.load_balancers.get_mut(arn) {
+            balancer.zones = zones;
+            zones_xml(&mut x, balancer);
+            x.text("IpAddressType", &balancer.ip_type);
+        }
+        Ok(x)
+    }
+
+    fn set_security_groups(&mut self, p: &Params) -> Answer {
+        let arn = self.load_balancer_arn(p.need("LoadBalancerArn")?)?;
+        let mut x = Xml::default();
+        let Some(balancer) = self.load_balancers.get(arn) else { return Ok(x) };
+        let groups = self.known_groups(&balancer.vpc, p)?;
+        if groups.is_empty() {
+            return Err(AwsError::missing("SecurityGroups"));
+        }
+        if balancer.kind == "network" && balancer.groups.is_empty() {
+            return Err(AwsError::new(
+                "InvalidConfigurationRequest",
+                "Security groups cannot be added to a network load balancer that was made without any",
+            ));
+        }
+        x.each("SecurityGroupIds", "member", &groups, |x, g| x.escape(g));
+        if let Some(balancer) = self.load_balancers.get_mut(arn) {
+            balancer.groups = groups;
+        }
+        Ok(x)
+    }
+
+    fn create_load_balancer(&mut self, p: &Params, now: u64) -> Answer {
+        let name = p.need("Name")?;
+        check_name("Load balancer name", name)?;
+        if name.starts_with("internal-") {
+            return Err(AwsError::validation(format!(
+                "Load balancer name '{name}' cannot begin with 'internal-'"
+            )));
+        }
+        let kind = p.get("Type").unwrap_or("application");
+        one_of("type", kind, &["application", "network", "gateway"])?;
+        let scheme = p.get("Scheme").unwrap_or("internet-facing");
+        if !matches!(scheme, "internet-facing" | "internal") {
+            return Err(AwsError::new("InvalidScheme", format!("The scheme '{scheme}' is not valid")));
+        }
+        let (vpc, zones) = self.enabled_zones(kind, p)?;
+        let mut groups = self.known_groups(&vpc, p)?;
         if groups.is_empty() && kind == "application" {
             groups.extend(
                 self.security_groups
@@ -1037,68 +1236,39 @@ impl Aws {
 
     fn create_listener(&mut self, p: &Params, now: u64) -> Answer {
         let lb_arn = self.load_balancer_arn(p.need("LoadBalancerArn")?)?;
-        let Some(lb) = self.load_balancers.get(lb_arn) else { return Ok(Xml::default()) };
-        let (kind, lb_ip_type) = (lb.kind.clone(), lb.ip_type.clone());
+        let Some(balancer) = self.load_balancers.get(lb_arn) else { return Ok(Xml::default()) };
         let (short, lb_path) = lb_arn
             .split_once(":loadbalancer/")
             .and_then(|(_, rest)| rest.split_once('/'))
             .unwrap_or_default();
-        let protocol = p.get("Protocol");
-        let port = port_number(p, "Port")?;
-        let allowed: &[&str] = match kind.as_str() {
-            "application" => &["HTTP", "HTTPS"],
-            "network" => &["TCP", "TLS", "UDP", "TCP_UDP", "QUIC", "TCP_QUIC"],
-            _ => &[],
+        let mut listener = Listener {
+            arn: String::new(),
+            load_balancer: lb_arn.to_owned(),
+            protocol: None,
+            port: None,
+            forwards: Vec::new(),
+            action: String::new(),
+            certificate: None,
+            ssl_policy: None,
+            tags: tags_of(p)?,
         };
-        match protocol {
-            Some(protocol) if !allowed.contains(&protocol) => {
-                return Err(AwsError::validation(format!(
-                    "Listener protocol '{protocol}' must be one of '{}'",
-                    allowed.join(", ")
-                )));
-            }
-            None if kind != "gateway" => {
-                return Err(AwsError::validation("A listener protocol must be specified"));
-            }
-            _ => {}
+        if p.list("DefaultActions").is_empty() {
+            return Err(AwsError::missing("DefaultActions"));
         }
-        if port.is_none() && kind != "gateway" {
-            return Err(AwsError::validation("A listener port must be specified"));
-        }
-        let certificate = p.list("Certificates").first().and_then(|c| c.get("CertificateArn"));
-        if matches!(protocol, Some("HTTPS" | "TLS")) && certificate.is_none() {
-            return Err(AwsError::new(
-                "CertificateNotFound",
-                format!("A certificate must be specified for {} listeners", protocol.unwrap_or_default()),
-            ));
-        }
-        let action =
-            p.list("DefaultActions").first().copied().ok_or_else(|| AwsError::missing("DefaultActions"))?;
-        let action_type = action.get("Type").unwrap_or("forward");
-        let mut forwards: Vec<(String, Option<u64>)> = Vec::new();
-        if action_type == "forward" {
-            for tuple in action.child("ForwardConfig").map(|c| c.list("TargetGroups")).unwrap_or_default() {
-                let weight = tuple.get("Weight").and_then(|w| w.parse().ok());
-                forwards.push((tuple.need("TargetGroupArn")?.to_owned(), weight));
-            }
-            if forwards.is_empty() {
-                forwards.push((action.need("TargetGroupArn")?.to_owned(), None));
-            }
-        }
-        if let Some(old) = self.listeners.values().find(|l| l.load_balancer == lb_arn && l.port == port) {
-            let same = old.protocol.as_deref() == protocol
-                && old.forwards == forwards
-                && old.action == action_type
-                && old.certificate.as_deref() == certificate;
+        set_listener(&mut listener, balancer, p)?;
+        if let Some(old) =
+            self.listeners.values().find(|l| l.load_balancer == lb_arn && l.port == listener.port)
+        {
+            let same = old.protocol == listener.protocol
+                && old.forwards == listener.forwards
+                && old.action == listener.action
+                && old.certificate == listener.certificate;
             if same {
                 let mut x = Xml::default();
                 x.el("Listeners", |x| x.el("member", |x| listener_xml(x, old)));
                 return Ok(x);
             }
-            return Err(AwsError::new(
-                "DuplicateListener",
-                "A listener already exists on this port for this load balancer",
-            ));
+            return Err(duplicate_listener());
         }
         if self.listeners.values().filter(|l| l.load_balancer == lb_arn).count() >= self.quotas.listeners {
             return Err(AwsError::new(
@@ -1106,14 +1276,46 @@ impl Aws {
                 format!("The maximum number of listeners has been reached on load balancer '{lb_arn}'"),
             ));
         }
-        for (arn, _) in &forwards {
+        self.check_forwards(balancer, &listener)?;
+        let id = self.next();
+        listener.arn = format!(
+            "arn:{}:elasticloadbalancing:{}:{}:listener/{short}/{lb_path}/{id:016x}",
+            self.partition(),
+            self.region,
+            self.account,
+        );
+        Ok(self.put_listener(listener, now))
+    }
+
+    fn modify_listener(&mut self, p: &Params, now: u64) -> Answer {
+        let arn = p.need("ListenerArn")?;
+        let mut listener = self.listeners.get(arn).ok_or_else(no_listener)?.clone();
+        let Some(balancer) = self.load_balancers.get(&listener.load_balancer) else {
+            return Err(no_listener());
+        };
+        set_listener(&mut listener, balancer, p)?;
+        let is_taken = |l: &Listener| {
+            l.arn != arn && l.load_balancer == listener.load_balancer && l.port == listener.port
+        };
+        if self.listeners.values().any(is_taken) {
+            return Err(duplicate_listener());
+        }
+        self.check_forwards(balancer, &listener)?;
+        Ok(self.put_listener(listener, now))
+    }
+
+    /// Whether a load balancer may forward to the target groups of a listener.
+    fn check_forwards(&self, balancer: &LoadBalancer, listener: &Listener) -> Result<(), AwsError> {
+        let (lb_arn, protocol) = (&balancer.arn, listener.protocol.as_deref());
+        let mut added = Vec::new();
+        for (arn, _) in &listener.forwards {
             if !self.own_arn(arn, "targetgroup") {
                 return Err(AwsError::validation(format!("'{arn}' is not a valid target group ARN")));
             }
             let group = self.target_groups.get(arn).ok_or_else(|| {
                 AwsError::new("TargetGroupNotFound", format!("Target groups '{arn}' not found"))
             })?;
-            if group.load_balancer.as_deref().is_some_and(|other| other != lb_arn) {
+            if group.load_balancer.as_ref().is_some_and(|other| other != lb_arn) {
                 return Err(AwsError::new(
                     "TargetGroupAssociationLimit",
                     format!(
@@ -1121,7 +1323,7 @@ impl Aws {
                     ),
                 ));
             }
-            if !compatible(&kind, protocol, group) {
+            if !compatible(&balancer.kind, protocol, group) {
                 return Err(AwsError::new(
                     "IncompatibleProtocols",
                     format!(
@@ -1130,54 +1332,62 @@ impl Aws {
                     ),
                 ));
             }
-            if group.ip_type == "ipv6" && lb_ip_type == "ipv4" {
+            if group.ip_type == "ipv6" && balancer.ip_type == "ipv4" {
                 return Err(AwsError::new(
                     "InvalidConfigurationRequest",
                     "A target group with IP address type ipv6 requires a dualstack load balancer",
                 ));
             }
-            if group.targets.len() > self.quotas.targets_per_group {
+            if group.ip_type == "ipv4"
+                && balancer.ip_type != "ipv4"
+                && matches!(protocol, Some("UDP" | "TCP_UDP"))
+            {
                 return Err(AwsError::new(
-                    "TooManyTargets",
-                    format!(
-                        "The maximum number of targets per load balancer '{}' has been reached on load balancer '{lb_arn}'",
-                        self.quotas.targets_per_group
-                    ),
+                    "InvalidConfigurationRequest",
+                    "A UDP listener of a dualstack load balancer requires a target group with IP address type ipv6",
                 ));
             }
+            if group.load_balancer.is_none() && !added.iter().any(|g: &&TargetGroup| g.arn == *arn) {
+                added.push(group);
+            }
         }
-        let tags = tags_of(p)?;
-        let id = self.next();
-        let arn = format!(
-            "arn:{}:elasticloadbalancing:{}:{}:listener/{short}/{lb_path}/{id:016x}",
-            self.partition(),
-            self.region,
-            self.account,
-        );
-        for (group, _) in &forwards {
+        let there = self.target_groups.values().filter(|g| g.load_balancer.as_ref() == Some(lb_arn)).count();
+        if balancer.kind == "application" && there + added.len() > self.quotas.groups_per_alb {
+            return Err(AwsError::new(
+                "TooManyUniqueTargetGroupsPerLoadBalancer",
+                format!("The maximum number of target groups has been reached on load balancer '{lb_arn}'"),
+            ));
+        }
+        if listener.forwards.len() > self.quotas.groups_per_action {
+            return Err(AwsError::new(
+                "TooManyTargetGroups",
+                format!(
+                    "The maximum number of target groups of an action is {}",
+                    self.quotas.groups_per_action
+                ),
+            ));
+        }
+        let targets =
+            added.iter().flat_map(|g| g.targets.iter().map(move |((id, _), target)| (*g, id, target)));
+        let more = targets.map(|(g, id, target)| (g, id, self.zone_of(id, target.zone.as_deref())));
+        self.balancer_quotas(balancer, &more.collect::<Vec<_>>())
+    }
+
+    /// Puts a listener there and attaches its target groups.
+    fn put_listener(&mut self, listener: Listener, now: u64) -> Xml {
+        for (group, _) in &listener.forwards {
             if let Some(group) = self.target_groups.get_mut(group)
                 && group.load_balancer.is_none()
             {
-                group.load_balancer = Some(lb_arn.to_owned());
+                group.load_balancer = Some(listener.load_balancer.clone());
                 group.attached_ms = now;
             }
         }
-        let tls = matches!(protocol, Some("HTTPS" | "TLS"));
-        let listener = Listener {
-            arn: arn.clone(),
-            load_balancer: lb_arn.to_owned(),
-            protocol: protocol.map(str::to_owned),
-            port,
-            forwards,
-            action: action_type.to_owned(),
-            certificate: certificate.map(str::to_owned),
-            ssl_policy: tls.then(|| p.get("SslPolicy").unwrap_or("ELBSecurityPolicy-2016-08").to_owned()),
-            tags,
-        };
         let mut x = Xml::default();
         x.el("Listeners", |x| x.el("member", |x| listener_xml(x, &listener)));
-        self.listeners.insert(arn, listener);
-        Ok(x)
+        self.listeners.insert(listener.arn.clone(), listener);
+        self.detach_unused();
+        x
     }
 
     fn describe_listeners(&self, p: &Params) -> Answer {
@@ -1346,6 +1556,8 @@ struct Context<'a> {
     registration: u64,
     interval: u64,
     delay: u64,
+    /// How long an unhealthy target keeps its connections.
+    grace: u64,
     /// Addresses of load balancers.
     unusable: BTreeSet<Ipv4Addr>,
 }
@@ -1362,7 +1574,14 @@ impl<'a> Context<'a> {
             .filter(|e| e.description.starts_with("ELB app/"))
             .flat_map(|e| e.private_ips.iter().copied())
             .collect();
-        Self { group, balancer, registration, interval, delay: delay_ms(&aws.timing, group), unusable }
+        let attribute = |name: &str| {
+            group.attributes.get(&format!("target_health_state.unhealthy.{name}")).map_or("", String::as_str)
+        };
+        let grace = match attribute("connection_termination.enabled") {
+            "false" => attribute("draining_interval_seconds").parse::<u64>().unwrap_or(0) * 1_000,
+            _ => 0,
+        };
+        Self { group, balancer, registration, interval, delay: delay_ms(&aws.timing, group), grace, unusable }
     }
 
     fn state(&self, aws: &Aws, id: &TargetId, target: &Target, now: u64) -> TargetState {
@@ -1466,6 +1685,13 @@ impl<'a> Context<'a> {
                     _ => from + self.interval * self.group.check.unhealthy,
                 };
                 match before {
+                    Settled::Initial | Settled::Healthy if now >= due && now < due + self.grace => {
+                        TargetState::new(
+                            "unhealthy.draining",
+                            "Target.FailedHealthChecks",
+                            "Health checks failed",
+                        )
+                    }
                     _ if now >= due => TargetState::new("unhealthy", reason, description),
                     Settled::Healthy => none("healthy"),
                     _ => initial(),
@@ -1474,6 +1700,9 @@ impl<'a> Context<'a> {
         }
     }
 }
+
+/// A QUIC server id goes to no other target for so long.
+const QUIC_REUSE_MS: u64 = 6 * 3_600_000;
 
 const PROTOCOLS: &[&str] = &["HTTP", "HTTPS", "TCP", "TLS", "UDP", "TCP_UDP", "GENEVE", "QUIC", "TCP_QUIC"];
 
@@ -1527,6 +1756,68 @@ fn invalid_target(text: String) -> AwsError {
 
 fn no_listener() -> AwsError {
     AwsError::new("ListenerNotFound", "One or more listeners not found")
+}
+
+fn duplicate_listener() -> AwsError {
+    AwsError::new("DuplicateListener", "A listener already exists on this port for this load balancer")
+}
+
+/// Takes what a request says about a listener, all of it for a new one.
+fn set_listener(listener: &mut Listener, balancer: &LoadBalancer, p: &Params) -> Result<(), AwsError> {
+    let kind = balancer.kind.as_str();
+    let allowed: &[&str] = match kind {
+        "application" => &["HTTP", "HTTPS"],
+        "network" => &["TCP", "TLS", "UDP", "TCP_UDP", "QUIC", "TCP_QUIC"],
+        _ => &[],
+    };
+    if let Some(protocol) = p.get("Protocol") {
+        if !allowed.contains(&protocol) {
+            return Err(AwsError::validation(format!(
+                "Listener protocol '{protocol}' must be one of '{}'",
+                allowed.join(", ")
+            )));
+        }
+        listener.protocol = Some(protocol.to_owned());
+    }
+    listener.port = port_number(p, "Port")?.or(listener.port);
+    if kind != "gateway" && listener.protocol.is_none() {
+        return Err(AwsError::validation("A listener protocol must be specified"));
+    }
+    if kind != "gateway" && listener.port.is_none() {
+        return Err(AwsError::validation("A listener port must be specified"));
+    }
+    let protocol = listener.protocol.as_deref();
+    if matches!(protocol, Some("QUIC" | "TCP_QUIC")) && !balancer.groups.is_empty() {
+        return Err(AwsError::new(
+            "InvalidConfigurationRequest",
+            "QUIC listeners are not supported on load balancers with security groups",
+        ));
+    }
+    if let Some(certificate) = p.list("Certificates").first().and_then(|c| c.get("CertificateArn")) {
+        listener.certificate = Some(certificate.to_owned());
+    }
+    let tls = matches!(protocol, Some("HTTPS" | "TLS"));
+    if tls && listener.certificate.is_none() {
+        return Err(AwsError::new(
+            "CertificateNotFound",
+            format!("A certificate must be specified for {} listeners", protocol.unwrap_or_default()),
+        ));
+    }
+    let policy = p.get("SslPolicy").map(str::to_owned).or(listener.ssl_policy.take());
+    listener.ssl_policy = tls.then(|| policy.unwrap_or_else(|| "ELBSecurityPolicy-2016-08".to_owned()));
+    let Some(action) = p.list("DefaultActions").first().copied() else { return Ok(()) };
+    listener.action = action.get("Type").unwrap_or("forward").to_owned();
+    listener.forwards.clear();
+    if listener.action == "forward" {
+        for tuple in action.child("ForwardConfig").map(|c| c.list("TargetGroups")).unwrap_or_default() {
+            let weight = tuple.get("Weight").and_then(|w| w.parse().ok());
+            listener.forwards.push((tuple.need("TargetGroupArn")?.to_owned(), weight));
+        }
+        if listener.forwards.is_empty() {
+            listener.forwards.push((action.need("TargetGroupArn")?.to_owned(), None));
+        }
+    }
+    Ok(())
 }
 
 /// The error for actions that aren't there.
@@ -1790,6 +2081,14 @@ fn group_xml(x: &mut Xml, g: &TargetGroup) {
     }
 }
 
+fn zones_xml(x: &mut Xml, l: &LoadBalancer) {
+    x.each("AvailabilityZones", "member", &l.zones, |x, (zone, subnet)| {
+        x.text("ZoneName", zone);
+        x.text("SubnetId", subnet);
+        x.el("LoadBalancerAddresses", |_| {});
+    });
+}
+
 fn balancer_xml(x: &mut Xml, l: &LoadBalancer, active_before: u64) {
     x.text("LoadBalancerArn", &l.arn);
     x.text("DNSName", &l.dns);
@@ -1801,11 +2100,7 @@ fn balancer_xml(x: &mut Xml, l: &LoadBalancer, active_before: u64) {
     let state = if l.created_ms <= active_before { "active" } else { "provisioning" };
     x.el("State", |x| x.text("Code", state));
     x.text("Type", &l.kind);
-    x.each("AvailabilityZones", "member", &l.zones, |x, (zone, subnet)| {
-        x.text("ZoneName", zone);
-        x.text("SubnetId", subnet);
-        x.el("LoadBalancerAddresses", |_| {});
-    });
+    zones_xml(x, l);
     if !l.groups.is_empty() {
         x.each("SecurityGroups", "member", &l.groups, |x, g| x.escape(g));
     }

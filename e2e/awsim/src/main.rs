@@ -27,6 +27,9 @@ struct Arguments {
     /// Targets of a target group at most
     #[arg(long, default_value_t = 1000)]
     targets_per_group: usize,
+    /// Append every request with its answer to this file
+    #[arg(long)]
+    record: Option<std::path::PathBuf>,
     /// End when standard input does, as when the parent is gone
     #[arg(long)]
     end_with_stdin: bool,
@@ -44,6 +47,9 @@ fn main() -> std::io::Result<()> {
     };
     options.quotas.targets_per_group = arguments.targets_per_group;
     let server = Server::start(options)?;
+    if let Some(path) = &arguments.record {
+        server.record(path)?;
+    }
     let mut out = std::io::stdout();
     writeln!(out, "awsim listening on {}", server.endpoint())?;
     out.flush()?;

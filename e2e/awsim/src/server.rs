@@ -93,6 +93,16 @@ impl Server {
         self.world.with(account, region, |aws, _| f(aws))
     }
 
+    /// Appends every request with its answer to a file from now on, a JSON object per line, for a later check against
+    /// AWS's own model.
+    ///
+    /// # Errors
+    /// If the file can't be opened.
+    pub fn record(&self, path: &std::path::Path) -> std::io::Result<()> {
+        self.world.record_to(std::fs::File::options().create(true).append(true).open(path)?);
+        Ok(())
+    }
+
     /// Makes calls fail.
     pub fn fault(&self, fault: Fault) {
         self.world.add_fault(fault);
@@ -428,6 +438,9 @@ struct Seed {
     instances: Vec<Instance>,
     enis: Vec<Eni>,
     security_groups: Vec<SecurityGroup>,
+    peerings: Vec<(String, String)>,
+    prefix_lists: std::collections::BTreeMap<String, usize>,
+    shifted_zones: Option<std::collections::BTreeSet<String>>,
     timing: Option<Timing>,
     quotas: Option<Quotas>,
 }
@@ -508,6 +521,9 @@ fn control(world: &World, method: &Method, path: &str, query: &str, body: &[u8])
                     aws.add_instance(instance, Vec::new(), Vec::new());
                 }
                 aws.enis.extend(seed.enis.into_iter().map(|r| (r.id.clone(), r)));
+                aws.peerings.extend(seed.peerings);
+                aws.prefix_lists.extend(seed.prefix_lists);
+                aws.shifted_zones = seed.shifted_zones.unwrap_or(std::mem::take(&mut aws.shifted_zones));
                 aws.security_groups.extend(seed.security_groups.into_iter().map(|r| (r.id.clone(), r)));
             });
         }

@@ -1,6 +1,6 @@
 //! What one account has in one region: the resources as plain values, made by AWS calls or seeded with chosen ids.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -168,9 +168,6 @@ pub struct Rule {
     /// Tags.
     #[serde(default)]
     pub tags: Tags,
-    /// When it was made, milliseconds.
-    #[serde(default)]
-    pub created_ms: u64,
 }
 
 impl Rule {
@@ -201,8 +198,6 @@ pub struct SecurityGroup {
     pub rules: Vec<Rule>,
     /// Tags.
     pub tags: Tags,
-    /// When it was made, milliseconds.
-    pub created_ms: u64,
 }
 
 /// A target's id: an address, else an instance id or ARN.
@@ -340,8 +335,6 @@ pub struct TargetGroup {
     pub load_balancer: Option<String>,
     /// Since when.
     pub attached_ms: u64,
-    /// When it was made.
-    pub created_ms: u64,
 }
 
 /// A load balancer.
@@ -412,7 +405,7 @@ pub struct Timing {
     pub provisioning_ms: u64,
     /// A terminated instance's stay in its groups.
     pub terminated_ms: u64,
-    /// Reads don't see what was made less than this ago (eventual consistency); 0 is off.
+    /// Reads see everything as it was this long ago (eventual consistency); 0 is off.
     pub stale_ms: u64,
     /// Whether a draining target may be registered again.
     pub refuse_draining: bool,
@@ -455,6 +448,20 @@ impl Timing {
 pub struct Quotas {
     /// Instance and ip targets of a target group.
     pub targets_per_group: usize,
+    /// Targets of an application load balancer; one in two of its target groups counts twice.
+    pub targets_per_alb: usize,
+    /// Target groups of an application load balancer.
+    pub groups_per_alb: usize,
+    /// Target groups of an action.
+    pub groups_per_action: usize,
+    /// How often a target may be registered with an application load balancer.
+    pub registrations_per_alb: usize,
+    /// Targets of a network load balancer in a zone, in target groups without cross-zone balancing.
+    pub targets_per_nlb_zone: usize,
+    /// Targets of a network load balancer in target groups with cross-zone balancing.
+    pub targets_per_nlb_cross_zone: usize,
+    /// Targets of a network load balancer.
+    pub targets_per_nlb: usize,
     /// Target groups.
     pub target_groups: usize,
     /// Load balancers.
@@ -473,6 +480,13 @@ impl Default for Quotas {
     fn default() -> Self {
         Self {
             targets_per_group: 1_000,
+            targets_per_alb: 1_000,
+            groups_per_alb: 100,
+            groups_per_action: 5,
+            registrations_per_alb: 100,
+            targets_per_nlb_zone: 500,
+            targets_per_nlb_cross_zone: 1_000,
+            targets_per_nlb: 3_000,
             target_groups: 3_000,
             load_balancers: 50,
             listeners: 50,
@@ -510,8 +524,18 @@ pub struct Aws {
     pub load_balancers: BTreeMap<String, LoadBalancer>,
     /// Listeners by ARN.
     pub listeners: BTreeMap<String, Listener>,
+    /// VPCs that are peered.
+    pub peerings: BTreeSet<(String, String)>,
+    /// How many entries each prefix list has at most: so many rules it counts for.
+    pub prefix_lists: BTreeMap<String, usize>,
+    /// Zones that a zonal shift takes traffic away from.
+    pub shifted_zones: BTreeSet<String>,
+    /// QUIC server ids by VPC and id: whose, and when it was last registered or deregistered.
+    pub(crate) quic_ids: BTreeMap<(String, String), ((TargetId, u16), u64)>,
     /// Answers by client token of RunInstances.
     pub(crate) tokens: HashMap<String, Vec<String>>,
+    /// What was there before each of the last changes, and when that was, if reads are stale.
+    history: VecDeque<(u64, Aws)>,
     serial: u64,
 }
 
@@ -549,9 +573,31 @@ impl Aws {
             target_groups: BTreeMap::new(),
             load_balancers: BTreeMap::new(),
             listeners: BTreeMap::new(),
+            peerings: BTreeSet::new(),
+            prefix_lists: BTreeMap::new(),
+            shifted_zones: BTreeSet::new(),
+            quic_ids: BTreeMap::new(),
             tokens: HashMap::new(),
+            history: VecDeque::new(),
             serial: 0,
         }
+    }
+
+    /// What a read sees where reads are stale: everything as it was then. Remembers what a change is about to change.
+    pub(crate) fn stale(&mut self, action: &str, now: u64) -> Option<Self> {
+        let then = now.saturating_sub(Some(self.timing.stale_ms).filter(|ms| *ms > 0)?);
+        while self.history.front().is_some_and(|(at, _)| *at <= then) {
+            self.history.pop_front();
+        }
+        if !action.starts_with("Describe") {
+            let history = std::mem::take(&mut self.history);
+            let before = self.clone();
+            self.history = history;
+            self.history.push_back((now, before));
+            return None;
+        }
+        let (_, past) = self.history.front()?;
+        Some(Self { timing: Timing { stale_ms: 0, ..self.timing }, ..past.clone() })
     }
 
     /// The partition, as in `aws-cn`.
@@ -609,7 +655,6 @@ impl Aws {
             source: Source::Ipv4(Ipv4Net::default()),
             description: None,
             tags: Tags::new(),
-            created_ms: 0,
         };
         self.security_groups.insert(
             id.to_owned(),
@@ -620,7 +665,6 @@ impl Aws {
                 vpc: vpc.to_owned(),
                 rules: vec![egress],
                 tags,
-                created_ms: 0,
             },
         );
     }

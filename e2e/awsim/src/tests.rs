@@ -418,13 +418,17 @@ fn a_role_wants_trust_and_its_external_id_and_its_session_expires() {
 }
 
 #[test]
-fn reads_miss_what_was_made_within_the_stale_window() {
+fn stale_reads_see_everything_as_it_was_a_while_ago_what_is_gone_included() {
     let mut aws = aws();
     aws.timing.stale_ms = 2_000;
     let arn = group(&mut aws, "web", &[]);
     register(&mut aws, T0 + 5_000, &arn, &[("Id", "192.168.0.7")]).unwrap();
     assert!(states(&mut aws, T0 + 6_999, &arn).is_empty());
     assert_eq!(states(&mut aws, T0 + 7_000, &arn).len(), 1);
+    let target = [("TargetGroupArn", arn.as_str()), ("Targets.member.1.Id", "192.168.0.7")];
+    elb(&mut aws, T0 + 9_000, "DeregisterTargets", &target).unwrap();
+    assert_eq!(states(&mut aws, T0 + 10_999, &arn).len(), 1);
+    assert!(states(&mut aws, T0 + 11_000, &arn).is_empty());
 }
 
 #[test]
@@ -434,4 +438,236 @@ fn a_request_without_a_signature_or_with_the_classic_version_is_refused() {
     assert_eq!((bare.status, text(&bare.body, "Code").as_str()), (403, "MissingAuthenticationToken"));
     let classic = "Action=DescribeLoadBalancers&Version=2012-06-01";
     assert_eq!(signed(&world, "111122223333", "elasticloadbalancing", classic).status, 400);
+}
+
+/// Registers so many addresses from `192.168.BLOCK.1` on; the code of the error if there is one.
+fn many(aws: &mut Aws, arn: &str, block: u8, count: u8) -> Result<(), String> {
+    let targets: Vec<(String, String)> =
+        (1..=count).map(|n| (format!("Targets.member.{n}.Id"), format!("192.168.{block}.{n}"))).collect();
+    let mut pairs = vec![("TargetGroupArn", arn)];
+    pairs.extend(targets.iter().map(|(k, v)| (k.as_str(), v.as_str())));
+    elb(aws, T0, "RegisterTargets", &pairs).map(drop).map_err(|error| error.code.to_string())
+}
+
+#[test]
+fn load_balancers_have_quotas_of_their_own_by_zone_and_across_zones_also_when_a_full_group_is_attached() {
+    let mut aws = aws();
+    aws.quotas.targets_per_nlb_zone = 10;
+    aws.quotas.targets_per_nlb_cross_zone = 15;
+    aws.quotas.targets_per_alb = 12;
+    let refused = Err("TooManyTargets".to_owned());
+    let tcp = group(&mut aws, "tcp", &[("Protocol", "TCP")]);
+    attach(&mut aws, &tcp, "network", "TCP", 3);
+    many(&mut aws, &tcp, 0, 10).unwrap();
+    assert_eq!(many(&mut aws, &tcp, 1, 1), refused, "the eleventh of its zone");
+    many(&mut aws, &tcp, 32, 5).unwrap();
+    let cross = [
+        ("TargetGroupArn", tcp.as_str()),
+        ("Attributes.member.1.Key", "load_balancing.cross_zone.enabled"),
+        ("Attributes.member.1.Value", "true"),
+    ];
+    elb(&mut aws, T0, "ModifyTargetGroupAttributes", &cross).unwrap();
+    assert_eq!(many(&mut aws, &tcp, 33, 1), refused, "the sixteenth across zones");
+
+    let web = group(&mut aws, "web", &[]);
+    many(&mut aws, &web, 0, 13).unwrap();
+    let balancer = aws.load_balancers.values().next().unwrap().arn.clone();
+    aws.load_balancers.get_mut(&balancer).unwrap().name = "other".into();
+    let ids = Cluster::default().subnets;
+    let pairs = [("Name", "alb"), ("Subnets.member.1", &ids[0]), ("Subnets.member.2", &ids[1])];
+    let alb = text(&elb(&mut aws, T0, "CreateLoadBalancer", &pairs).unwrap(), "LoadBalancerArn");
+    let listener = [
+        ("LoadBalancerArn", alb.as_str()),
+        ("Protocol", "HTTP"),
+        ("Port", "80"),
+        ("DefaultActions.member.1.Type", "forward"),
+        ("DefaultActions.member.1.TargetGroupArn", &web),
+    ];
+    assert_eq!(elb(&mut aws, T0, "CreateListener", &listener).unwrap_err().code, "TooManyTargets");
+    aws.quotas.targets_per_alb = 13;
+    elb(&mut aws, T0, "CreateListener", &listener).unwrap();
+    assert_eq!(many(&mut aws, &web, 1, 1), refused);
+    aws.quotas.registrations_per_alb = 1;
+    aws.quotas.targets_per_alb = 20;
+    let pairs = [
+        ("TargetGroupArn", web.as_str()),
+        ("Targets.member.1.Id", "192.168.0.1"),
+        ("Targets.member.1.Port", "81"),
+    ];
+    let error = elb(&mut aws, T0, "RegisterTargets", &pairs).unwrap_err();
+    assert_eq!(error.code, "TooManyRegistrationsForTargetId");
+}
+
+#[test]
+fn an_unhealthy_target_of_an_nlb_keeps_its_connections_for_the_draining_interval() {
+    let mut aws = aws();
+    let arn = group(&mut aws, "tcp", &[("Protocol", "TCP")]);
+    attach(&mut aws, &arn, "network", "TCP", 3);
+    let name = |n: usize, field: &str| format!("Attributes.member.{n}.{field}");
+    let (k1, v1, k2, v2) = (name(1, "Key"), name(1, "Value"), name(2, "Key"), name(2, "Value"));
+    let pairs = [
+        ("TargetGroupArn", arn.as_str()),
+        (&k1, "target_health_state.unhealthy.connection_termination.enabled"),
+        (&v1, "false"),
+        (&k2, "target_health_state.unhealthy.draining_interval_seconds"),
+        (&v2, "60"),
+    ];
+    elb(&mut aws, T0, "ModifyTargetGroupAttributes", &pairs).unwrap();
+    register(&mut aws, T0, &arn, &[("Id", "192.168.0.7")]).unwrap();
+    let healthy = T0 + 180_000 + 30_000;
+    assert_eq!(states(&mut aws, healthy, &arn), ["healthy"]);
+    let probe = Probe::Failing { reason: "Target.Timeout".into(), description: "Request timed out".into() };
+    aws.set_health("tcp", "*", None, &probe, healthy);
+    let due = healthy + 2 * 30_000;
+    assert_eq!(states(&mut aws, due - 1, &arn), ["healthy"]);
+    assert_eq!(states(&mut aws, due, &arn), ["unhealthy.draining Target.FailedHealthChecks"]);
+    assert_eq!(states(&mut aws, due + 60_000, &arn), ["unhealthy Target.Timeout"]);
+}
+
+#[test]
+fn a_quic_server_id_goes_to_no_other_target_for_six_hours_and_not_behind_security_groups() {
+    let mut aws = aws();
+    let arn = group(&mut aws, "quic", &[("Protocol", "QUIC")]);
+    let id = ("QuicServerId", "0x00000000000000aa");
+    register(&mut aws, T0, &arn, &[("Id", "192.168.0.7"), id]).unwrap();
+    deregister(&mut aws, T0 + 1_000, &arn, "192.168.0.7", "80");
+    let soon = register(&mut aws, T0 + 2_000, &arn, &[("Id", "192.168.0.8"), id]).unwrap_err();
+    assert!(soon.message.contains("6 hours"), "{}", soon.message);
+    register(&mut aws, T0 + 2_000, &arn, &[("Id", "192.168.0.7"), id]).unwrap();
+    deregister(&mut aws, T0 + 3_000, &arn, "192.168.0.7", "80");
+    register(&mut aws, T0 + 3_000 + 6 * 3_600_000, &arn, &[("Id", "192.168.0.8"), id]).unwrap();
+
+    let cluster = Cluster::default();
+    let pairs = [
+        ("Name", "nlb"),
+        ("Type", "network"),
+        ("Subnets.member.1", &cluster.subnets[0]),
+        ("SecurityGroups.member.1", &cluster.lb_group),
+    ];
+    let nlb = text(&elb(&mut aws, T0, "CreateLoadBalancer", &pairs).unwrap(), "LoadBalancerArn");
+    let listener = [
+        ("LoadBalancerArn", nlb.as_str()),
+        ("Protocol", "QUIC"),
+        ("Port", "443"),
+        ("DefaultActions.member.1.TargetGroupArn", &arn),
+    ];
+    let error = elb(&mut aws, T0, "CreateListener", &listener).unwrap_err();
+    assert_eq!(error.code, "InvalidConfigurationRequest");
+}
+
+#[test]
+fn a_listener_may_be_pointed_elsewhere_and_zones_switched_off() {
+    let mut aws = aws();
+    let (blue, green) = (group(&mut aws, "blue", &[]), group(&mut aws, "green", &[]));
+    let listener = attach(&mut aws, &blue, "application", "HTTP", 3);
+    register(&mut aws, T0, &blue, &[("Id", "192.168.64.7")]).unwrap();
+    let balancer = aws.listeners[&listener].load_balancer.clone();
+    let ids = Cluster::default().subnets;
+    let pairs = [
+        ("LoadBalancerArn", balancer.as_str()),
+        ("Subnets.member.1", &ids[0]),
+        ("Subnets.member.2", &ids[1]),
+    ];
+    elb(&mut aws, T0, "SetSubnets", &pairs).unwrap();
+    let state = |aws: &mut Aws, arn: &str| {
+        elb(aws, T0 + 60_000, "DescribeTargetHealth", &[("TargetGroupArn", arn)]).unwrap()
+    };
+    assert!(state(&mut aws, &blue).contains("Target is in an Availability Zone that is not enabled"));
+    let pairs = [("ListenerArn", listener.as_str()), ("DefaultActions.member.1.TargetGroupArn", &green)];
+    elb(&mut aws, T0, "ModifyListener", &pairs).unwrap();
+    assert!(state(&mut aws, &blue).contains("not configured to receive traffic"));
+    assert_eq!(aws.target_groups[&green].load_balancer, Some(balancer));
+}
+
+#[test]
+fn anomalies_are_told_when_asked_for_and_overrides_while_a_zone_is_shifted_away() {
+    let mut aws = aws();
+    let arn = group(&mut aws, "web", &[]);
+    attach(&mut aws, &arn, "application", "HTTP", 3);
+    many(&mut aws, &arn, 0, 2).unwrap();
+    many(&mut aws, &arn, 32, 1).unwrap();
+    let read = |aws: &mut Aws| {
+        let pairs = [("TargetGroupArn", arn.as_str()), ("Include.member.1", "AnomalyDetection")];
+        elb(aws, T0 + 60_000, "DescribeTargetHealth", &pairs).unwrap()
+    };
+    assert_eq!(read(&mut aws).matches("<AnomalyDetection><Result>normal</Result>").count(), 3);
+    assert_eq!(
+        elb(&mut aws, T0 + 60_000, "DescribeTargetHealth", &[("TargetGroupArn", &arn)])
+            .unwrap()
+            .matches("Anomaly")
+            .count(),
+        0
+    );
+    aws.shifted_zones.insert("us-west-2b".into());
+    let answer = read(&mut aws);
+    assert_eq!((answer.matches("zonal_shift_active").count(), answer.matches("no_override").count()), (1, 2));
+}
+
+#[test]
+fn a_prefix_list_counts_with_its_size_and_groups_of_peered_vpcs_can_be_named() {
+    let mut aws = aws();
+    let cluster = Cluster::default();
+    let allow = |aws: &mut Aws, what: &str, value: &str| {
+        let name = format!("IpPermissions.1.{what}");
+        let pairs =
+            [("GroupId", cluster.node_group.as_str()), ("IpPermissions.1.IpProtocol", "-1"), (&name, value)];
+        ec2(aws, "AuthorizeSecurityGroupIngress", &pairs).map(drop).map_err(|error| error.code.to_string())
+    };
+    let list = "PrefixListIds.1.PrefixListId";
+    assert_eq!(allow(&mut aws, list, "pl-1"), Err("InvalidPrefixListID.NotFound".to_owned()));
+    aws.prefix_lists.extend([("pl-1".to_owned(), 59), ("pl-2".to_owned(), 2)]);
+    allow(&mut aws, list, "pl-1").unwrap();
+    assert_eq!(allow(&mut aws, list, "pl-2"), Err("RulesPerSecurityGroupLimitExceeded".to_owned()));
+    let other = ec2(&mut aws, "CreateVpc", &[("CidrBlock", "172.31.0.0/16")]).unwrap();
+    let vpc = text(&other, "vpcId");
+    aws.add_security_group("sg-0ffffffffffffffff", &vpc, "theirs", Default::default());
+    let group = "Groups.1.GroupId";
+    assert_eq!(allow(&mut aws, group, "sg-0ffffffffffffffff"), Err("InvalidGroup.NotFound".to_owned()));
+    aws.peerings.insert((vpc, cluster.vpc.clone()));
+    allow(&mut aws, group, "sg-0ffffffffffffffff").unwrap();
+}
+
+#[test]
+fn accounts_have_their_own_clock_their_own_throttling_and_outages_that_end() {
+    let world = World::new(frozen());
+    let (one, two) = ("111122223333", "444455556666");
+    let before = world.now_of(two);
+    world.advance(Some(one), std::time::Duration::from_secs(60));
+    assert_eq!((world.now_of(one) - before, world.now_of(two)), (60_000, before));
+    world.throttle(Some(one), true);
+    let limited = |account: &str| {
+        (0..50).filter(|_| signed(&world, account, "elasticloadbalancing", GROUPS).status == 400).count()
+    };
+    assert_eq!((limited(one), limited(two)), (10, 0));
+    let seconds = std::time::Duration::from_secs;
+    world.add_fault(Fault::new(Effect::Unavailable).account(two).between(seconds(10), seconds(5)));
+    let at = |more: u64| {
+        world.advance(Some(two), seconds(more));
+        signed(&world, two, "elasticloadbalancing", GROUPS).status
+    };
+    assert_eq!((at(0), at(10), at(4), at(1)), (200, 503, 503, 200));
+    assert!(world.faults().is_empty());
+}
+
+#[test]
+fn a_schedule_of_faults_is_the_same_for_the_same_seed_and_over_at_its_end() {
+    let length = std::time::Duration::from_secs(60);
+    let schedule = Fault::schedule(7, "111122223333", 20, length);
+    assert_eq!(schedule, Fault::schedule(7, "111122223333", 20, length));
+    assert_ne!(schedule, Fault::schedule(8, "111122223333", 20, length));
+    assert!(schedule.iter().all(|f| f.after_ms + f.for_ms.unwrap() <= 60_000));
+    let run = || {
+        let world = World::new(frozen());
+        schedule.iter().cloned().for_each(|fault| world.add_fault(fault));
+        let calls = (0..61).map(|_| {
+            world.advance(None, std::time::Duration::from_secs(1));
+            let reply = signed(&world, "111122223333", "elasticloadbalancing", GROUPS);
+            (reply.status, reply.wire)
+        });
+        calls.collect::<Vec<_>>()
+    };
+    let first = run();
+    assert_eq!(first, run());
+    assert!(first.iter().any(|(status, _)| *status != 200));
+    assert_eq!(first.last(), Some(&(200, Wire::Answer)));
 }

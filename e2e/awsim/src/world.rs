@@ -400,6 +400,7 @@ pub(crate) struct World {
     seed: std::sync::atomic::AtomicU64,
     own: Mutex<HashMap<String, Own>>,
     journal: Mutex<VecDeque<Line>>,
+    record: Mutex<Option<std::fs::File>>,
     buckets: Mutex<HashMap<String, (u64, u64)>>,
     throttle: std::sync::atomic::AtomicBool,
     clock: Mutex<Clock>,
@@ -425,6 +426,7 @@ impl World {
             seed: options.seed.into(),
             own: Mutex::default(),
             journal: Mutex::default(),
+            record: Mutex::default(),
             buckets: Mutex::default(),
             throttle: options.throttle.into(),
             clock: Mutex::new(Clock { at_ms: now, since: Instant::now(), scale: options.scale }),
@@ -534,6 +536,24 @@ impl World {
             .collect()
     }
 
+    pub(crate) fn record_to(&self, file: std::fs::File) {
+        *lock(&self.record) = Some(file);
+    }
+
+    /// Appends a request and its answer to the recording, if there is one.
+    fn record(&self, service: Service, action: &str, request: &[u8], status: u16, answer: &str) {
+        let mut record = lock(&self.record);
+        let Some(file) = record.as_mut() else { return };
+        let line = serde_json::json!({
+            "service": service, "action": action, "request": String::from_utf8_lossy(request), "status": status,
+            "answer": answer,
+        });
+        if let Err(error) = std::io::Write::write_all(file, format!("{line}\n").as_bytes()) {
+            tracing::error!(%error, "the recording ends");
+            *record = None;
+        }
+    }
+
     pub(crate) fn clear_journal(&self, account: Option<&str>) {
         lock(&self.journal).retain(|l| account.is_some_and(|a| a != l.call.account));
     }
@@ -600,6 +620,9 @@ impl World {
             }
             (_, result) => (code, result.err()),
         };
+        if known && wire != Wire::Reset {
+            self.record(service, action, request.body, status, &body);
+        }
         let mut journal = lock(&self.journal);
         journal.push_back(Line {
             call: Call {

@@ -1,11 +1,15 @@
 """Is awsim's wire format AWS's? Runs boto3, the aws command line and moto against it.
 
     fidelity.py AWSIM_BINARY
+    fidelity.py --replay FILE…
 
 - Every answer is compared with botocore's service model: no element that the model doesn't know, and every list and
-  structure where the model has it. Every request in the journal has known parameters only.
+  structure where the model has it. Every request is: only parameters that the model knows, and in requests that succeeded
+  all required ones, with values that it allows.
 - The aws command line does a walkthrough.
 - What moto can express runs on both, with the same outcome; each known difference is in docs/awsim.md.
+
+--replay does the first for what `awsim --record` has written, as the product's own requests in the e2e tests.
 
 Prints one line per check and ends with 1 if one fails.
 """
@@ -17,6 +21,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.parse
 import urllib.request
 import xml.etree.ElementTree as ET
 
@@ -51,11 +56,14 @@ class Witness:
 
     def answer(self, service, model, http):
         self.seen.add((service.service_name, model.name))
-        text = http.content.decode()
-        root = ET.fromstring(text)
+        where = f"{service.service_name}.{model.name}"
+        try:
+            root = ET.fromstring(http.content.decode())
+        except ET.ParseError as error:
+            self.problems.add(f"{where}: no XML: {error}")
+            return
         for e in root.iter():
             e.tag = re.sub(r"^\{.*\}", "", e.tag)
-        where = f"{service.service_name}.{model.name}"
         if http.status_code >= 300:
             want = {"Response"} if service.protocol == "ec2" else {"ErrorResponse"}
             if root.tag not in want:
@@ -341,6 +349,15 @@ def own(elb, ec2, sts, admin):
     check("then draining", (3, "draining", "Target.DeregistrationInProgress", "us-west-2a", "3") in states(), states())
     admin("POST", "clock", {"advance_ms": 300000})
     check("then gone", len(states()) == 2, states())
+    register(Id="10.0.0.10"), admin("POST", "clock", {"advance_ms": 60000})
+    admin("POST", "seed", {"account": "111122223333", "shifted_zones": ["us-west-2a"]})
+    told = elb.describe_target_health(TargetGroupArn=arn, Include=["AnomalyDetection"])["TargetHealthDescriptions"]
+    check("anomalies and overrides", {(h["AnomalyDetection"]["Result"], h["AdministrativeOverride"]["State"]) for h in told} == {("normal", "zonal_shift_active")}, told)
+    admin("POST", "seed", {"account": "111122223333", "shifted_zones": []})
+    elb.set_subnets(LoadBalancerArn=lb, Subnets=subnets), elb.set_security_groups(LoadBalancerArn=lb, SecurityGroups=[ec2.create_security_group(GroupName="lb", Description="lb", VpcId=vpc)["GroupId"]])
+    other = make(Name="other", TargetType="ip")
+    point = lambda to: elb.modify_listener(ListenerArn=listener["ListenerArn"], DefaultActions=[{"Type": "forward", "TargetGroupArn": to}])
+    point(other), point(arn), elb.delete_target_group(TargetGroupArn=other)
     admin("POST", "clock", {"scale": 1})
     check("rules of a listener", elb.describe_rules(ListenerArn=listener["ListenerArn"])["Rules"][0]["IsDefault"])
     elb.describe_load_balancer_attributes(LoadBalancerArn=lb)
@@ -409,22 +426,104 @@ def own(elb, ec2, sts, admin):
     check("a lost response is a change that was made, a reset isn't", keys == ["lost_response"], keys)
 
 
-def requests(journal):
-    """Every parameter of the journal is in the model of its action."""
-    session = botocore.session.get_session()
-    models = {"elb": session.get_service_model("elbv2"), "ec2": session.get_service_model("ec2"), "sts": session.get_service_model("sts")}
-    problems = set()
-    for call in journal:
-        model = models[call["service"]]
-        shape = model.operation_model(call["action"]).input_shape
-        top = set()
-        for n, m in (shape.members if shape else {}).items():
-            s = m.serialization
-            top.add(s.get("queryName") or (s.get("name", n)[:1].upper() + s.get("name", n)[1:] if model.protocol == "ec2" else s.get("name", n)))
-        for name in call["parameters"]:
-            if name.split(".")[0] not in top:
-                problems.add(f"{call['action']}: {name}")
-    return problems
+class Requests:
+    """Compares requests with the model of their action."""
+
+    def __init__(self):
+        self.problems, self.seen = set(), set()
+        session = botocore.session.get_session()
+        names = {"elb": "elbv2", "ec2": "ec2", "sts": "sts"}
+        self.models = {n: session.get_service_model(m) for n, m in names.items()}
+
+    def check(self, service, action, parameters, succeeded):
+        self.model, self.strict = self.models[service], succeeded
+        self.seen.add((service, action))
+        tree = {}
+        for name, value in parameters.items():
+            node = tree
+            for part in name.split("."):
+                node = node.setdefault(part, {})
+            node[""] = value
+        shape = self.model.operation_model(action).input_shape
+        if shape:
+            self.structure(action, shape, tree)
+        elif tree:
+            self.problems.add(f"{action}: has parameters, the model has none")
+
+    def wire(self, name, member):
+        s = member.serialization
+        own = s.get("name", name)
+        return s.get("queryName") or (own[:1].upper() + own[1:] if self.model.protocol == "ec2" else own)
+
+    def structure(self, where, shape, tree):
+        members = {self.wire(n, m): m for n, m in shape.members.items()}
+        for name, node in tree.items():
+            if name in members:
+                self.value(f"{where}.{name}", members[name], node)
+            elif name:
+                self.problems.add(f"{where}: unknown {name}")
+        for name in shape.required_members:
+            if self.strict and self.wire(name, shape.members[name]) not in tree:
+                self.problems.add(f"{where}: no {name}, which is required")
+
+    def value(self, where, shape, node):
+        if shape.type_name == "structure":
+            return self.structure(where, shape, node)
+        if shape.type_name == "list":
+            if self.model.protocol != "ec2" and not shape.serialization.get("flattened"):
+                if node == {"": ""}:
+                    return
+                name = shape.member.serialization.get("name", "member")
+                if set(node) != {name}:
+                    self.problems.add(f"{where}: {sorted(node)} in place of {name}")
+                node = node.get(name, {})
+            if sorted(node) != sorted(str(n + 1) for n in range(len(node))):
+                self.problems.add(f"{where}: not numbered from 1 on")
+            for item in node.values():
+                self.value(f"{where}.N", shape.member, item)
+            return
+        if set(node) != {""}:
+            self.problems.add(f"{where}: parameters in a text")
+        text, limits = node.get("", ""), shape.metadata
+        if not self.strict:
+            return
+        if shape.type_name in ("integer", "long"):
+            fine = re.fullmatch(r"-?\d+", text) and limits.get("min", -2**63) <= int(text) <= limits.get("max", 2**63)
+        elif shape.type_name == "boolean":
+            fine = text in ("true", "false")
+        elif shape.type_name == "string":
+            fine = (not shape.enum or text in shape.enum) and limits.get("min", 0) <= len(text) <= limits.get("max", 2**31)
+        else:
+            fine = True
+        if not fine:
+            self.problems.add(f"{where}: '{text}' is not what the model allows")
+
+
+class Recorded:
+    """An answer of a recording, as botocore hands it over."""
+
+    def __init__(self, line):
+        self.content, self.status_code = line["answer"].encode(), line["status"]
+        self.headers = {"x-amzn-requestid": "not recorded"}
+
+
+def replay(files):
+    witness, requests, count = Witness(), Requests(), 0
+    for file in files:
+        for line in map(json.loads, open(file, encoding="utf-8")):
+            count += 1
+            model = requests.models[line["service"]]
+            if line["action"] not in model.operation_names:
+                check(f"{file}: {line['action']} is an action", False)
+                continue
+            form = dict(urllib.parse.parse_qsl(line["request"], keep_blank_values=True))
+            parameters = {k: v for k, v in form.items() if k not in ("Action", "Version")}
+            requests.check(line["service"], line["action"], parameters, line["status"] < 300)
+            witness.answer(model, model.operation_model(line["action"]), Recorded(line))
+    what = f"{count} recorded requests and answers of {len(requests.seen)} actions are as botocore's model has them"
+    problems = sorted(witness.problems | requests.problems)
+    check(what, count and not problems, "\n      " + "\n      ".join(problems))
+    sys.exit(1 if FAILED else 0)
 
 
 def command_line(endpoint):
@@ -460,6 +559,8 @@ def port():
 
 
 def main():
+    if sys.argv[1] == "--replay":
+        replay(sys.argv[2:])
     started = []
     try:
         sim = subprocess.Popen([sys.argv[1], "--port", "0", "--end-with-stdin"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -480,8 +581,10 @@ def main():
         ours = scenario(*clients(endpoint, "AKIAIOSFODNN7EXAMPLE", witness))
         command_line(endpoint)
         check(f"the answers of {len(witness.seen)} actions are as botocore's model has them", not witness.problems, "\n      " + "\n      ".join(sorted(witness.problems)))
-        problems = requests(admin("GET", "journal"))
-        check("the requests are as botocore's model has them", not problems, problems)
+        requests = Requests()
+        for call in admin("GET", "journal"):
+            requests.check(call["service"], call["action"], call["parameters"], call["status"] == 200)
+        check("the requests are as botocore's model has them", not requests.problems, sorted(requests.problems))
         deadline = time.monotonic() + 60
         while True:
             try:
