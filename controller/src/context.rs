@@ -210,6 +210,11 @@ impl Ctx {
         Ok(networks)
     }
 
+    /// AWS has contradicted what is known of a VPC's subnets: they are read anew when they are needed next.
+    pub(crate) fn forget_subnets(&self, vpc: &str) {
+        self.subnets.lock().unwrap_or_else(PoisonError::into_inner).remove(vpc);
+    }
+
     /// Has bindings looked at again without forgetting their backoff.
     pub(crate) fn nudge(&self, concerned: &Concerned) {
         let workers = self.workers();

@@ -49,7 +49,9 @@ pub(crate) fn state(seen: Option<&ObservedTarget>, in_use: bool) -> (String, Str
         TargetState::Unused if !in_use => {
             says("True", NOT_IN_USE, "The target group is attached to no load balancer")
         }
-        TargetState::Initial => described("Elb.RegistrationInProgress"),
+        TargetState::Initial if seen.reason.is_none() => {
+            says("False", "Elb.RegistrationInProgress", "Target registration is in progress")
+        }
         other => described(other.as_str()),
     }
 }

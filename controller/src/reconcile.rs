@@ -101,6 +101,8 @@ struct Memory {
     tracking: Option<Tracking>,
     /// When the binding was first seen, if that was not long ago; found out once.
     first_contact: Option<Option<Timestamp>>,
+    /// What was foreign then; what comes later is not protected.
+    foreign: Option<BTreeSet<TargetKey>>,
     failures: u32,
     writes: Writes,
     /// Events that stand for what is wrong now, when they were sent, and their words.
@@ -285,10 +287,7 @@ impl Worker {
 
         let now = Instant::now();
         let contact = self.contact_left(binding);
-        let foreign = match contact {
-            Some(_) => ownership::foreign(&ctx.index(), &self.memory.observed),
-            None => BTreeSet::new(),
-        };
+        let foreign = self.foreign(contact);
         let plan = self.plan(binding, &arn, &wanted, &targets, &foreign, grace.as_ref(), now);
         let mut applied = Applied::default();
         if mode == Mode::Writes {
@@ -303,6 +302,9 @@ impl Worker {
             let place = Place { ctx: &ctx, binding, arn: &arn, changed: self.changed };
             let Memory { observed, zones, .. } = &mut self.memory;
             applied = apply(&place, &plan, &wanted, observed, zones, &zone_of).await;
+            if let (true, Some(vpc)) = (zones.take_contradicted(), &group.vpc_id) {
+                ctx.forget_subnets(vpc);
+            }
             if !plan.register.is_empty() || !plan.deregister.is_empty() {
                 (self.memory.touched, self.memory.looks) = (Some(Instant::now()), 0);
             }
@@ -446,6 +448,17 @@ impl Worker {
         left.filter(|_| binding.spec.target_group.sharing() == Sharing::Exclusive)
     }
 
+    /// What is registered, was so at first contact, and is not this cluster's.
+    fn foreign(&mut self, contact: Option<Duration>) -> BTreeSet<TargetKey> {
+        if contact.is_none() {
+            return BTreeSet::new();
+        }
+        let Memory { observed, foreign, .. } = &mut self.memory;
+        let now = ownership::foreign(&self.ctx.index(), observed);
+        let then = foreign.get_or_insert_with(|| now.clone());
+        now.intersection(then).cloned().collect()
+    }
+
     #[expect(clippy::too_many_arguments, reason = "a comparison looks at all of it")]
     fn plan(
         &mut self,
@@ -472,11 +485,16 @@ impl Worker {
             _ => settings.keep_last.applies(group.as_ref()),
         };
         let none_ready = grace.is_none() && targets.is_empty() && !wanted.unready.is_empty();
+        let mut alive = alive(&index, binding, observed);
+        if binding.annotation(names::WHEN_NONE_READY) == Some("deregister") {
+            // The user prefers none: what is not ready is as good as dead.
+            alive.retain(|key| !wanted.unready.contains(key));
+        }
         plan(&Situation {
             desired: targets,
             observed: observed.targets(),
             assumed: &observed.assumed(),
-            alive: &alive(&index, binding, observed),
+            alive: &alive,
             tracked: tracking.as_ref().map(|tracking| &tracking.targets),
             protected: &protected,
             rejected: &observed.not_now(now).0,

@@ -126,6 +126,15 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         () = ctx.caches_filled() => {}
         () = stop.cancelled() => return Ok(()),
     }
+    if let Some(vpc) = ctx.aws.vpc_id().map(str::to_owned) {
+        // So that the first registration does not wait for it.
+        let ctx = Arc::clone(&ctx);
+        tokio::spawn(async move {
+            if let Err(error) = ctx.subnets(&vpc, &[]).await {
+                warn!(%error, "the subnets of the VPC are not known yet");
+            }
+        });
+    }
     let candidate = Candidate::new(
         client,
         &flags.lease_namespace.clone().unwrap_or_else(lease::own_namespace),

@@ -15,6 +15,8 @@ pub(crate) struct Zones {
     real: Option<bool>,
     /// Whether an address is outside, where AWS knows better than the subnets tell.
     corrected: BTreeMap<IpAddr, bool>,
+    /// AWS has contradicted the subnets: they have changed.
+    contradicted: bool,
 }
 
 impl Zones {
@@ -40,6 +42,11 @@ impl Zones {
         Some(real.unwrap_or("all").to_owned())
     }
 
+    /// Whether AWS has contradicted the subnets since this was asked last, so that they should be read again.
+    pub(crate) fn take_contradicted(&mut self) -> bool {
+        std::mem::take(&mut self.contradicted)
+    }
+
     /// Learns from a refusal; whether the same targets are worth another try.
     pub(crate) fn learn(&mut self, error: &AwsError) -> bool {
         if error.code != "ValidationError" {
@@ -49,23 +56,31 @@ impl Zones {
         if !text.contains("availability zone") {
             return false;
         }
-        let ip = error.message.split('\'').find_map(|word| word.parse::<IpAddr>().ok());
-        if text.contains("cross-zone load balancing is disabled") {
-            return self.real.replace(true) != Some(true);
-        }
         if text.contains("must be 'all'") {
             return self.real.replace(false) == Some(true);
         }
-        let Some(ip) = ip else { return false };
+        let Some(ip) = error.message.split('\'').find_map(|word| word.parse::<IpAddr>().ok()) else {
+            return false;
+        };
         if text.contains("within the vpc") {
-            return self.corrected.insert(ip, false) != Some(false);
+            return self.correct(ip, false);
         }
-        if text.contains("is required") || text.contains("must specify") {
-            // It is outside, and was sent without a zone, or `all` is not enough.
-            let was_known = self.corrected.insert(ip, true) == Some(true);
-            return !was_known || self.real.replace(true) != Some(true);
+        let wants_real = text.contains("cross-zone load balancing is disabled");
+        if !wants_real && !text.contains("is required") && !text.contains("must specify") {
+            return false;
         }
-        false
+        // It is outside, and was sent without a zone, or `all` is not enough.
+        let is_news = self.correct(ip, true);
+        if is_news && !wants_real {
+            return true;
+        }
+        self.real.replace(true) != Some(true) || is_news
+    }
+
+    fn correct(&mut self, ip: IpAddr, outside: bool) -> bool {
+        let is_news = self.corrected.insert(ip, outside) != Some(outside);
+        self.contradicted |= is_news;
+        is_news
     }
 
     fn is_outside(&self, ip: &IpAddr, subnets: &[IpNet]) -> bool {
@@ -134,6 +149,18 @@ mod tests {
         );
         assert!(zones.learn(&on));
         assert_eq!(zone(&zones, OUTSIDE).as_deref(), Some("all"));
+    }
+
+    #[test]
+    fn an_address_that_is_outside_since_a_subnet_is_gone_gets_a_zone_after_one_refusal() {
+        let mut zones = Zones::default();
+        let off = refusal(
+            "When cross-zone load balancing is disabled on this target group, you must specify an Availability Zone \
+             for IP target '192.168.0.9' since it is outside of the VPC",
+        );
+        assert!(zones.learn(&off) && zones.take_contradicted() && !zones.take_contradicted());
+        assert_eq!(zone(&zones, "192.168.0.9").as_deref(), Some("us-west-2a"));
+        assert!(!zones.learn(&off));
     }
 
     #[test]

@@ -11,7 +11,6 @@ use crate::reason::Reason;
 use crate::security;
 use crate::status::Report;
 use crate::tracking::Tracking;
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use tgb_api::names;
 use tgb_api::v1::{Sharing, TargetGroupBinding};
@@ -103,12 +102,11 @@ impl Worker {
             Sharing::Exclusive => None,
         };
         let goes: Vec<Target> = {
-            let index = ctx.index();
             // What was foreign at first contact is not ours to take away either.
-            let foreign = match self.contact_left(binding) {
-                Some(_) => ownership::foreign(&index, &self.memory.observed),
-                None => BTreeSet::new(),
-            };
+            self.memory.observed.show(seen.clone(), |_| false, Instant::now());
+            let contact = self.contact_left(binding);
+            let foreign = self.foreign(contact);
+            let index = ctx.index();
             let tracked = tracking.as_ref().map(|tracking| &tracking.targets);
             let switches = &ctx.settings.switches;
             let goes = ownership::to_clean_up(&index, switches, binding, &arn, &seen, tracked, &foreign);
