@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 use tgb_api::target_group::TargetGroup;
+use tgb_api::v1::Role;
+use tgb_aws::values::ObservedTarget;
 use tgb_aws::{Aws, AwsError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -98,6 +100,9 @@ impl Wake {
 /// The networks of a VPC's subnets, and when they were read.
 type KnownSubnets = (Instant, Arc<Vec<IpNet>>);
 
+/// The last answer of DescribeTargetHealth, and when it was asked for.
+type LastHealth = Arc<tokio::sync::Mutex<Option<(Instant, Vec<ObservedTarget>)>>>;
+
 /// Who works on which binding.
 type Workers = HashMap<Key, Arc<Wake>>;
 
@@ -129,6 +134,8 @@ pub(crate) struct Ctx {
     workers: Mutex<Workers>,
     standings: Mutex<HashMap<Key, Standing>>,
     subnets: Mutex<BTreeMap<String, KnownSubnets>>,
+    /// Of target groups with several bindings.
+    health: Mutex<HashMap<String, LastHealth>>,
     /// Since when the watch of a kind is broken.
     broken: Mutex<BTreeMap<&'static str, Instant>>,
     leading: AtomicBool,
@@ -150,6 +157,7 @@ impl Ctx {
             workers: Mutex::default(),
             standings: Mutex::default(),
             subnets: Mutex::default(),
+            health: Mutex::default(),
             broken: Mutex::default(),
             leading: AtomicBool::new(false),
             unsynced: AtomicUsize::new(0),
@@ -208,6 +216,35 @@ impl Ctx {
         let entry = (Instant::now(), Arc::clone(&networks));
         self.subnets.lock().unwrap_or_else(PoisonError::into_inner).insert(vpc.to_owned(), entry);
         Ok(networks)
+    }
+
+    /// DescribeTargetHealth. Where several bindings share a target group, they share an answer that is younger than the
+    /// shortest tick, so that it is asked once per tick.
+    pub(crate) async fn target_health(
+        &self,
+        role: Option<Role<'_>>,
+        arn: &str,
+    ) -> Result<Vec<ObservedTarget>, AwsError> {
+        const TICK: Duration = Duration::from_secs(1);
+        let has_several = self.index().bindings_of(arn).len() > 1;
+        let cell = {
+            let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+            if has_several {
+                Some(Arc::clone(health.entry(arn.to_owned()).or_default()))
+            } else {
+                health.remove(arn);
+                None
+            }
+        };
+        let Some(cell) = cell else { return self.aws.target_health(role, arn).await };
+        let mut last = cell.lock().await;
+        if let Some((_, answer)) = last.as_ref().filter(|(asked, _)| asked.elapsed() < TICK) {
+            return Ok(answer.clone());
+        }
+        let asked = Instant::now();
+        let answer = self.aws.target_health(role, arn).await?;
+        *last = Some((asked, answer.clone()));
+        Ok(answer)
     }
 
     /// AWS has contradicted what is known of a VPC's subnets: they are read anew when they are needed next.

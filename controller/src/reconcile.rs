@@ -386,7 +386,7 @@ impl Worker {
         if self.memory.observed.is_known() && !due {
             return Ok(());
         }
-        let seen = self.ctx.aws.target_health(binding.spec.target_group.role(), arn).await?;
+        let seen = self.ctx.target_health(binding.spec.target_group.role(), arn).await?;
         let now = Instant::now();
         self.memory.observed.show(seen, |key| targets.contains_key(key), now);
         (self.memory.touched, self.memory.asked) = (Some(now), Some(Timestamp::now()));

@@ -163,8 +163,10 @@ pub(crate) fn status(report: &Report, old: Option<&Status>, generation: Option<i
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Difference {
     None,
-    /// In counts, or in sentences about the same reasons.
+    /// In counts, or in what is said of what is well.
     Counts,
+    /// In what is said of what is not well, for the same reasons.
+    Words,
     Substance,
 }
 
@@ -184,6 +186,13 @@ pub(crate) fn difference(old: Option<&Status>, new: &Status) -> Difference {
         || words(old) != words(new)
     {
         Difference::Substance
+    } else if old
+        .conditions
+        .iter()
+        .zip(&new.conditions)
+        .any(|(old, new)| new.status != Verdict::True.as_str() && old.message != new.message)
+    {
+        Difference::Words
     } else if old.conditions != new.conditions || counts(old) != counts(new) {
         Difference::Counts
     } else {
@@ -261,6 +270,12 @@ mod tests {
         let mut counted = first.clone();
         counted.targets = Some(TargetCounts { desired: 3, ..Default::default() });
         assert_eq!(difference(Some(&first), &counted), Difference::Counts);
+        let mut bad = good();
+        bad.findings[0].verdict = Verdict::False;
+        let before = status(&bad, None, Some(1), at(1));
+        bad.findings[0].message = "worse".to_owned();
+        let worse = status(&bad, Some(&before), Some(1), at(1));
+        assert_eq!(difference(Some(&before), &worse), Difference::Words);
         let newer = status(&good(), Some(&first), Some(2), at(1));
         assert_eq!(difference(Some(&first), &newer), Difference::Substance);
     }

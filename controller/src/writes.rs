@@ -13,8 +13,9 @@ use tgb_api::v1::{Status, TargetGroupBinding};
 use tokio::time::Instant;
 use tracing::warn;
 
-/// Counts, and sentences about the same reason, are written at most this often.
+/// Counts are written at most this often, and other words about the same reason.
 const COUNTS_EVERY: Duration = Duration::from_secs(15);
+const WORDS_EVERY: Duration = Duration::from_secs(2);
 /// After how long a write is tried again: somebody else wrote, or the API server failed.
 const CONFLICT: Duration = Duration::from_millis(200);
 const FAILURE: Duration = Duration::from_secs(1);
@@ -94,15 +95,16 @@ impl Writes {
     ) -> Option<Duration> {
         let old = self.status(binding);
         let new = status::status(report, old, generation, Time(Timestamp::now()));
-        match status::difference(old, &new) {
+        let patience = match status::difference(old, &new) {
             status::Difference::None => return None,
-            status::Difference::Counts => {
-                let since = self.status.as_ref().map(|(_, at)| at.elapsed());
-                if let Some(left) = since.and_then(|since| COUNTS_EVERY.checked_sub(since)) {
-                    return Some(left);
-                }
-            }
-            status::Difference::Substance => {}
+            status::Difference::Counts => COUNTS_EVERY,
+            status::Difference::Words => WORDS_EVERY,
+            status::Difference::Substance => Duration::ZERO,
+        };
+        let since = self.status.as_ref().map(|(_, at)| at.elapsed());
+        if let Some(left) = since.and_then(|since| patience.checked_sub(since)).filter(|left| !left.is_zero())
+        {
+            return Some(left);
         }
         let patch = json!({"metadata": {"resourceVersion": self.version(binding)}, "status": new});
         let answer = api(ctx, binding)
