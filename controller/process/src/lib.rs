@@ -13,6 +13,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
@@ -88,13 +89,15 @@ impl Logging {
         let provider = endpoint.map(|endpoint| exporter(program, endpoint)).transpose()?;
         let traces = provider
             .as_ref()
-            .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(program)));
+            .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(program)))
+            // Ours alone, whatever is logged: the exporter's own requests must not become spans.
+            .map(|layer| layer.with_filter(Targets::new().with_target("tgb_", LevelFilter::INFO)));
         let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
         let lines = match self.log_format {
             LogFormat::Json => lines.json().boxed(),
             LogFormat::Text => lines.boxed(),
         };
-        tracing_subscriber::registry().with(filter).with(traces).with(lines).init();
+        tracing_subscriber::registry().with(traces).with(lines.with_filter(filter)).init();
         Ok(Traces(provider))
     }
 }
