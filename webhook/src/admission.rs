@@ -68,6 +68,11 @@ impl<'a> Request<'a> {
         Ok(request)
     }
 
+    /// The API server's id of this request.
+    pub(crate) fn uid(&self) -> &str {
+        &self.uid
+    }
+
     /// `CREATE`, `UPDATE`, `DELETE`.
     pub(crate) fn operation(&self) -> &str {
         &self.operation

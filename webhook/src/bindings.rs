@@ -212,6 +212,9 @@ impl Bindings {
             additions.extend(more);
         }
         let group = &new.spec.target_group;
+        if let Some(arn) = group.arn() {
+            tracing::Span::current().record("arn", arn);
+        }
         facts.others = match group.arn() {
             Some(arn) => self.cluster.in_the_way(arn, new.namespace(), new.name(), group.sharing()),
             None => Some(Vec::new()),

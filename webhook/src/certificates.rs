@@ -5,7 +5,7 @@ use crate::serve::{CertMode, Options};
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::admissionregistration::v1::{
-    MutatingWebhookConfiguration, ValidatingWebhookConfiguration,
+    MutatingWebhookConfiguration, ValidatingWebhookConfiguration, WebhookClientConfig,
 };
 use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -14,72 +14,142 @@ use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::fmt::Debug;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tgb_certs::{FilePair, Lifetimes, SecretData, SelfSigned, Serving, service_names};
+use tokio::time::Instant;
 
+/// Between two looks at the cluster while all is well; the converter is promised to be looked at every minute.
 const EVERY: Duration = Duration::from_secs(10);
-/// While nothing is served or published yet.
+/// While nothing is served or published yet, and between two looks at mounted files.
 const SOON: Duration = Duration::from_secs(1);
 
-/// Keeps `serving` in step until the process ends; `published` is what `/readyz` asks.
+/// What `/readyz` asks, and what `/readyz?verbose` says is wrong.
+#[derive(Debug, Default)]
+pub(crate) struct Health(Mutex<Told>);
+
+#[derive(Debug, Default, Clone)]
+struct Told {
+    published: bool,
+    problems: Vec<String>,
+}
+
+impl Health {
+    /// Whether API servers trust what is served, and every sentence about what is wrong.
+    pub(crate) fn get(&self) -> (bool, Vec<String>) {
+        let told = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        (told.published, told.problems)
+    }
+
+    fn set(&self, published: bool, problems: Vec<String>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Told { published, problems };
+    }
+
+    /// An error of the newest look. What was published stays so: an API server that is away unpublishes nothing.
+    fn failed(&self, problem: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).problems = vec![problem.to_owned()];
+    }
+}
+
+/// Keeps `serving` in step until the process ends.
 pub(crate) async fn keep(
     options: Arc<Options>,
     client: Client,
     serving: Arc<Serving>,
-    published: Arc<AtomicBool>,
+    health: Arc<Health>,
     metrics: Arc<Metrics>,
 ) {
-    let authority = match options.cert_mode {
-        CertMode::SelfSigned => {
-            let mut names = service_names(&options.service_name, &options.service_namespace);
-            names.extend(options.extra_dns_names.iter().cloned());
-            match SelfSigned::new(names, Lifetimes::default(), Arc::clone(&serving)) {
-                Ok(authority) => Some(authority),
-                Err(error) => {
-                    tracing::error!(%error, "no authority can be kept");
-                    return;
-                }
-            }
+    let mut source = match Source::new(&options, &serving) {
+        Ok(source) => source,
+        Err(error) => {
+            tracing::error!(%error, "no authority can be kept");
+            health.failed(&error);
+            return;
         }
-        CertMode::CertManager | CertMode::Files => None,
     };
-    let mut files = FilePair::new(
-        options.tls_cert_file.clone().unwrap_or_default(),
-        options.tls_key_file.clone().unwrap_or_default(),
-        Arc::clone(&serving),
-    );
+    let every = match options.cert_mode {
+        CertMode::SelfSigned => EVERY.min(options.leaf_lifetime / 10),
+        CertMode::CertManager | CertMode::Files => EVERY,
+    };
     let mut told = String::new();
+    let mut look = Instant::now();
     loop {
-        let done = match &authority {
-            Some(authority) => step(&options, &client, authority, &published, &metrics).await,
-            None => {
-                files.poll(Timestamp::now());
-                published.store(true, Ordering::Relaxed);
-                watch_conversion(&options, &client, &metrics).await
-            }
-        };
-        if let Some(end) = serving.state().not_after {
+        if let Source::Files(files) = &mut source {
+            files.poll(Timestamp::now());
+        }
+        if Instant::now() >= look {
+            let done = match &source {
+                Source::Authority(authority) => step(&options, &client, authority, &health, &metrics).await,
+                Source::Files(_) => watch(&options, &client, &health, &metrics).await,
+            };
+            let wait = match done {
+                Ok(progress) => {
+                    told.clear();
+                    match progress {
+                        Progress::Again => Duration::from_millis(50),
+                        Progress::Done => every,
+                        Progress::Waiting => SOON,
+                    }
+                }
+                Err(error) => {
+                    // The same complaint once, not each second.
+                    if told != error {
+                        tracing::warn!(%error, "certificates can't be kept up to date");
+                        health.failed(&error);
+                        told = error;
+                    }
+                    SOON
+                }
+            };
+            look = Instant::now() + wait;
+        }
+        let state = serving.state();
+        if let Some(end) = state.not_after {
             metrics.certificate_not_after.set(end.as_second());
         }
-        let wait = match done {
-            Ok(Progress::Again) => Duration::from_millis(50),
-            Ok(Progress::Done) => EVERY,
-            Ok(Progress::Waiting) => SOON,
-            Err(error) => {
-                // The same complaint once, not each second.
-                if told != error {
-                    tracing::warn!(%error, "certificates can't be kept up to date");
-                    told = error;
-                }
-                SOON
-            }
-        };
-        tokio::time::sleep(wait).await;
+        metrics.certificate_refused.set(i64::from(state.last_error.is_some()));
+        let next = if matches!(source, Source::Files(_)) { look.min(Instant::now() + SOON) } else { look };
+        tokio::time::sleep_until(next).await;
     }
 }
 
+/// Where the pair comes from.
+enum Source {
+    Authority(SelfSigned),
+    Files(FilePair),
+}
+
+impl Source {
+    fn new(options: &Options, serving: &Arc<Serving>) -> Result<Self, String> {
+        if options.cert_mode != CertMode::SelfSigned {
+            let path = |path: &Option<std::path::PathBuf>| path.clone().unwrap_or_default();
+            let files = (path(&options.tls_cert_file), path(&options.tls_key_file));
+            return Ok(Self::Files(FilePair::new(files.0, files.1, Arc::clone(serving))));
+        }
+        let mut names = service_names(&options.service_name, &options.service_namespace);
+        names.extend(options.extra_dns_names.iter().cloned());
+        let authority = SelfSigned::new(names, lifetimes(options), Arc::clone(serving));
+        authority.map(Self::Authority).map_err(|error| {
+            format!(
+                "--ca-lifetime {:?}, --leaf-lifetime {:?}: {error}",
+                options.ca_lifetime, options.leaf_lifetime
+            )
+        })
+    }
+}
+
+/// The usual times to settle and to retain, shorter where an authority lives so short that they would not fit.
+fn lifetimes(options: &Options) -> Lifetimes {
+    let usual = Lifetimes::default();
+    Lifetimes {
+        authority: options.ca_lifetime,
+        leaf: options.leaf_lifetime,
+        settle: usual.settle.min(options.ca_lifetime / 12),
+        retention: usual.retention.min(options.ca_lifetime / 6),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Progress {
     Again,
     Waiting,
@@ -90,7 +160,7 @@ async fn step(
     options: &Options,
     client: &Client,
     authority: &SelfSigned,
-    published: &AtomicBool,
+    health: &Health,
     metrics: &Metrics,
 ) -> Result<Progress, String> {
     // Configurations first, the Secret after them: what is published is then never older than what is there.
@@ -103,7 +173,11 @@ async fn step(
     });
     let observed = configurations.bundles();
     let step = authority.step(stored.as_ref(), &observed, Timestamp::now()).map_err(|e| e.to_string())?;
-    published.store(step.ready && configurations.complete(), Ordering::Relaxed);
+    let mut problems = configurations.problems(options);
+    if !step.ready {
+        problems.push("our authority is not in every webhook configuration and the CRD yet".to_owned());
+    }
+    health.set(step.ready && configurations.complete(), problems);
     if let Some(write) = step.write {
         tracing::info!(reason = write.reason, "writing the authority's Secret");
         let data = write.data.into_iter().map(|(key, value)| (key, ByteString(value))).collect();
@@ -137,18 +211,31 @@ async fn step(
     Ok(if step.ready && configurations.complete() { Progress::Done } else { Progress::Waiting })
 }
 
-async fn watch_conversion(options: &Options, client: &Client, metrics: &Metrics) -> Result<Progress, String> {
-    let crd = get(&Api::<CustomResourceDefinition>::all(client.clone()), &options.crd_name).await?;
-    let configurations = Configurations { crd, ..Default::default() };
+/// Somebody else writes the caBundles, and repairs the CRD: look whether they did, and raise the alarm if not.
+async fn watch(
+    options: &Options,
+    client: &Client,
+    health: &Health,
+    metrics: &Metrics,
+) -> Result<Progress, String> {
+    let configurations = Configurations::read(options, client).await?;
     let missing = configurations.conversion_is_missing();
     if missing && metrics.conversion_missing.get() == 0 {
         tracing::error!(
             crd = options.crd_name,
-            "several versions are served without a conversion webhook; objects lose data"
+            "several versions are served without a conversion webhook; objects lose data; run helm upgrade"
         );
     }
     metrics.conversion_missing.set(i64::from(missing));
-    Ok(Progress::Done)
+    let mut problems = configurations.problems(options);
+    // With files anything may be trusted, the system's authorities as well; cert-manager always injects.
+    let injected = options.cert_mode == CertMode::Files
+        || configurations.bundles().iter().all(|bundle| bundle.as_ref().is_some_and(|b| !b.is_empty()));
+    if !injected {
+        problems.push("cert-manager has not injected its authority everywhere yet".to_owned());
+    }
+    health.set(injected, problems);
+    Ok(if injected { Progress::Done } else { Progress::Waiting })
 }
 
 /// What carries a caBundle, as it was read.
@@ -203,6 +290,45 @@ impl Configurations {
         served > 1 && !self.converts()
     }
 
+    /// What is missing for requests to come here, as sentences.
+    fn problems(&self, options: &Options) -> Vec<String> {
+        let mut out = Vec::new();
+        let name = &options.webhook_config_name;
+        if self.mutating.is_none() {
+            out.push(format!("there is no MutatingWebhookConfiguration {name}"));
+        }
+        if self.validating.is_none() {
+            out.push(format!("there is no ValidatingWebhookConfiguration {name}"));
+        }
+        if self.crd.is_none() {
+            out.push(format!("there is no CustomResourceDefinition {}", options.crd_name));
+        }
+        if self.conversion_is_missing() {
+            out.push(format!(
+                "{} serves several versions without a conversion webhook: objects lose data",
+                options.crd_name
+            ));
+        }
+        out
+    }
+
+    /// How the API server should reach `/convert`: as it reaches admission, be that a Service or a URL.
+    fn conversion(&self, options: &Options, bundle: &str) -> Value {
+        let mutating =
+            self.mutating.iter().flat_map(|c| c.webhooks.iter().flatten()).map(|w| &w.client_config);
+        let validating =
+            self.validating.iter().flat_map(|c| c.webhooks.iter().flatten()).map(|w| &w.client_config);
+        let reach = mutating.chain(validating).find_map(way_to_convert).unwrap_or_else(|| {
+            json!({"service": {"name": options.service_name, "namespace": options.service_namespace,
+                "path": "/convert", "port": 443}})
+        });
+        let mut config = json!({"caBundle": bundle});
+        if let (Some(config), Value::Object(reach)) = (config.as_object_mut(), reach) {
+            config.extend(reach);
+        }
+        json!({"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"], "clientConfig": config}})
+    }
+
     /// `None` where there is nothing to convert.
     fn of_crd(&self) -> Option<Bundle> {
         let crd = self.crd.as_ref()?;
@@ -242,18 +368,29 @@ impl Configurations {
             Some(there) if there.as_deref() == Some(bundle.as_bytes()) => Vec::new(),
             Some(_) if self.conversion_is_missing() => {
                 tracing::error!(crd = options.crd_name, "the conversion webhook was missing; repairing it");
-                let service = json!({"name": options.service_name, "namespace": options.service_namespace,
-                    "path": "/convert", "port": 443});
-                let webhook = json!({"conversionReviewVersions": ["v1"],
-                    "clientConfig": {"service": service, "caBundle": wanted}});
-                vec![
-                    json!({"op": "add", "path": "/spec/conversion", "value": {"strategy": "Webhook", "webhook": webhook}}),
-                ]
+                let conversion = self.conversion(options, &wanted);
+                vec![json!({"op": "add", "path": "/spec/conversion", "value": conversion})]
             }
             Some(_) => vec![add("/spec/conversion/webhook/clientConfig/caBundle".to_owned())],
         };
         patch(client, found, &options.crd_name, changes).await
     }
+}
+
+/// The way of an admission webhook with `/convert` at its end; `None` where it has none of our paths.
+fn way_to_convert(admission: &WebhookClientConfig) -> Option<Value> {
+    let ours = |path: &str| {
+        path.strip_suffix("/mutate-elbv2-k8s-aws-targetgroupbinding")
+            .map(str::to_owned)
+            .or_else(|| path.strip_suffix("/validate-elbv2-k8s-aws-targetgroupbinding").map(str::to_owned))
+    };
+    if let Some(url) = &admission.url {
+        return ours(url).map(|base| json!({"url": format!("{base}/convert")}));
+    }
+    let service = admission.service.as_ref()?;
+    let base = ours(service.path.as_deref()?)?;
+    Some(json!({"service": {"name": service.name, "namespace": service.namespace,
+        "path": format!("{base}/convert"), "port": service.port.unwrap_or(443)}}))
 }
 
 /// Applies changes to the object as it was read; a conflict means that another replica was first, which is fine.
@@ -276,5 +413,28 @@ where
         Ok(_) => Ok(()),
         Err(kube::Error::Api(status)) if matches!(status.code, 409 | 422) => Ok(()),
         Err(error) => Err(format!("{name}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn way(config: Value) -> Option<Value> {
+        way_to_convert(&serde_json::from_value(config).unwrap())
+    }
+
+    #[test]
+    fn a_lost_converter_is_put_back_where_admission_is() {
+        let path = "/mutate-elbv2-k8s-aws-targetgroupbinding";
+        assert_eq!(
+            way(json!({"url": format!("https://192.0.2.1:9443{path}")})),
+            Some(json!({"url": "https://192.0.2.1:9443/convert"}))
+        );
+        assert_eq!(
+            way(json!({"service": {"name": "w", "namespace": "n", "path": path, "port": 8443}})),
+            Some(json!({"service": {"name": "w", "namespace": "n", "path": "/convert", "port": 8443}}))
+        );
+        assert_eq!(way(json!({"url": "https://192.0.2.1/mutate-v1-pod"})), None);
     }
 }

@@ -16,6 +16,8 @@ pub(crate) struct Metrics {
     requests: Family<Labels, Counter>,
     /// End of the served certificate, seconds since the epoch.
     pub(crate) certificate_not_after: Gauge,
+    /// 1 while a newer certificate is there that can't be served.
+    pub(crate) certificate_refused: Gauge,
     /// 1 while several versions are served and the CRD has no conversion webhook.
     pub(crate) conversion_missing: Gauge,
     /// Calls of AWS.
@@ -35,6 +37,12 @@ impl Default for Metrics {
             "End of the served certificate, since the epoch",
             certificate_not_after.clone(),
         );
+        let certificate_refused = Gauge::default();
+        registry.register(
+            "certificate_refused",
+            "1 while the newest certificate can't be served and an older one is",
+            certificate_refused.clone(),
+        );
         registry.register(
             "conversion_missing",
             "1 while several versions are served without a conversion webhook",
@@ -42,7 +50,15 @@ impl Default for Metrics {
         );
         let aws = tgb_aws::Metrics::default();
         aws.register(&mut registry);
-        Self { registry, findings, requests, certificate_not_after, conversion_missing, aws }
+        Self {
+            registry,
+            findings,
+            requests,
+            certificate_not_after,
+            certificate_refused,
+            conversion_missing,
+            aws,
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use crate::admission::{Answer, Request};
 use crate::bindings::{Bindings, Connection};
+use crate::certificates::Health;
 use crate::lookup::{Cluster, TargetGroups};
 use crate::metrics::Metrics;
 use crate::{certificates, convert, pods, server, services};
@@ -16,7 +17,6 @@ use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tgb_api::rules::Settings;
 use tgb_certs::Serving;
@@ -24,6 +24,8 @@ use tgb_process::{Logging, Signals, duration, listen};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
+use tracing::Instrument as _;
+use tracing::field::Empty;
 
 const CONVERT: &str = "/convert";
 const MUTATE: &str = "/mutate-elbv2-k8s-aws-targetgroupbinding";
@@ -70,6 +72,12 @@ pub(crate) struct Options {
     /// Name of the Secret with our authority, for the mode self.
     #[arg(long, env = "TGB_SELF_SECRET_NAME", default_value = "tgb-webhook-ca")]
     pub(crate) self_secret_name: String,
+    /// Lifetime of our authority, for the mode self; the next one is made with a third of it left.
+    #[arg(long, env = "TGB_CA_LIFETIME", default_value = "8760h", value_parser = duration)]
+    pub(crate) ca_lifetime: Duration,
+    /// Lifetime of a certificate of it; replaced with a third of it left.
+    #[arg(long, env = "TGB_LEAF_LIFETIME", default_value = "168h", value_parser = duration)]
+    pub(crate) leaf_lifetime: Duration,
     /// Name of the mutating and of the validating webhook configuration.
     #[arg(long, env = "TGB_WEBHOOK_CONFIG_NAME", default_value = "targetgroupbinding")]
     pub(crate) webhook_config_name: String,
@@ -203,13 +211,13 @@ async fn run(options: Options) -> Result<(), String> {
     tracing::info!(https = ?https.local_addr().ok(), http = ?http.local_addr().ok(), "listening");
 
     let serving = Arc::new(Serving::default());
-    let published = Arc::new(AtomicBool::new(false));
+    let health = Arc::new(Health::default());
     let metrics = Arc::new(Metrics::default());
     tokio::spawn(certificates::keep(
         Arc::clone(&options),
         client.clone(),
         Arc::clone(&serving),
-        Arc::clone(&published),
+        Arc::clone(&health),
         Arc::clone(&metrics),
     ));
 
@@ -229,7 +237,7 @@ async fn run(options: Options) -> Result<(), String> {
         bindings,
         metrics,
         serving: Arc::clone(&serving),
-        published,
+        health,
         stop: stop.clone(),
         room: Arc::new(Semaphore::new(usize::try_from(ROOM).unwrap_or(Semaphore::MAX_PERMITS))),
         places: Semaphore::new(REQUESTS),
@@ -310,7 +318,7 @@ struct App {
     bindings: Bindings,
     metrics: Arc<Metrics>,
     serving: Arc<Serving>,
-    published: Arc<AtomicBool>,
+    health: Arc<Health>,
     stop: Signals,
     /// For larger bodies, in KiB.
     room: Arc<Semaphore>,
@@ -341,8 +349,22 @@ async fn around(State(app): Shared, request: axum::extract::Request, next: Next)
     let path = request.uri().path();
     let path = PATHS.into_iter().find(|known| *known == path).unwrap_or("other");
     let version = request.version();
+    // What the request is about is recorded where it is read.
+    let span = match path {
+        CONVERT => tracing::info_span!("conversion", uid = Empty, to = Empty, objects = Empty),
+        _ => {
+            tracing::info_span!(
+                "admission",
+                path,
+                uid = Empty,
+                operation = Empty,
+                object = Empty,
+                arn = Empty
+            )
+        }
+    };
     let mut response = match app.places.try_acquire() {
-        Ok(_place) => match tokio::time::timeout(LONGEST, next.run(request)).await {
+        Ok(_place) => match tokio::time::timeout(LONGEST, next.run(request).instrument(span)).await {
             Ok(response) => response,
             Err(_) => (StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response(),
         },
@@ -472,6 +494,12 @@ async fn reviewed(body: &Body, review: impl AsyncFnOnce(&Request<'_>) -> Result<
         Ok(request) => request,
         Err(message) => return bad(message),
     };
+    let span = tracing::Span::current();
+    span.record("uid", request.uid()).record("operation", request.operation());
+    span.record(
+        "object",
+        tracing::field::display(format_args!("{}/{}", request.namespace(), request.name())),
+    );
     match review(&request).await.and_then(|answer| answer.review(&request)) {
         Ok(review) => json(review),
         Err(message) => failed(message),
@@ -501,9 +529,10 @@ struct Verbose {
 
 async fn readyz(State(app): Shared, Query(query): Query<Verbose>) -> Response {
     let certificate = app.serving.state();
+    let (published, problems) = app.health.get();
     let checks = [
         ("certificate", certificate.is_valid(jiff::Timestamp::now())),
-        ("authority published", app.published.load(Ordering::Relaxed)),
+        ("authority published", published),
         ("not ending", !app.stop.first.is_cancelled()),
     ];
     let ready = checks.iter().all(|(_, fine)| *fine);
@@ -520,6 +549,9 @@ async fn readyz(State(app): Shared, Query(query): Query<Verbose>) -> Response {
     }
     if let Some(error) = certificate.last_error {
         text.push_str(&format!("the newest certificate is not served: {error}\n"));
+    }
+    for problem in problems {
+        text.push_str(&format!("{problem}\n"));
     }
     (code, text).into_response()
 }
