@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use kube::Client;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 use tgb_api::target_group::TargetGroup;
@@ -138,7 +138,7 @@ pub(crate) struct Ctx {
     health: Mutex<HashMap<String, LastHealth>>,
     /// Since when the watch of a kind is broken.
     broken: Mutex<BTreeMap<&'static str, Instant>>,
-    leading: AtomicBool,
+    leads_until: Mutex<Option<Instant>>,
     unsynced: AtomicUsize,
     synced: Notify,
 }
@@ -159,7 +159,7 @@ impl Ctx {
             subnets: Mutex::default(),
             health: Mutex::default(),
             broken: Mutex::default(),
-            leading: AtomicBool::new(false),
+            leads_until: Mutex::default(),
             unsynced: AtomicUsize::new(0),
             synced: Notify::new(),
         }
@@ -260,15 +260,23 @@ impl Ctx {
         }
     }
 
-    /// Whether this replica may write.
+    /// Whether this replica may write. A process that stood still for a while finds by this that its time is over,
+    /// before it has heard of another leader.
     pub(crate) fn is_leading(&self) -> bool {
-        self.leading.load(Ordering::Acquire)
+        let until = *self.leads_until.lock().unwrap_or_else(PoisonError::into_inner);
+        until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// From now on this replica may write, or may not.
-    pub(crate) fn set_leading(&self, leading: bool) {
-        self.leading.store(leading, Ordering::Release);
-        self.metrics.leader.set(i64::from(leading));
+    /// This replica may write, for as long as nobody else can hold the lease.
+    pub(crate) fn lead_until(&self, end: Instant) {
+        *self.leads_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+        self.metrics.leader.set(1);
+    }
+
+    /// This replica writes nothing any more.
+    pub(crate) fn lead_no_more(&self) {
+        *self.leads_until.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.metrics.leader.set(0);
     }
 
     /// One more cache has to be filled.

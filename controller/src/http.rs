@@ -27,11 +27,36 @@ pub(crate) fn serve(ctx: Arc<Ctx>, listener: tokio::net::TcpListener) {
     });
 }
 
-async fn readyz(extract::State(ctx): extract::State<Arc<Ctx>>) -> impl IntoResponse {
-    match ctx.unready() {
-        None => (StatusCode::OK, "ok"),
-        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
+/// `?verbose`
+#[derive(Debug, serde::Deserialize)]
+struct Verbose {
+    verbose: Option<String>,
+}
+
+async fn readyz(
+    extract::State(ctx): extract::State<Arc<Ctx>>,
+    extract::Query(query): extract::Query<Verbose>,
+) -> impl IntoResponse {
+    let unready = ctx.unready();
+    let code = if unready.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    if query.verbose.is_none() {
+        return (code, unready.unwrap_or("ok").to_owned());
     }
+    let mut lines = vec![match unready {
+        None => "[+] the caches are filled".to_owned(),
+        Some(why) => format!("[-] {why}"),
+    }];
+    lines.push(if ctx.is_leading() { "leading" } else { "standing by for the lease" }.to_owned());
+    for (kind, since) in ctx.broken().iter() {
+        lines.push(format!("the watch of {kind} has been broken for {} s", since.elapsed().as_secs()));
+    }
+    // As many bindings as fail for the same reason.
+    let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+    for standing in ctx.standings().values() {
+        *reasons.entry(standing.reason.unwrap_or(Reason::Pending).as_str()).or_default() += 1;
+    }
+    lines.extend(reasons.into_iter().map(|(reason, count)| format!("{count} bindings: {reason}")));
+    (code, lines.join("\n") + "\n")
 }
 
 async fn metrics(extract::State(ctx): extract::State<Arc<Ctx>>) -> impl IntoResponse {

@@ -6,8 +6,9 @@
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -22,11 +23,20 @@ const RENEWS: Duration = Duration::from_secs(2);
 const LOOKS: Duration = Duration::from_secs(1);
 const CALL: Duration = Duration::from_secs(4);
 
+/// Every lease of this program carries this label, so that they are found among those of nodes and others.
+const LABEL: (&str, &str) = ("elbv2.k8s.aws/leader", "tgb-controller");
+const CLUSTER: &str = "elbv2.k8s.aws/cluster-name";
+const OWNER: &str = "elbv2.k8s.aws/rule-owner";
+
 /// The Lease and who we are.
 pub(crate) struct Candidate {
+    client: Client,
     api: Api<Lease>,
+    namespace: String,
     name: String,
     me: String,
+    cluster: String,
+    owner: String,
 }
 
 /// What is to be done about the lease as it stands.
@@ -46,42 +56,56 @@ fn decide(spec: Option<&LeaseSpec>, me: &str, unchanged_for: Duration) -> Move {
 }
 
 impl Candidate {
-    pub(crate) fn new(client: Client, namespace: &str, name: &str) -> Self {
+    /// For this lease, on behalf of an installation: a cluster's name and an owner of rules, which may be empty.
+    pub(crate) fn new(client: Client, namespace: &str, name: &str, (cluster, owner): (&str, &str)) -> Self {
         let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "tgb-controller".to_owned());
         let me = format!("{host}_{:016x}", fastrand::u64(..));
-        Self { api: Api::namespaced(client, namespace), name: name.to_owned(), me }
+        Self {
+            api: Api::namespaced(client.clone(), namespace),
+            client,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            me,
+            cluster: cluster.to_owned(),
+            owner: owner.to_owned(),
+        }
     }
 
-    /// Waits until the lease is ours; `false` if `stop` came first.
-    pub(crate) async fn acquire(&self, stop: &CancellationToken) -> bool {
+    /// Waits until the lease is ours; until when we may write. `None` if `stop` came first.
+    pub(crate) async fn acquire(&self, stop: &CancellationToken) -> Option<Instant> {
         let mut seen: Option<(Option<String>, Instant)> = None;
         loop {
+            let begun = Instant::now();
             match timeout(CALL, self.try_acquire(&mut seen)).await {
                 Ok(Ok(true)) => {
                     info!(lease = self.name, identity = self.me, "the lease is ours");
-                    return true;
+                    return Some(begun + GIVES_UP);
                 }
                 Ok(Ok(false)) => {}
                 Ok(Err(error)) => warn!(%error, "could not read or take the lease"),
                 Err(_) => warn!("the API server does not answer in time about the lease"),
             }
             tokio::select! {
-                () = stop.cancelled() => return false,
+                () = stop.cancelled() => return None,
                 () = sleep(LOOKS.mul_f64(0.8 + fastrand::f64() * 0.2)) => {}
             }
         }
     }
 
-    /// Renews until `stop` (`true`) or until the lease is lost (`false`).
-    pub(crate) async fn keep(&self, stop: &CancellationToken) -> bool {
+    /// Renews until `stop` (`true`) or until the lease is lost (`false`); `holds` hears until when we may write.
+    pub(crate) async fn keep(&self, stop: &CancellationToken, holds: impl Fn(Instant)) -> bool {
         let mut renewed = Instant::now();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return true,
                 () = sleep(RENEWS) => {}
             }
+            let begun = Instant::now();
             match timeout(CALL, self.renew()).await {
-                Ok(Ok(true)) => renewed = Instant::now(),
+                Ok(Ok(true)) => {
+                    renewed = Instant::now();
+                    holds(begun + GIVES_UP);
+                }
                 Ok(Ok(false)) => {
                     warn!("another one holds the lease");
                     return false;
@@ -112,6 +136,77 @@ impl Candidate {
             Ok(Err(error)) => warn!(%error, "could not give the lease back"),
             Err(_) => warn!("could not give the lease back in time"),
         }
+    }
+
+    /// Another lease of the same installation whose holder is alive: two leaders would take each other's rules and
+    /// targets away. Of two that begin at once, the one whose lease was taken first stays.
+    ///
+    /// # Errors
+    /// The sentence to end with.
+    pub(crate) async fn alone(&self) -> Result<(), String> {
+        let rivals = match timeout(CALL * 2, self.rivals()).await {
+            Ok(Ok(rivals)) => rivals,
+            Ok(Err(error)) => {
+                warn!(%error, "can't see whether another installation of the same name is at work");
+                return Ok(());
+            }
+            Err(_) => return Ok(()),
+        };
+        if rivals.is_empty() {
+            return Ok(());
+        }
+        // Clocks of others don't matter: who is alive renews.
+        sleep(RENEWS * 2).await;
+        let Ok(Ok(later)) = timeout(CALL * 2, self.rivals()).await else { return Ok(()) };
+        let alive =
+            later.into_iter().find(|(id, version)| rivals.get(id).is_some_and(|before| before != version));
+        match alive {
+            None => Ok(()),
+            Some((id, _)) => {
+                self.release().await;
+                let owner =
+                    if self.owner.is_empty() { String::new() } else { format!(", owner {}", self.owner) };
+                Err(format!(
+                    "another installation for cluster {}{owner} is at work (lease {id}); remove one of them, or give \
+                     each its --watch-namespaces and --rule-owner",
+                    self.cluster
+                ))
+            }
+        }
+    }
+
+    /// Held leases of the same installation that were taken before ours, with their versions.
+    async fn rivals(&self) -> Result<BTreeMap<String, String>, kube::Error> {
+        let all: Api<Lease> = Api::all(self.client.clone());
+        let list = all.list(&ListParams::default().labels(&format!("{}={}", LABEL.0, LABEL.1))).await?;
+        let is_ours = |lease: &Lease| {
+            lease.metadata.namespace.as_deref() == Some(&self.namespace)
+                && lease.metadata.name.as_deref() == Some(&self.name)
+        };
+        let taken = |lease: &Lease| {
+            let at = lease.spec.as_ref().and_then(|spec| spec.acquire_time.as_ref()).map(|time| time.0);
+            (at, lease.metadata.namespace.clone(), lease.metadata.name.clone())
+        };
+        let own = list.items.iter().find(|lease| is_ours(lease)).map(taken);
+        let note = |lease: &Lease, key: &str| {
+            lease.metadata.annotations.as_ref().and_then(|notes| notes.get(key)).cloned().unwrap_or_default()
+        };
+        let rivals = list.items.iter().filter(|lease| {
+            let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref());
+            !is_ours(lease)
+                && holder.is_some_and(|holder| !holder.is_empty())
+                && note(lease, CLUSTER) == self.cluster
+                && note(lease, OWNER) == self.owner
+                && own.as_ref().is_none_or(|own| taken(lease) < *own)
+        });
+        Ok(rivals
+            .map(|lease| {
+                let text = |text: &Option<String>| text.clone().unwrap_or_default();
+                let metadata = &lease.metadata;
+                let id = format!("{}/{}", text(&metadata.namespace), text(&metadata.name));
+                (id, text(&metadata.resource_version))
+            })
+            .collect())
     }
 
     async fn try_acquire(&self, seen: &mut Option<(Option<String>, Instant)>) -> Result<bool, kube::Error> {
@@ -148,6 +243,11 @@ impl Candidate {
     }
 
     fn mark(&self, lease: &mut Lease) {
+        let labels = lease.metadata.labels.get_or_insert_default();
+        labels.insert(LABEL.0.to_owned(), LABEL.1.to_owned());
+        let notes = lease.metadata.annotations.get_or_insert_default();
+        notes.insert(CLUSTER.to_owned(), self.cluster.clone());
+        notes.insert(OWNER.to_owned(), self.owner.clone());
         let now = MicroTime(Timestamp::now());
         let spec = lease.spec.get_or_insert_default();
         spec.lease_transitions = Some(spec.lease_transitions.map_or(0, |count| count.saturating_add(1)));

@@ -149,9 +149,13 @@ struct Found {
 
 impl Worker {
     /// One pass; the time of the next, or `None` when the binding is gone.
+    #[tracing::instrument(name = "reconcile", skip_all, fields(binding = %self.key, arn))]
     async fn pass(&mut self) -> Option<Instant> {
         let binding = self.ctx.index().bindings.get(&self.key).cloned()?;
         let begun = Instant::now();
+        if !self.ctx.is_leading() {
+            return Some(begun + BACKOFF_LAST);
+        }
         if binding.is_owned_by_lbc() && !self.ctx.settings.manage_lbc_bindings {
             security::put_claim(&self.ctx, &self.key, Claim::Anywhere(anywhere(&binding)));
             return Some(begun + IDLE);
@@ -169,6 +173,10 @@ impl Worker {
         } else {
             self.reconcile(&binding, &mut report).await
         };
+        if !self.ctx.is_leading() {
+            // What a replica thinks whose time is over is nobody's status.
+            return Some(begun + BACKOFF_LAST);
+        }
         self.measure(&report, outcome, begun);
         self.tell(&binding, &report);
         let ctx = Arc::clone(&self.ctx);
@@ -262,6 +270,7 @@ impl Worker {
         }
         let group = self.resolve(binding, report).await?;
         let arn = group.arn.as_str().to_owned();
+        tracing::Span::current().record("arn", arn.as_str());
         report.target_group_arn = Some(arn.clone());
         let owner = ownership::owner(&ctx.index(), binding, &arn);
         if let Some(owner) = owner {

@@ -139,12 +139,13 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         client,
         &flags.lease_namespace.clone().unwrap_or_else(lease::own_namespace),
         &flags.lease_name,
+        (&flags.cluster_name, flags.rule_owner.as_deref().unwrap_or_default()),
     );
-    if !candidate.acquire(&stop).await {
-        return Ok(());
-    }
+    let Some(until) = candidate.acquire(&stop).await else { return Ok(()) };
+    candidate.alone().await?;
+    ctx.lead_until(until);
     lead(&ctx);
-    let is_clean = candidate.keep(&stop).await;
+    let is_clean = candidate.keep(&stop, |until| ctx.lead_until(until)).await;
     step_down(&ctx).await;
     if !is_clean {
         return Err("the lease is lost; another replica goes on".to_owned());
@@ -155,7 +156,6 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
 
 /// Starts the work: every binding gets its first pass.
 fn lead(ctx: &Arc<Ctx>) {
-    ctx.set_leading(true);
     let all: Concerned = ctx.index().bindings.keys().cloned().collect();
     info!(bindings = all.len(), "leading");
     wake(ctx, &all);
@@ -181,7 +181,7 @@ async fn recover(ctx: Arc<Ctx>) {
 
 /// No further pass begins; those under way have a moment to end.
 async fn step_down(ctx: &Ctx) {
-    ctx.set_leading(false);
+    ctx.lead_no_more();
     ctx.stop.cancel();
     let deadline = Instant::now() + Duration::from_secs(5);
     while !ctx.workers().is_empty() && Instant::now() < deadline {
