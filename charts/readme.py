@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Writes targetgroupbinding/README.md from the comments of values.yaml; --check only compares."""
+import json
 import pathlib
 import re
 import sys
@@ -73,11 +74,33 @@ def default(lines, number, indent, value):
     return "{" + ", ".join(parts) + "}"
 
 
+def check_schema():
+    """values.schema.json, kept by hand for its patterns, knows exactly the values that there are."""
+    schema = json.loads((CHART / "values.schema.json").read_text())
+
+    def leaves(node, path):
+        known = node.get("properties")
+        if not known:
+            return {path}
+        if node.get("additionalProperties") is not False:
+            sys.exit(f"values.schema.json: {path or 'the top'} admits keys that do not exist")
+        return set().union(*(leaves(child, f"{path}.{key}".lstrip(".")) for key, child in known.items()))
+
+    there = {path for path, _, _ in rows((CHART / "values.yaml").read_text())}
+    known = leaves(schema, "")
+    inside = {k for k in known if any(k.startswith(t + ".") for t in there)}
+    for path in sorted(there - known - {t for t in there if any(k.startswith(t + ".") for k in known)}):
+        sys.exit(f"values.schema.json does not know {path}")
+    for path in sorted(known - there - inside - {"global"}):  # that one is helm's
+        sys.exit(f"values.schema.json knows {path}, which values.yaml does not have")
+
+
 def main():
     text = HEAD
     for path, value, comment in rows((CHART / "values.yaml").read_text()):
         cell = comment.replace("|", "\\|")
         text += f"| `{path}` | `{value}` | {cell} |\n"
+    check_schema()
     target = CHART / "README.md"
     if "--check" in sys.argv[1:]:
         if not target.exists() or target.read_text() != text:

@@ -34,7 +34,7 @@ hasnt() { if grep -qF -- "$2" "$tmp/$1.yaml"; then fail "$1: $2 must not be ther
 renders default --set clusterName=c
 renders everything --set clusterName=c,networkPolicy.enabled=true,metrics.podMonitor.enabled=true \
   --set metrics.serviceMonitor.enabled=true,metrics.prometheusRule.enabled=true,metrics.dashboard.enabled=true \
-  --set webhook.rules.TGB206=warn,webhook.rules.TGB306=off,webhook.hostNetwork=true,aws.region=eu-central-1 \
+  --set webhook.rules.TGB206=warn,webhook.rules.TGB306=off,webhook.hostNetwork=true,logging.otlpEndpoint=http://collector:4318,aws.region=eu-central-1 \
   --set 'sharedTargets.namespaces={shop,blog},watchNamespaces={shop,blog},ruleOwner=a' \
   --set 'policy.assumeRoleAllow={arn:aws:iam::*:role/tgb-*},policy.namespaceBindingTag=tgb-namespaces' \
   --set controller.maxTargetsPerTargetGroup=1000000,controller.observe=true,controller.swapGrace=5m,controller.endpointsFailOpen=false
@@ -64,6 +64,7 @@ has certmanager 'cert-manager.io/inject-ca-from: tgb-system/tgb-targetgroupbindi
 hasnt outside 'targetPort: https'
 has everything '--rules=TGB206=warn,TGB306=off'
 has everything '--watch-namespaces=shop,blog'
+has everything '--otlp-endpoint=http://collector:4318'
 has everything '--max-targets-per-target-group=1000000'
 has everything 'ClusterFirstWithHostNet'
 hasnt beside '--cluster-name'

@@ -132,6 +132,7 @@ matchExpressions:
 {{- include "tgb.flag" (list "namespace-binding-tag" .Values.policy.namespaceBindingTag) }}
 {{- include "tgb.flag" (list "log-format" .Values.logging.format) }}
 {{- include "tgb.flag" (list "log-level" .Values.logging.level) }}
+{{- include "tgb.flag" (list "otlp-endpoint" .Values.logging.otlpEndpoint) }}
 {{- end }}
 
 {{/* Security contexts that pass the level `restricted` */}}
