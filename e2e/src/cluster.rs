@@ -406,7 +406,10 @@ pub(crate) fn shown(program: &str, args: &[&str]) -> String {
 }
 
 /// Ports that are free at this moment; all are taken together, so that they differ.
-pub(crate) fn free_ports<const N: usize>() -> Result<[u16; N]> {
+///
+/// # Errors
+/// When there are not so many.
+pub fn free_ports<const N: usize>() -> Result<[u16; N]> {
     let mut listeners = Vec::with_capacity(N);
     let mut ports = [0; N];
     for port in &mut ports {
@@ -420,7 +423,7 @@ pub(crate) fn free_ports<const N: usize>() -> Result<[u16; N]> {
 }
 
 /// The machine's own address towards the world, loopback if it has none. Nothing is sent.
-pub(crate) fn own_address() -> IpAddr {
+pub fn own_address() -> IpAddr {
     let probe = || -> std::io::Result<IpAddr> {
         let socket = UdpSocket::bind(("0.0.0.0", 0))?;
         socket.connect(("192.0.2.1", 9))?;

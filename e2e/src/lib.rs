@@ -50,19 +50,22 @@
 //! Where the programs come from: [`Programs`].
 
 mod aws;
+mod balancer;
 mod cluster;
 mod link;
 mod process;
 mod product;
 mod programs;
+pub mod runbook;
 pub mod walkthrough;
 mod world;
 
 pub use aws::{Aws, Lab, USER};
-pub use cluster::{Cluster, Node, Options};
+pub use balancer::Balancer;
+pub use cluster::{Cluster, Node, Options, free_ports, own_address};
 pub use link::Link;
 pub use process::{Processes, Spec};
-pub use product::{CLUSTER_NAME, NAMESPACE, Part, Product, Scope, Settings, get, run_program};
+pub use product::{CLUSTER_NAME, NAMESPACE, Part, Product, Scope, Settings, built, get, run_program};
 pub use programs::Programs;
 pub use world::{Prepare, Setup, Space, World};
 

@@ -172,13 +172,29 @@ impl Processes {
     /// # Errors
     /// When it isn't running, or still runs at the deadline.
     pub fn stop(&self, name: &str, deadline: Duration) -> Result<ExitStatus> {
-        self.signal(name, "TERM")?;
+        self.terminate(name)?;
+        self.ended(name, deadline)
+    }
+
+    /// Asks it to stop (SIGTERM).
+    ///
+    /// # Errors
+    /// When it isn't running.
+    pub fn terminate(&self, name: &str) -> Result<()> {
+        self.signal(name, "TERM")
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// When it was never started, or still runs at the deadline.
+    pub fn ended(&self, name: &str, deadline: Duration) -> Result<ExitStatus> {
         let mut status = None;
         eventually(deadline, || {
             if let Some((_, child)) = self.table().get_mut(name) {
                 status = child.try_wait().ok().flatten();
             }
-            if status.is_some() { Ok(()) } else { Err(format!("{name} still runs after SIGTERM")) }
+            if status.is_some() { Ok(()) } else { Err(format!("{name} still runs")) }
         })?;
         status.ok_or_else(|| format!("{name} was not started"))
     }

@@ -421,7 +421,10 @@ pub(crate) fn exchange(address: &str, line: &str, body: &str) -> Result<String> 
 }
 
 /// A program of this workspace, beside the one that is running: `target/debug` for the demo and for tests.
-fn built(name: &str) -> Result<PathBuf> {
+///
+/// # Errors
+/// When it is not built, with what to do.
+pub fn built(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     let beside = own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.is_file());
     beside.ok_or_else(|| format!("{name} is not built: run `cargo build --workspace --bins` first"))

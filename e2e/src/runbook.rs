@@ -1,0 +1,463 @@
+//! Pages of docs/ as tests: the commands of a page are run as they stand there, and what they print is held against what
+//! the page says that they print.
+//!
+//! A [`Desk`] is where a reader sits: bash in the checkout, with the real `helm`, `kubectl`, `aws` and our programs on
+//! its `PATH`. Nobody pulls images here; so the programs of the release run as processes of this machine, with the flags
+//! that the chart renders and the accounts that it makes, and they are started, restarted and ended as the release is.
+
+use crate::cluster::{free_ports, own_address};
+use crate::product::{NAMESPACE, built};
+use crate::programs::source_dir;
+use crate::{Aws, Cluster, Output, Result, Spec, USER, eventually, get, run};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+const START: Duration = Duration::from_secs(60);
+const RELEASE: &str = "tgb";
+const NAME: &str = "tgb-targetgroupbinding";
+
+/// Commands of a page.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Block {
+    /// The heading above, without its signs.
+    pub heading: String,
+    /// What a reader types.
+    pub commands: String,
+    /// What the page says that it prints; a line with `†` is shaped by the fleet, `…` stands for anything.
+    pub prints: Option<String>,
+}
+
+/// The blocks of commands of a page of docs/, in order.
+///
+/// # Errors
+/// When there is no such page.
+pub fn page(name: &str) -> Result<Vec<Block>> {
+    let path = source_dir().with_file_name("docs").join(name);
+    let text = fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    Ok(blocks(&text))
+}
+
+fn blocks(text: &str) -> Vec<Block> {
+    let mut out: Vec<Block> = Vec::new();
+    let (mut heading, mut fence, mut body) = (String::new(), None::<String>, String::new());
+    let mut follows = false;
+    for line in text.lines() {
+        match (&fence, line.strip_prefix("```")) {
+            (None, Some(language)) => {
+                fence = Some(language.trim().to_owned());
+                body.clear();
+            }
+            (Some(language), Some(_)) => {
+                match language.as_str() {
+                    "sh" => {
+                        let commands = std::mem::take(&mut body);
+                        out.push(Block { heading: heading.clone(), commands, prints: None });
+                        follows = true;
+                    }
+                    "" if follows => {
+                        if let Some(last) = out.last_mut() {
+                            last.prints = Some(std::mem::take(&mut body));
+                        }
+                        follows = false;
+                    }
+                    _ => follows = false,
+                }
+                fence = None;
+            }
+            (Some(_), None) => {
+                body.push_str(line);
+                body.push('\n');
+            }
+            (None, None) if line.starts_with('#') => {
+                heading = line.trim_start_matches('#').trim().to_owned();
+                follows = false;
+            }
+            (None, None) => follows &= line.trim().is_empty(),
+        }
+    }
+    out
+}
+
+/// Whether what was printed has the lines that a page shows, in order; the first that is missing.
+fn missing(prints: &str, printed: &str) -> Option<String> {
+    let mut lines = printed.lines();
+    let wanted = prints.lines().filter(|line| !line.contains('†') && !line.trim().is_empty());
+    for want in wanted {
+        let parts: Vec<&str> = want.trim_end().split('…').collect();
+        if parts.iter().all(|part| part.trim().is_empty()) {
+            continue;
+        }
+        let has = |line: &str| {
+            let mut rest = line;
+            parts.iter().all(|part| match rest.find(part.trim()) {
+                Some(at) => {
+                    rest = rest.get(at + part.trim().len()..).unwrap_or_default();
+                    true
+                }
+                None => false,
+            })
+        };
+        if !lines.by_ref().any(has) {
+            return Some(want.to_owned());
+        }
+    }
+    None
+}
+
+/// Where a reader of a page sits.
+pub struct Desk<'a> {
+    cluster: &'a Cluster,
+    aws: &'a Aws,
+    dir: PathBuf,
+    host: IpAddr,
+    port: u16,
+    http: BTreeMap<&'static str, u16>,
+    /// The flags of the programs that run.
+    running: Mutex<BTreeMap<&'static str, Vec<String>>>,
+    seen: Mutex<BTreeSet<String>>,
+}
+
+impl<'a> Desk<'a> {
+    /// Makes the desk; nothing is installed.
+    ///
+    /// # Errors
+    /// When our programs are not built or no port is free.
+    pub fn new(cluster: &'a Cluster, aws: &'a Aws) -> Result<Self> {
+        let dir = cluster.dir().join("desk");
+        let said = |error: std::io::Error| format!("{}: {error}", dir.display());
+        fs::create_dir_all(dir.join("bin")).map_err(said)?;
+        let [port, webhook, controller] = free_ports()?;
+        let host = own_address();
+        let programs = cluster.programs();
+        let values = format!(
+            "webhook: {{url: 'https://{host}:{port}'}}\naws: {{region: us-west-2, vpcID: {}}}\n",
+            aws.lab().vpc
+        );
+        let scripts = [
+            ("outside.yaml", values),
+            ("bin/helm", wrapper(&HELM.replace("@helm", &programs.kubernetes("helm").display().to_string()))),
+            (
+                "bin/kubectl",
+                wrapper(&KUBECTL.replace("@kubectl", &programs.kubernetes("kubectl").display().to_string())),
+            ),
+            ("bin/aws", wrapper(&format!("exec {} \"$@\"", programs.python("aws").display()))),
+            ("bin/tgb-webhook", wrapper(&format!("exec {} \"$@\"", built("tgb-webhook")?.display()))),
+            ("bin/tgb-controller", wrapper(&format!("exec {} \"$@\"", built("tgb-controller")?.display()))),
+        ];
+        for (name, text) in scripts {
+            fs::write(dir.join(name), text).map_err(said)?;
+            let mut permissions = fs::metadata(dir.join(name)).map_err(said)?.permissions();
+            std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o755);
+            fs::set_permissions(dir.join(name), permissions).map_err(said)?;
+        }
+        let http = BTreeMap::from([("webhook", webhook), ("controller", controller)]);
+        Ok(Self { cluster, aws, dir, host, port, http, running: Mutex::default(), seen: Mutex::default() })
+    }
+
+    /// Types the commands of a block and compares what they print with what the page says.
+    ///
+    /// # Errors
+    /// A command that failed, or a line that was not printed, with everything that was.
+    pub fn follow(&self, block: &Block) -> Result<String> {
+        let output = self.types(&block.commands);
+        let printed = format!("{}{}", output.stdout, output.stderr);
+        let place = format!("below “{}”:\n{}\nprinted:\n{printed}", block.heading, block.commands);
+        if output.code != 0 {
+            return Err(format!("exit code {} {place}{}", output.code, self.hook_log()));
+        }
+        match block.prints.as_deref().and_then(|prints| missing(prints, &printed)) {
+            Some(line) => Err(format!("the page says that this is printed: {line}\n{place}")),
+            None => Ok(printed),
+        }
+    }
+
+    /// Types commands. Variables stay for the next ones.
+    pub fn types(&self, commands: &str) -> Output {
+        let environment = self.dir.join("environment");
+        let script = format!(
+            "set -aeo pipefail\n[ ! -e {0} ] || . {0}\n{commands}\ndeclare -px >{0}\n",
+            environment.display()
+        );
+        let mut command = Command::new("bash");
+        let root = source_dir().parent().unwrap_or_else(|| source_dir());
+        let path = std::env::var("PATH").unwrap_or_default();
+        command
+            .args(["-c", &script])
+            .current_dir(root)
+            .env("PATH", format!("{}:{path}", self.dir.join("bin").display()))
+            .env("KUBECONFIG", self.cluster.kubeconfig())
+            .env("DESK", &self.dir)
+            .env("LBC", source_dir().join("lbc"))
+            .env("HELM_CACHE_HOME", self.dir.join("helm/cache"))
+            .env("HELM_CONFIG_HOME", self.dir.join("helm/config"))
+            .env("HELM_DATA_HOME", self.dir.join("helm/data"))
+            .envs(self.aws.environment(USER));
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Acquire) {
+                    self.look();
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            });
+            let output = run(&mut command, commands.to_owned(), "");
+            over.store(true, Ordering::Release);
+            output
+        })
+    }
+
+    /// Where the probes of a program (`webhook`, `controller`) are.
+    pub fn http(&self, program: &str) -> String {
+        format!("127.0.0.1:{}", self.http.get(program).copied().unwrap_or_default())
+    }
+
+    /// What the Job of the uninstall hook has said.
+    pub fn hook_log(&self) -> String {
+        fs::read_to_string(self.dir.join("hook.log")).unwrap_or_default()
+    }
+
+    /// What a node would notice: the release has changed, or a Pod of a hook is to be run.
+    fn look(&self) {
+        let request = self.dir.join("changed");
+        if request.exists() {
+            if let Err(error) = self.keep_in_step() {
+                let _ = fs::write(self.dir.join("failed"), error);
+            }
+            let _ = fs::remove_file(request);
+        } else if self.dir.join("helm.running").exists() {
+            self.run_hooks();
+        }
+    }
+
+    /// Starts, restarts or ends our programs, as the release says.
+    fn keep_in_step(&self) -> Result<()> {
+        let values = self.cluster.helm(&["get", "values", RELEASE, "-n", NAMESPACE, "-o", "json"]);
+        let mut wanted: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
+        if values.code == 0 {
+            let mut values: Value = values.json()?;
+            // Without a URL the API server asks a Service, and nobody leads that to us.
+            let url = values.pointer_mut("/webhook/url").map(|url| std::mem::replace(url, json!("")));
+            if url.is_none() {
+                return self.run_these(BTreeMap::new());
+            }
+            let path = self.dir.join("inside.json");
+            fs::write(&path, values.to_string()).map_err(|error| error.to_string())?;
+            let chart = source_dir().with_file_name("charts").join("targetgroupbinding");
+            let chart = chart.display().to_string();
+            let path = path.display().to_string();
+            for program in ["webhook", "controller"] {
+                let template = format!("templates/{program}.yaml");
+                let rendered = self.cluster.helm(&[
+                    "template",
+                    RELEASE,
+                    &chart,
+                    "-n",
+                    NAMESPACE,
+                    "--values",
+                    &path,
+                    "--show-only",
+                    &template,
+                ]);
+                let deployment = format!("{NAME}-{program}");
+                let replicas = self.cluster.kubectl(&[
+                    "-n",
+                    NAMESPACE,
+                    "get",
+                    "deployment",
+                    &deployment,
+                    "-o",
+                    "jsonpath={.spec.replicas}",
+                ]);
+                let runs = program == "webhook" || replicas.stdout.trim().parse::<u32>().is_ok_and(|n| n > 0);
+                if rendered.code == 0 && runs {
+                    wanted.insert(program, self.args(program, &rendered.stdout)?);
+                }
+            }
+        }
+        self.run_these(wanted)
+    }
+
+    fn run_these(&self, wanted: BTreeMap<&'static str, Vec<String>>) -> Result<()> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let processes = self.cluster.processes();
+        for program in ["webhook", "controller"] {
+            let process = format!("desk-{program}");
+            if running.get(program) == wanted.get(program) {
+                continue;
+            }
+            if running.remove(program).is_some() {
+                let _ = processes.stop(&process, Duration::from_secs(30));
+            }
+            if let Some(args) = wanted.get(program) {
+                let mut spec =
+                    Spec::new(built(&format!("tgb-{program}"))?, args.clone()).env("NO_COLOR", "1");
+                for (name, value) in self.aws.environment("PRODUCT") {
+                    spec = spec.env(&name, value);
+                }
+                processes.spawn(&process, spec)?;
+                eventually(START, || {
+                    processes.check(&process)?;
+                    let answer = get(&self.http(program), "/readyz?verbose")?;
+                    if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
+                })?;
+                running.insert(program, args.clone());
+            }
+        }
+        Ok(())
+    }
+
+    /// The flags as the chart renders them, but for ports and the way to the cluster.
+    fn args(&self, program: &'static str, rendered: &str) -> Result<Vec<String>> {
+        let object = self.cluster.kubectl_with(
+            &["create", "--dry-run=client", "--validate=false", "-o", "json", "-f", "-"],
+            rendered.split("\n---").find(|text| text.contains("kind: Deployment")).unwrap_or_default(),
+        );
+        let object = object.json()?;
+        let args = object.pointer("/spec/template/spec/containers/0/args").and_then(Value::as_array);
+        let account = object
+            .pointer("/spec/template/spec/serviceAccountName")
+            .and_then(Value::as_str)
+            .unwrap_or_default();
+        let mut out: Vec<String> = args
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .filter(|arg| !arg.starts_with("--listen=") && !arg.starts_with("--http-listen="))
+            .filter(|arg| !arg.starts_with("--shutdown-delay="))
+            .map(str::to_owned)
+            .collect();
+        let kubeconfig = self.cluster.kubeconfig_of(NAMESPACE, account, self.cluster.server())?;
+        out.push(format!("--kubeconfig={}", kubeconfig.display()));
+        out.push(format!("--http-listen={}", self.http(program)));
+        if program == "webhook" {
+            out.push(format!("--listen=0.0.0.0:{}", self.port));
+            out.push(format!("--extra-dns-name={}", self.host));
+            out.push("--shutdown-delay=0s".to_owned());
+        }
+        Ok(out)
+    }
+
+    /// Runs what the Pods of hooks say, as their accounts, and reports how it ended as a kubelet does.
+    fn run_hooks(&self) {
+        let label = "app.kubernetes.io/component in (uninstall, test)";
+        let pods = self.cluster.kubectl(&["-n", NAMESPACE, "get", "pods", "-l", label, "-o", "json"]);
+        let Ok(pods) = pods.json() else { return };
+        for pod in pods.get("items").and_then(Value::as_array).into_iter().flatten() {
+            let text = |path: &str| pod.pointer(path).and_then(Value::as_str).unwrap_or_default();
+            let (name, uid) = (text("/metadata/name"), text("/metadata/uid"));
+            let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+            if text("/status/phase") != "Running" || !seen.insert(uid.to_owned()) {
+                continue;
+            }
+            let ended = self.run_pod(pod, text("/spec/serviceAccountName"));
+            let phase = if ended.unwrap_or(false) { "Succeeded" } else { "Failed" };
+            let patch = json!({"status": {"phase": phase}}).to_string();
+            let args =
+                ["-n", NAMESPACE, "patch", "pod", name, "--subresource=status", "--type=merge", "-p", &patch];
+            let _ = self.cluster.kubectl(&args);
+        }
+    }
+
+    fn run_pod(&self, pod: &Value, account: &str) -> Result<bool> {
+        // Of this Pod's own account: an earlier one of the same name is gone, and its token with it.
+        let kubeconfig =
+            self.cluster.kubeconfig_of(NAMESPACE, account, self.cluster.server())?.display().to_string();
+        let mut all = true;
+        for container in pod.pointer("/spec/containers").and_then(Value::as_array).into_iter().flatten() {
+            let image = container.get("image").and_then(Value::as_str).unwrap_or_default();
+            let args = container.get("args").and_then(Value::as_array).into_iter().flatten();
+            let args = args.filter_map(Value::as_str).map(str::to_owned);
+            let program = if image.contains("tgb-controller") {
+                built("tgb-controller")?
+            } else {
+                self.cluster.programs().kubernetes("kubectl")
+            };
+            let mut command = Command::new(program);
+            command.args(args).arg(format!("--kubeconfig={kubeconfig}"));
+            let output = run(&mut command, image.to_owned(), "");
+            let line = format!("{image}: {}\n{}{}", output.code, output.stdout, output.stderr);
+            let log = format!("{}{line}", self.hook_log());
+            let _ = fs::write(self.dir.join("hook.log"), log);
+            all &= output.code == 0;
+        }
+        Ok(all)
+    }
+}
+
+fn wrapper(body: &str) -> String {
+    format!("#!/bin/sh\n{body}\n")
+}
+
+/// helm; the webhook is outside of the cluster (unless `INSIDE` is set), LBC's chart is that of e2e/lbc, and nobody goes on before our programs
+/// are what the release says.
+const HELM: &str = r#"
+ours=
+for arg; do
+  shift
+  case $arg in
+    charts/targetgroupbinding) ours=1 ;;
+    eks/aws-load-balancer-controller) arg=$LBC ;;
+  esac
+  set -- "$@" "$arg"
+done
+[ -z "$ours" ] || [ -n "${INSIDE:-}" ] || set -- "$@" --values "$DESK/outside.yaml"
+: >"$DESK/helm.running"
+@helm "$@"
+code=$?
+rm -f "$DESK/helm.running"
+case $1 in
+  install | upgrade | rollback | uninstall)
+    : >"$DESK/changed"
+    while [ -e "$DESK/changed" ]; do sleep 0.05; done
+    if [ -e "$DESK/failed" ]; then cat "$DESK/failed" >&2; rm "$DESK/failed"; exit 1; fi ;;
+esac
+exit $code"#;
+
+/// kubectl; the CRD of LBC is that of e2e/lbc, and after a `scale` nobody goes on before our programs follow.
+const KUBECTL: &str = r#"
+scales=
+for arg; do
+  shift
+  case $arg in
+    -k) arg=-f ;;
+    github.com/aws/eks-charts/*) arg=$LBC/crds ;;
+    scale) scales=1 ;;
+  esac
+  set -- "$@" "$arg"
+done
+@kubectl "$@"
+code=$?
+if [ -n "$scales" ]; then
+  : >"$DESK/changed"
+  while [ -e "$DESK/changed" ]; do sleep 0.05; done
+fi
+exit $code"#;
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "these are tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_is_its_commands_and_what_they_print() {
+        let text = "# A\n\n```sh\none\n```\n\n```\n1 …\n```\n\n## B\ntext\n```sh\ntwo\n```\nwords\n```\nno output\n```\n```json\n{}\n```\n";
+        let found = blocks(text);
+        assert_eq!(found.len(), 2);
+        assert_eq!((found[0].heading.as_str(), found[0].prints.as_deref()), ("A", Some("1 …\n")));
+        assert_eq!((found[1].commands.as_str(), found[1].prints.as_deref()), ("two\n", None));
+    }
+
+    #[test]
+    fn printed_lines_are_compared_in_order_and_with_gaps() {
+        assert_eq!(missing("a … c\nshaped †\n…\n", "x\na b c\n"), None);
+        assert_eq!(missing("b\na\n", "a\nb\n"), Some("a".to_owned()));
+        assert_eq!(missing("a c", "a b c"), Some("a c".to_owned()));
+    }
+}

@@ -1,0 +1,928 @@
+//! Two replicas of each program behind a Service-like address: what holds while they come, go, stand still, and change
+//! certificates; what they may do; and what they tell.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "these are tests"
+)]
+
+use kube::api::{Api, ApiResource, DynamicObject, PostParams};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tgb_e2e::{Aws, Balancer, Cluster, NAMESPACE, Options, Spec, built, eventually, free_ports, get};
+
+const SOON: Duration = Duration::from_secs(60);
+const NAME: &str = "tgb-targetgroupbinding";
+const CRD: &str = "targetgroupbindings.elbv2.k8s.aws";
+
+struct Stage {
+    cluster: Cluster,
+    aws: Aws,
+    balancer: Balancer,
+    collector: Collector,
+    /// `HOST:PORT` of the probes, by process.
+    http: Mutex<BTreeMap<String, String>>,
+    /// What the two webhooks had written when both were ready, and how often.
+    written: BTreeMap<String, usize>,
+}
+
+static STAGE: LazyLock<Stage> = LazyLock::new(|| Stage::start().unwrap());
+/// Tests that stop or count something run alone.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Stage {
+    fn start() -> tgb_e2e::Result<Self> {
+        let cluster = Cluster::start(Options { reachable: true, audit: true, ..Options::default() })?;
+        let aws = Aws::awsim()?;
+        cluster.nodes(&aws.nodes())?;
+        let balancer = Balancer::start()?;
+        let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/targetgroupbinding");
+        let url = format!("webhook.url=https://{}", balancer.address());
+        let values = ["clusterName=demo", &url, "controller.replicas=0", "sharedTargets.namespaces={shared}"];
+        // The Role for the ConfigMaps of Shared bindings is in their namespace.
+        cluster.namespace("shared", &BTreeMap::new())?;
+        let mut helm = vec!["install", "tgb", chart, "--namespace", NAMESPACE, "--create-namespace"];
+        helm.extend(values.iter().flat_map(|value| ["--set", value]));
+        cluster.helm(&helm).ok()?;
+        let mut stage = Self {
+            cluster,
+            aws,
+            balancer,
+            collector: Collector::start(),
+            http: Mutex::default(),
+            written: BTreeMap::new(),
+        };
+        // Both at once: they race to make the authority.
+        stage.spawn_webhook("webhook-a", &["--log-format=json"])?;
+        stage.spawn_webhook("webhook-b", &[])?;
+        stage.spawn_controller("controller-a", &["--log-format=json"])?;
+        for name in ["webhook-a", "webhook-b", "controller-a"] {
+            stage.ready(name)?;
+        }
+        for (verb, what, code, _) in stage.asked("webhook") {
+            if code < 300 && !["get", "list", "watch"].contains(&verb.as_str()) {
+                *stage.written.entry(format!("{verb} {what}")).or_default() += 1;
+            }
+        }
+        stage.spawn_controller("controller-b", &[])?;
+        stage.ready("controller-b")?;
+        Ok(stage)
+    }
+
+    fn http(&self, name: &str) -> String {
+        self.http.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned().unwrap_or_default()
+    }
+
+    fn spawn(&self, name: &str, program: &str, mut args: Vec<String>, extra: &[&str]) -> tgb_e2e::Result<()> {
+        let account = format!("{NAME}-{}", program.trim_start_matches("tgb-"));
+        if !extra.iter().any(|arg| arg.starts_with("--kubeconfig=")) {
+            let kubeconfig = self.cluster.kubeconfig_of(NAMESPACE, &account, self.cluster.server())?;
+            args.push(format!("--kubeconfig={}", kubeconfig.display()));
+        }
+        args.push(format!("--aws-vpc-id={}", self.aws.lab().vpc));
+        args.push("--cluster-name=demo".to_owned());
+        args.push(format!("--otlp-endpoint=http://{}", self.collector.address));
+        let [port] = free_ports()?;
+        let http = format!("127.0.0.1:{port}");
+        args.push(format!("--http-listen={http}"));
+        self.http.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), http);
+        args.extend(extra.iter().map(|arg| (*arg).to_owned()));
+        let mut spec = Spec::new(built(program)?, args).env("NO_COLOR", "1");
+        for (name, value) in self.aws.environment("PRODUCT") {
+            spec = spec.env(&name, value);
+        }
+        self.cluster.processes().spawn(name, spec)
+    }
+
+    fn spawn_webhook(&self, name: &str, extra: &[&str]) -> tgb_e2e::Result<()> {
+        let [port] = free_ports()?;
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let mut args = vec!["serve".to_owned(), format!("--listen={address}")];
+        if !extra.iter().any(|arg| arg.starts_with("--cert-mode")) {
+            args.push(format!("--self-secret-namespace={NAMESPACE}"));
+            args.push(format!("--self-secret-name={NAME}-webhook-ca"));
+            args.push(format!("--webhook-config-name={NAME}"));
+            args.push(format!("--extra-dns-name={}", self.balancer.address().ip()));
+        }
+        if !extra.iter().any(|arg| arg.starts_with("--shutdown-delay")) {
+            args.push("--shutdown-delay=3s".to_owned());
+        }
+        self.spawn(name, "tgb-webhook", args, extra)?;
+        if !extra.iter().any(|arg| arg.starts_with("--cert-mode")) {
+            self.balancer.add(name, address, &self.http(name));
+        }
+        Ok(())
+    }
+
+    fn spawn_controller(&self, name: &str, extra: &[&str]) -> tgb_e2e::Result<()> {
+        let mut args = vec!["run".to_owned(), format!("--lease-namespace={NAMESPACE}")];
+        if !extra.iter().any(|arg| arg.starts_with("--lease-name=")) {
+            args.push(format!("--lease-name={NAME}-controller"));
+        }
+        self.spawn(name, "tgb-controller", args, extra)
+    }
+
+    fn ready(&self, name: &str) -> tgb_e2e::Result<()> {
+        eventually(SOON, || {
+            self.cluster.processes().check(name)?;
+            let answer = get(&self.http(name), "/readyz?verbose")?;
+            if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
+        })
+    }
+
+    fn metric(&self, name: &str, metric: &str) -> Option<f64> {
+        let text = get(&self.http(name), "/metrics").ok()?;
+        let line = text.lines().find(|line| line.split([' ', '{']).next() == Some(metric))?;
+        line.rsplit(' ').next()?.parse().ok()
+    }
+
+    fn kubectl(&self, line: &str) -> tgb_e2e::Output {
+        self.cluster.kubectl(&line.split_whitespace().collect::<Vec<_>>())
+    }
+
+    fn apply(&self, namespace: &str, object: &Value) -> tgb_e2e::Output {
+        self.cluster.kubectl_with(&["apply", "-n", namespace, "-f", "-"], &object.to_string())
+    }
+
+    fn aws(&self, line: &str) -> String {
+        let args: Vec<&str> = line.split_whitespace().collect();
+        self.aws.cli(&self.cluster, &args).ok().unwrap().trim().to_owned()
+    }
+
+    fn target_group(&self, name: &str, port: u16, kind: &str) -> String {
+        let line = format!("--name {name} --protocol HTTP --port {port} --target-type {kind}");
+        let query = "--query TargetGroups[0].TargetGroupArn --output text";
+        self.aws(&format!("elbv2 create-target-group {line} --vpc-id {} {query}", self.aws.lab().vpc))
+    }
+
+    fn targets(&self, arn: &str) -> BTreeSet<String> {
+        let query = "TargetHealthDescriptions[?TargetHealth.State!='draining'].Target.Id --output text";
+        let text =
+            self.aws(&format!("elbv2 describe-target-health --target-group-arn {arn} --query {query}"));
+        text.split_whitespace().map(str::to_owned).collect()
+    }
+
+    /// A Deployment and a Service `web` in a new namespace, or in one that is there.
+    fn shop(&self, namespace: &str, replicas: u32) {
+        if self.kubectl(&format!("get namespace {namespace}")).code != 0 {
+            self.cluster.namespace(namespace, &BTreeMap::new()).unwrap();
+        }
+        self.apply(namespace, &json!({"apiVersion": "v1", "kind": "List", "items": [
+            {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+             "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": [{"name": "http", "port": 80}]}},
+            {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+             "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": "web"}}, "template": {
+                "metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "web", "image": "web"}]}}}},
+        ]})).ok().unwrap();
+    }
+
+    fn until_targets(&self, namespace: &str, arn: &str, count: usize) -> BTreeSet<String> {
+        eventually(SOON, || match self.targets(arn) {
+            targets if targets.len() == count => Ok(targets),
+            targets => Err(targets),
+        })
+        .unwrap_or_else(|error| {
+            let processes = ["webhook-a", "webhook-b", "controller-a", "controller-b"].map(str::to_owned);
+            panic!("{count} targets: {error}\n{}", self.cluster.report(&[namespace.to_owned()], &processes))
+        })
+    }
+
+    /// Which of the two controllers leads.
+    fn leader(&self) -> (&'static str, &'static str) {
+        eventually(SOON, || {
+            for (one, other) in [("controller-a", "controller-b"), ("controller-b", "controller-a")] {
+                if self.metric(one, "tgb_leader") == Some(1.0) {
+                    return Ok((one, other));
+                }
+            }
+            Err("nobody leads")
+        })
+        .unwrap()
+    }
+
+    fn get_json(&self, line: &str) -> Value {
+        self.kubectl(&format!("{line} -o json")).json().unwrap()
+    }
+
+    /// The caBundles of both webhook configurations and of the CRD.
+    fn bundles(&self) -> Vec<Value> {
+        let mut out = Vec::new();
+        for kind in ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"] {
+            let object = self.get_json(&format!("get {kind} {NAME}"));
+            let webhooks = object["webhooks"].as_array().unwrap();
+            out.extend(webhooks.iter().map(|w| w["clientConfig"]["caBundle"].clone()));
+        }
+        let crd = self.get_json(&format!("get crd {CRD}"));
+        out.push(crd["spec"]["conversion"]["webhook"]["clientConfig"]["caBundle"].clone());
+        out
+    }
+
+    /// What an account of the release has asked of the API server: verb, resource with subresource, code, name.
+    fn asked(&self, program: &str) -> Vec<(String, String, u64, String)> {
+        let user = format!("system:serviceaccount:{NAMESPACE}:{NAME}-{program}");
+        let text = |event: &Value, path: &str| {
+            event.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned()
+        };
+        let events =
+            self.cluster.audit().into_iter().filter(|event| event["user"]["username"] == user.as_str());
+        events
+            .map(|event| {
+                let mut resource = text(&event, "/objectRef/resource");
+                let sub = text(&event, "/objectRef/subresource");
+                if !sub.is_empty() {
+                    resource = format!("{resource}/{sub}");
+                }
+                let code = event["responseStatus"]["code"].as_u64().unwrap_or(200);
+                (text(&event, "/verb"), resource, code, text(&event, "/objectRef/name"))
+            })
+            .collect()
+    }
+}
+
+fn binding(arn: &str) -> Value {
+    json!({"apiVersion": "elbv2.k8s.aws/v1", "kind": "TargetGroupBinding", "metadata": {"name": "web"},
+        "spec": {"targetGroup": {"arn": arn}, "serviceRef": {"name": "web"}}})
+}
+
+/// Requests that go through conversion, defaulting and rules, from `tasks` clients at once, until it is dropped.
+struct Load {
+    stop: Arc<AtomicBool>,
+    done: Arc<AtomicUsize>,
+    failures: Arc<Mutex<Vec<String>>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Load {
+    fn start(stage: &Stage, namespace: &str, arn: &str, tasks: usize) -> Self {
+        let load =
+            Self { stop: Arc::default(), done: Arc::default(), failures: Arc::default(), thread: None };
+        let (stop, done, failures) =
+            (Arc::clone(&load.stop), Arc::clone(&load.done), Arc::clone(&load.failures));
+        let (kubeconfig, namespace, arn) =
+            (stage.cluster.kubeconfig().to_owned(), namespace.to_owned(), arn.to_owned());
+        let work = async move {
+            let file = kube::config::Kubeconfig::read_from(kubeconfig).unwrap();
+            let config =
+                kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
+                    .await
+                    .unwrap();
+            let client = kube::Client::try_from(config).unwrap();
+            let resource = ApiResource {
+                group: "elbv2.k8s.aws".into(),
+                version: "v1beta1".into(),
+                api_version: "elbv2.k8s.aws/v1beta1".into(),
+                kind: "TargetGroupBinding".into(),
+                plural: "targetgroupbindings".into(),
+            };
+            let object: DynamicObject = serde_json::from_value(json!({
+                "apiVersion": "elbv2.k8s.aws/v1beta1", "kind": "TargetGroupBinding", "metadata": {"name": "load"},
+                "spec": {"targetGroupARN": arn, "serviceRef": {"name": "web", "port": 80}}})).unwrap();
+            let params = PostParams { dry_run: true, field_manager: None };
+            let running: Vec<_> = (0..tasks)
+                .map(|_| {
+                    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), &namespace, &resource);
+                    let (object, params) = (object.clone(), params.clone());
+                    let (stop, done, failures) =
+                        (Arc::clone(&stop), Arc::clone(&done), Arc::clone(&failures));
+                    tokio::spawn(async move {
+                        while !stop.load(Ordering::Acquire) {
+                            match api.create(&params, &object).await {
+                                Ok(_) => {
+                                    done.fetch_add(1, Ordering::AcqRel);
+                                }
+                                Err(error) => failures.lock().unwrap().push(error.to_string()),
+                            }
+                        }
+                    })
+                })
+                .collect();
+            for task in running {
+                task.await.unwrap();
+            }
+        };
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        Self { thread: Some(std::thread::spawn(move || runtime.block_on(work))), ..load }
+    }
+
+    fn done(&self) -> usize {
+        self.done.load(Ordering::Acquire)
+    }
+
+    /// Waits until so many more requests have been answered.
+    fn goes_on(&self, more: usize) {
+        let goal = self.done() + more;
+        eventually(SOON, || {
+            if self.done() >= goal { Ok(()) } else { Err(self.failures.lock().unwrap().clone()) }
+        })
+        .unwrap();
+    }
+
+    fn end(mut self) -> (usize, Vec<String>) {
+        self.stop.store(true, Ordering::Release);
+        self.thread.take().unwrap().join().unwrap();
+        let failures = self.failures.lock().unwrap().clone();
+        (self.done(), failures)
+    }
+}
+
+/// Something that takes OTLP over HTTP and keeps what it got.
+struct Collector {
+    address: SocketAddr,
+    got: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Collector {
+    fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let got: Arc<Mutex<Vec<u8>>> = Arc::default();
+        let kept = Arc::clone(&got);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (Ok(mut stream), kept) = (stream, Arc::clone(&kept)) else { continue };
+                std::thread::spawn(move || {
+                    let mut bytes = Vec::new();
+                    let mut buffer = [0; 8192];
+                    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+                        bytes.extend_from_slice(&buffer[..count]);
+                        let Some(head) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else { continue };
+                        let text = String::from_utf8_lossy(&bytes[..head]).to_lowercase();
+                        let length = text
+                            .split("content-length: ")
+                            .nth(1)
+                            .and_then(|rest| rest.split("\r\n").next()?.parse().ok());
+                        let length: usize = length.unwrap_or_default();
+                        if bytes.len() < head + 4 + length {
+                            continue;
+                        }
+                        if text.starts_with("post /v1/traces ") {
+                            kept.lock().unwrap().extend(bytes.drain(..head + 4 + length));
+                        }
+                        bytes.clear();
+                        let answer = "HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
+                        if stream.write_all(answer.as_bytes()).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, got }
+    }
+
+    /// Text stands in protobuf as it is.
+    fn has(&self, text: &str) -> bool {
+        self.got.lock().unwrap().windows(text.len()).any(|window| window == text.as_bytes())
+    }
+}
+
+#[test]
+fn replicas_that_start_at_once_agree_on_one_authority_and_write_it_once() {
+    let _alone = alone();
+    let stage = &*STAGE;
+    let bundles: BTreeSet<String> = stage.bundles().iter().map(Value::to_string).collect();
+    assert_eq!(bundles.len(), 1, "{bundles:?}");
+    let before: Vec<Value> = ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"]
+        .map(|kind| stage.get_json(&format!("get {kind} {NAME}"))["metadata"]["resourceVersion"].clone())
+        .into();
+    // Another replica comes, and reads everything.
+    stage.spawn_webhook("webhook-c", &["--shutdown-delay=0s"]).unwrap();
+    stage.ready("webhook-c").unwrap();
+    stage.balancer.remove("webhook-c");
+    assert!(stage.cluster.processes().stop("webhook-c", SOON).unwrap().success());
+    let after: Vec<Value> = ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"]
+        .map(|kind| stage.get_json(&format!("get {kind} {NAME}"))["metadata"]["resourceVersion"].clone())
+        .into();
+    assert_eq!(before, after, "nothing had changed");
+    let once = [
+        "create secrets",
+        "patch customresourcedefinitions",
+        "patch mutatingwebhookconfigurations",
+        "patch validatingwebhookconfigurations",
+    ];
+    assert_eq!(stage.written, once.map(|what| (what.to_owned(), 1)).into());
+}
+
+#[test]
+fn a_rolling_restart_of_the_webhook_fails_no_request() {
+    let _alone = alone();
+    let stage = &*STAGE;
+    stage.shop("rolling", 1);
+    let arn = stage.target_group("rolling", 80, "ip");
+    let load = Load::start(stage, "rolling", &arn, 4);
+    load.goes_on(100);
+    for name in ["webhook-a", "webhook-b"] {
+        // maxSurge 1, maxUnavailable 0: the new one is ready before the old one is asked to end.
+        let next = format!("{name}-next");
+        stage.spawn_webhook(&next, &[]).unwrap();
+        stage.ready(&next).unwrap();
+        let status = stage.cluster.processes().stop(name, SOON).unwrap();
+        assert!(status.success(), "{status}");
+        stage.balancer.remove(name);
+        load.goes_on(50);
+        stage.spawn_webhook(name, if name == "webhook-a" { &["--log-format=json"] } else { &[] }).unwrap();
+        stage.ready(name).unwrap();
+        assert!(stage.cluster.processes().stop(&next, SOON).unwrap().success());
+        stage.balancer.remove(&next);
+        load.goes_on(50);
+    }
+    let (done, failures) = load.end();
+    assert!(failures.is_empty() && done > 300, "{} of {done} requests failed: {failures:?}", failures.len());
+}
+
+#[test]
+fn an_authority_that_lives_for_seconds_rotates_under_load_and_fails_no_request() {
+    let _alone = alone();
+    let stage = &*STAGE;
+    stage.shop("rotating", 1);
+    let arn = stage.target_group("rotating", 80, "ip");
+    let short = ["--ca-lifetime=24s", "--leaf-lifetime=8s"];
+    for name in ["short-a", "short-b"] {
+        stage.spawn_webhook(name, &short).unwrap();
+        stage.ready(name).unwrap();
+    }
+    // Those with the long-lived one give way; what they published is replaced in two phases.
+    for name in ["webhook-a", "webhook-b"] {
+        stage.cluster.processes().stop(name, SOON).unwrap();
+        stage.balancer.remove(name);
+    }
+    stage.kubectl(&format!("-n {NAMESPACE} delete secret {NAME}-webhook-ca")).ok().unwrap();
+    let swaps = || {
+        let count =
+            |name: &str| stage.cluster.processes().log(name).matches("serving a new certificate").count();
+        count("short-a").min(count("short-b"))
+    };
+    let takeovers = || {
+        let count =
+            |name: &str| stage.cluster.processes().log(name).matches("the next authority takes over").count();
+        count("short-a") + count("short-b")
+    };
+    let load = Load::start(stage, "rotating", &arn, 2);
+    let rotated = eventually(Duration::from_secs(150), || {
+        let seen = (takeovers(), swaps());
+        if seen.0 >= 3 && seen.1 >= 8 { Ok(()) } else { Err(seen) }
+    });
+    let (done, failures) = load.end();
+    for name in ["webhook-a", "webhook-b"] {
+        stage.spawn_webhook(name, if name == "webhook-a" { &["--log-format=json"] } else { &[] }).unwrap();
+        stage.ready(name).unwrap();
+    }
+    for name in ["short-a", "short-b"] {
+        stage.cluster.processes().stop(name, SOON).unwrap();
+        stage.balancer.remove(name);
+    }
+    assert!(failures.is_empty(), "{} of {done} requests failed: {failures:?}", failures.len());
+    rotated.unwrap_or_else(|error| panic!("{error}\n{}", stage.cluster.processes().log("short-a")));
+}
+
+/// A directory as kubelet mounts a Secret: the files are links through `..data`, which is replaced as a whole.
+struct Mounted {
+    dir: PathBuf,
+    count: usize,
+}
+
+impl Mounted {
+    fn new(dir: PathBuf) -> Self {
+        std::fs::create_dir_all(&dir).unwrap();
+        for name in ["tls.crt", "tls.key", "ca.crt"] {
+            std::os::unix::fs::symlink(Path::new("..data").join(name), dir.join(name)).unwrap();
+        }
+        Self { dir, count: 0 }
+    }
+
+    fn swap(&mut self, certificate: &str, key: &str) {
+        self.count += 1;
+        let fresh = format!("..2026_{}", self.count);
+        std::fs::create_dir(self.dir.join(&fresh)).unwrap();
+        for (name, text) in [("tls.crt", certificate), ("tls.key", key), ("ca.crt", certificate)] {
+            std::fs::write(self.dir.join(&fresh).join(name), text).unwrap();
+        }
+        std::os::unix::fs::symlink(&fresh, self.dir.join("..data_tmp")).unwrap();
+        std::fs::rename(self.dir.join("..data_tmp"), self.dir.join("..data")).unwrap();
+    }
+}
+
+/// A certificate of its own that ends with the year, and its key.
+fn pair(from: i32, to: i32) -> (String, String) {
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+    params.not_before = rcgen::date_time_ymd(from, 1, 1);
+    params.not_after = rcgen::date_time_ymd(to, 1, 1);
+    (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+}
+
+#[test]
+fn files_that_kubelet_swaps_are_served_within_15_seconds_and_bad_ones_keep_the_old_pair() {
+    let stage = &*STAGE;
+    let mut files = Mounted::new(stage.cluster.dir().join("mounted"));
+    let first = pair(2020, 2040);
+    files.swap(&first.0, &first.1);
+    let (crt, key) = (files.dir.join("tls.crt"), files.dir.join("tls.key"));
+    let (crt, key) =
+        (format!("--tls-cert-file={}", crt.display()), format!("--tls-key-file={}", key.display()));
+    let flags = ["--cert-mode=files", &crt, &key, "--shutdown-delay=0s"];
+    let config = format!("--webhook-config-name={NAME}");
+    stage.spawn_webhook("files", &[&flags[..], &[&config]].concat()).unwrap();
+    stage.ready("files").unwrap();
+    let year = |year: i32| f64::from(year - 1970) * 365.2425 * 86_400.0;
+    let until_served = |served: i32| {
+        let begun = Instant::now();
+        eventually(Duration::from_secs(15), || {
+            let end = stage.metric("files", "tgb_certificate_not_after_seconds").unwrap_or_default();
+            let refused = stage.metric("files", "tgb_certificate_refused");
+            if (end - year(served)).abs() < 3.0 * 86_400.0 && refused == Some(0.0) {
+                Ok(())
+            } else {
+                Err((end, refused))
+            }
+        })
+        .unwrap_or_else(|error| panic!("{served}: {error}\n{}", stage.cluster.processes().log("files")));
+        begun.elapsed()
+    };
+    until_served(2040);
+    for end in [2041, 2042] {
+        let next = pair(2020, end);
+        files.swap(&next.0, &next.1);
+        until_served(end);
+    }
+    let (good, other) = (pair(2020, 2050), pair(2020, 2051));
+    let expired = pair(2019, 2020);
+    let bad: [(&str, &str, &str); 3] = [
+        ("no usable", "rubbish", &good.1),
+        ("expired", &expired.0, &expired.1),
+        ("does not belong", &good.0, &other.1),
+    ];
+    for (said, certificate, key) in bad {
+        files.swap(certificate, key);
+        eventually(Duration::from_secs(15), || {
+            let answer = get(&stage.http("files"), "/readyz?verbose")?;
+            let refused = stage.metric("files", "tgb_certificate_refused") == Some(1.0);
+            let told = answer.starts_with("HTTP/1.1 200") && answer.contains(said);
+            if told && refused { Ok(()) } else { Err(answer) }
+        })
+        .unwrap();
+        let log = stage.cluster.processes().log("files");
+        assert!(log.contains(said) && log.contains("the old one stays"), "{log}");
+    }
+    files.swap(&good.0, &good.1);
+    until_served(2050);
+    assert!(stage.cluster.processes().stop("files", SOON).unwrap().success());
+}
+
+#[test]
+fn with_cert_manager_it_is_ready_once_the_authority_is_injected() {
+    let stage = &*STAGE;
+    let mut files = Mounted::new(stage.cluster.dir().join("cert-manager"));
+    let made = pair(2020, 2040);
+    files.swap(&made.0, &made.1);
+    let (crt, key) = (files.dir.join("tls.crt"), files.dir.join("tls.key"));
+    let (crt, key) =
+        (format!("--tls-cert-file={}", crt.display()), format!("--tls-key-file={}", key.display()));
+    // Configurations that the account may read are those of the release; only their caBundle is somebody else's work.
+    let flags =
+        ["--cert-mode=cert-manager", &crt, &key, "--webhook-config-name=nobody", "--shutdown-delay=0s"];
+    stage.spawn_webhook("injected", &flags).unwrap();
+    eventually(SOON, || {
+        let answer = get(&stage.http("injected"), "/readyz?verbose")?;
+        if answer.starts_with("HTTP/1.1 503") && answer.contains("nobody") { Ok(()) } else { Err(answer) }
+    })
+    .unwrap();
+    stage.cluster.processes().kill("injected").unwrap();
+    let config = format!("--webhook-config-name={NAME}");
+    let flags = ["--cert-mode=cert-manager", &crt, &key, &config, "--shutdown-delay=0s"];
+    stage.spawn_webhook("injected", &flags).unwrap();
+    stage.ready("injected").unwrap();
+    assert!(stage.cluster.processes().stop("injected", SOON).unwrap().success());
+}
+
+#[test]
+fn after_sigterm_it_is_unready_at_once_serves_on_and_a_second_one_ends_it() {
+    let _alone = alone();
+    let stage = &*STAGE;
+    let processes = stage.cluster.processes();
+    let terminate = |name: &str| {
+        processes.terminate(name).unwrap();
+        eventually(Duration::from_secs(2), || {
+            let answer = get(&stage.http(name), "/readyz?verbose")?;
+            if answer.starts_with("HTTP/1.1 503") && answer.contains("[-] not ending") {
+                Ok(())
+            } else {
+                Err(answer)
+            }
+        })
+        .unwrap();
+    };
+    let [port] = free_ports().unwrap();
+    let listen = format!("--listen=127.0.0.1:{port}");
+    let config = format!("--webhook-config-name={NAME}");
+    let secret = format!("--self-secret-name={NAME}-webhook-ca");
+    let space = format!("--self-secret-namespace={NAMESPACE}");
+    for (name, delay) in [("ending", "--shutdown-delay=4s"), ("ended", "--shutdown-delay=10m")] {
+        let args = vec!["serve".to_owned(), listen.clone(), config.clone(), secret.clone(), space.clone()];
+        stage.spawn(name, "tgb-webhook", args, &[delay]).unwrap();
+        stage.ready(name).unwrap();
+        terminate(name);
+        let script = format!(
+            "import http.client, ssl, json\n\
+             c = http.client.HTTPSConnection('127.0.0.1', {port}, context=ssl._create_unverified_context())\n\
+             review = {{'apiVersion': 'apiextensions.k8s.io/v1', 'kind': 'ConversionReview', 'request': {{\n\
+             'uid': 'u', 'desiredAPIVersion': 'elbv2.k8s.aws/v1', 'objects': []}}}}\n\
+             c.request('POST', '/convert', json.dumps(review), {{'content-type': 'application/json'}})\n\
+             a = c.getresponse()\n\
+             print(a.status, a.getheader('connection'))\n"
+        );
+        let output =
+            Command::new(stage.cluster.programs().python("python")).args(["-c", &script]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(said, "200 close\n", "{}", String::from_utf8_lossy(&output.stderr));
+        let begun = Instant::now();
+        if name == "ended" {
+            processes.terminate(name).unwrap();
+        }
+        let status = processes.ended(name, Duration::from_secs(20)).unwrap();
+        assert!(status.success(), "{name}: {status}");
+        if name == "ended" {
+            assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        }
+    }
+}
+
+#[test]
+fn an_api_server_that_is_away_for_a_moment_is_no_outage() {
+    let _alone = alone();
+    let stage = &*STAGE;
+    stage.shop("lost", 2);
+    let arn = stage.target_group("lost", 80, "ip");
+    eventually(SOON, || stage.apply("lost", &binding(&arn)).ok()).unwrap();
+    let targets = stage.until_targets("lost", &arn, 2);
+    let (leader, _) = stage.leader();
+    stage.cluster.processes().kill("kube-apiserver").unwrap();
+    for name in ["webhook-a", "webhook-b", leader] {
+        let answer = get(&stage.http(name), "/readyz").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{name}: {answer}");
+    }
+    stage.cluster.processes().restart("kube-apiserver").unwrap();
+    eventually(SOON, || stage.kubectl("get --raw /readyz").ok()).unwrap();
+    stage.kubectl("-n lost scale deployment web --replicas=3").ok().unwrap();
+    let now = stage.until_targets("lost", &arn, 3);
+    assert!(targets.is_subset(&now), "{targets:?} {now:?}");
+    for name in ["webhook-a", "webhook-b"] {
+        stage.ready(name).unwrap();
+    }
+    // If it took longer than the lease lasts, the leader has ended itself, as it must; it comes back as a pod does.
+    for name in ["controller-a", "controller-b"] {
+        if stage.cluster.processes().check(name).is_err() {
+            stage.cluster.processes().restart(name).unwrap();
+            stage.ready(name).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_leader_that_stood_still_finds_another_one_and_ends_without_touching_a_target() {
+    let _alone = alone();
+    let stage = &*STAGE;
+    stage.shop("paused", 2);
+    let arn = stage.target_group("paused", 80, "ip");
+    eventually(SOON, || stage.apply("paused", &binding(&arn)).ok()).unwrap();
+    let targets = stage.until_targets("paused", &arn, 2);
+    let (leader, other) = stage.leader();
+    let processes = stage.cluster.processes();
+    processes.pause(leader).unwrap();
+    eventually(SOON, || {
+        if stage.metric(other, "tgb_leader") == Some(1.0) { Ok(()) } else { Err("nobody took over") }
+    })
+    .unwrap();
+    stage.kubectl("-n paused scale deployment web --replicas=3").ok().unwrap();
+    let now = stage.until_targets("paused", &arn, 3);
+    let calls = || {
+        stage
+            .aws
+            .journal()
+            .lines()
+            .filter(|line| line.contains("DeregisterTargets") && line.contains("paused"))
+            .count()
+    };
+    let before = calls();
+    processes.resume(leader).unwrap();
+    let status = processes.ended(leader, SOON).unwrap();
+    assert_eq!(status.code(), Some(1), "{}", processes.log(leader));
+    assert!(processes.log(leader).contains("the lease is lost"), "{}", processes.log(leader));
+    assert_eq!((calls(), stage.targets(&arn)), (before, now.clone()));
+    assert!(targets.is_subset(&now));
+    processes.restart(leader).unwrap();
+    stage.ready(leader).unwrap();
+}
+
+#[test]
+fn a_second_installation_of_the_same_name_refuses_to_start() {
+    let _alone = alone();
+    let stage = &*STAGE;
+    stage.leader();
+    let args =
+        vec!["run".to_owned(), format!("--lease-namespace={NAMESPACE}"), "--lease-name=another".to_owned()];
+    // The role of the release is for its own lease; another release has one for another.
+    let kubeconfig = format!("--kubeconfig={}", stage.cluster.kubeconfig().display());
+    stage.spawn("another", "tgb-controller", args, &[&kubeconfig]).unwrap();
+    let status = stage.cluster.processes().ended("another", SOON).unwrap();
+    let log = stage.cluster.processes().log("another");
+    assert_eq!(status.code(), Some(1), "{log}");
+    assert!(
+        log.contains("error: ") && log.contains("demo") && log.contains(&format!("{NAME}-controller")),
+        "{log}"
+    );
+}
+
+#[test]
+fn a_converter_that_somebody_took_out_is_put_back_where_it_was_and_otherwise_raises_an_alarm() {
+    let _alone = alone();
+    let stage = &*STAGE;
+    let conversion = || stage.get_json(&format!("get crd {CRD}"))["spec"]["conversion"].clone();
+    let before = conversion();
+    let mut files = Mounted::new(stage.cluster.dir().join("alarm"));
+    let made = pair(2020, 2040);
+    files.swap(&made.0, &made.1);
+    let (crt, key) = (files.dir.join("tls.crt"), files.dir.join("tls.key"));
+    let (crt, key) =
+        (format!("--tls-cert-file={}", crt.display()), format!("--tls-key-file={}", key.display()));
+    let config = format!("--webhook-config-name={NAME}");
+    stage.spawn_webhook("alarm", &["--cert-mode=files", &crt, &key, &config, "--shutdown-delay=0s"]).unwrap();
+    stage.ready("alarm").unwrap();
+    for name in ["webhook-a", "webhook-b"] {
+        stage.cluster.processes().pause(name).unwrap();
+    }
+    let patch = r#"{"spec": {"conversion": {"strategy": "None", "webhook": null}}}"#;
+    stage.cluster.kubectl(&["patch", "crd", CRD, "--type=merge", "-p", patch]).ok().unwrap();
+    let alarm = eventually(SOON, || {
+        let answer = get(&stage.http("alarm"), "/readyz?verbose")?;
+        if answer.contains("without a conversion webhook") { Ok(()) } else { Err(answer) }
+    });
+    let still = conversion();
+    for name in ["webhook-a", "webhook-b"] {
+        stage.cluster.processes().resume(name).unwrap();
+    }
+    alarm.unwrap();
+    assert_eq!(still["strategy"], "None", "only the mode self repairs");
+    assert!(
+        stage
+            .cluster
+            .processes()
+            .log("alarm")
+            .contains("several versions are served without a conversion webhook")
+    );
+    eventually(SOON, || if conversion() == before { Ok(()) } else { Err(conversion()) }).unwrap();
+    assert!(stage.cluster.processes().stop("alarm", SOON).unwrap().success());
+}
+
+#[test]
+fn traces_and_logs_tell_of_requests_conversions_passes_and_calls_of_aws() {
+    let _alone = alone();
+    let stage = &*STAGE;
+    stage.shop("traced", 1);
+    let arn = stage.target_group("traced", 80, "ip");
+    let mut old = json!({"apiVersion": "elbv2.k8s.aws/v1beta1", "kind": "TargetGroupBinding", "metadata": {"name": "web"},
+        "spec": {"targetGroupARN": arn, "serviceRef": {"name": "web", "port": 8080}}});
+    // Through either replica: one logs JSON, the other text.
+    let refused = |name: &str, other: &str| {
+        assert!(stage.cluster.processes().stop(other, SOON).unwrap().success());
+        stage.balancer.remove(other);
+        stage.apply("traced", &old).refused().unwrap();
+        let log = stage.cluster.processes().log(name);
+        let line = log.lines().find(|line| line.contains("TGB204") && line.contains("traced/web"));
+        stage.spawn_webhook(other, if other == "webhook-a" { &["--log-format=json"] } else { &[] }).unwrap();
+        stage.ready(other).unwrap();
+        line.unwrap_or_else(|| panic!("{name}: no line about the refusal in\n{log}")).to_owned()
+    };
+    let line: Value = serde_json::from_str(&refused("webhook-a", "webhook-b")).unwrap();
+    let span = &line["span"];
+    assert_eq!((&span["object"], &span["arn"]), (&json!("traced/web"), &json!(arn)), "{line}");
+    assert!(span["uid"].as_str().is_some_and(|uid| uid.len() == 36), "{line}");
+    let line = refused("webhook-b", "webhook-a");
+    assert!(line.contains("uid=") && line.contains(&arn), "{line}");
+    old["spec"]["serviceRef"]["port"] = json!(80);
+    eventually(SOON, || stage.apply("traced", &old).ok()).unwrap();
+    stage.until_targets("traced", &arn, 1);
+    for span in [
+        "admission",
+        "conversion",
+        "reconcile",
+        "RegisterTargets",
+        "tgb-webhook",
+        "tgb-controller",
+        "traced/web",
+        &arn,
+    ] {
+        eventually(SOON, || if stage.collector.has(span) { Ok(()) } else { Err(span) }).unwrap();
+    }
+    let (leader, _) = stage.leader();
+    let log = stage.cluster.processes().log(leader);
+    let told = log
+        .lines()
+        .any(|line| line.contains("traced/web") && line.contains(&arn) && line.contains("registered"));
+    assert!(told, "{log}");
+}
+
+#[test]
+fn the_roles_allow_what_was_done_and_nothing_else() {
+    let _alone = alone();
+    let stage = &*STAGE;
+    stage.cluster.namespace("everything", &BTreeMap::new()).unwrap();
+    stage.kubectl("label namespace everything elbv2.k8s.aws/pod-readiness-gate-inject=enabled").ok().unwrap();
+    stage.shop("everything", 0);
+    stage.shop("shared", 1);
+    // The authority is replaced in two phases: the Secret is written again.
+    stage.kubectl(&format!("-n {NAMESPACE} delete secret {NAME}-webhook-ca")).ok().unwrap();
+    let long = "a".repeat(64);
+    // A Service that no cache has is looked for.
+    let mut early = binding(&stage.target_group("early", 80, "ip"));
+    early["spec"]["serviceRef"] = json!({"name": "later", "port": 80});
+    eventually(SOON, || stage.apply("everything", &early).ok()).unwrap();
+    stage.kubectl("-n everything delete tgb web --timeout=60s").ok().unwrap();
+    let arn = stage.target_group("everything", 80, "ip");
+    eventually(SOON, || stage.apply("everything", &binding(&arn)).ok()).unwrap();
+    // TGB107 asks the namespace whether it injects.
+    let mut named = binding(&arn);
+    named["metadata"]["name"] = json!(long);
+    let said = stage.apply("everything", &named).refused().unwrap();
+    assert!(said.contains("TGB107"), "{said}");
+    eventually(SOON, || {
+        stage.kubectl("-n everything delete pods --all --wait=false").ok()?;
+        stage.kubectl("-n everything scale deployment web --replicas=1").ok()?;
+        let gates =
+            stage.kubectl("-n everything get pods -o jsonpath={.items[*].spec.readinessGates}").ok()?;
+        if gates.contains("target-health") { Ok(()) } else { Err(gates) }
+    })
+    .unwrap();
+    stage.until_targets("everything", &arn, 1);
+    let shared = stage.target_group("shared", 80, "ip");
+    let mut object = binding(&shared);
+    object["spec"]["targetGroup"]["sharing"] = json!("Shared");
+    eventually(SOON, || stage.apply("shared", &object).ok()).unwrap();
+    stage.until_targets("shared", &shared, 1);
+    stage.kubectl("-n shared scale deployment web --replicas=2").ok().unwrap();
+    stage.until_targets("shared", &shared, 2);
+    stage.kubectl("-n shared delete service web").ok().unwrap();
+    eventually(SOON, || {
+        let events = stage.kubectl("-n shared get events.events.k8s.io -o name").ok()?;
+        if events.is_empty() { Err("no events".to_owned()) } else { Ok(()) }
+    })
+    .unwrap();
+    stage.kubectl("-n shared delete tgb web --timeout=60s").ok().unwrap();
+    stage.kubectl("-n everything delete tgb web --timeout=60s").ok().unwrap();
+
+    for program in ["webhook", "controller"] {
+        let asked = stage.asked(program);
+        // An API server that has just started again denies everything for a moment; what is denied for good is meant.
+        // One test asks for a configuration that is nobody's.
+        let allowed: BTreeSet<_> =
+            asked.iter().filter(|(_, _, code, _)| *code != 403).map(|(v, w, _, n)| (v, w, n)).collect();
+        let denied: BTreeSet<_> = asked
+            .iter()
+            .filter(|(_, _, code, name)| *code == 403 && name != "nobody")
+            .map(|(v, w, _, n)| (v, w, n))
+            .collect();
+        let denied: Vec<_> = denied.difference(&allowed).collect();
+        assert!(denied.is_empty(), "{program}: {denied:?}");
+        let used: BTreeSet<(&str, &str)> =
+            asked.iter().map(|(verb, what, _, _)| (verb.as_str(), what.as_str())).collect();
+        let mut unused = BTreeSet::new();
+        let account = format!("{NAME}-{program}");
+        for kind in ["clusterroles", "roles"] {
+            let list = stage.get_json(&format!("get {kind} -A -l app.kubernetes.io/component={program}"));
+            for role in list["items"].as_array().unwrap() {
+                for rule in role["rules"].as_array().unwrap() {
+                    let words = |key: &str| -> Vec<String> {
+                        rule[key]
+                            .as_array()
+                            .unwrap()
+                            .iter()
+                            .map(|word| word.as_str().unwrap().to_owned())
+                            .collect()
+                    };
+                    for resource in words("resources") {
+                        for verb in words("verbs") {
+                            if !used.contains(&(verb.as_str(), resource.as_str())) {
+                                unused.insert(format!("{} {verb} {resource}", role["metadata"]["name"]));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert!(unused.is_empty(), "{account} may do what it never did: {unused:#?}\nit did {used:#?}");
+    }
+}
