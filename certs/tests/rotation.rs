@@ -2,7 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)] // helpers of tests are tests
 
-use std::sync::Arc;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -454,4 +457,138 @@ fn replicas_whose_requests_interleave_at_random_never_serve_what_is_not_publishe
         "{} {conflicts} {deleted}",
         authorities.len()
     );
+}
+
+/// What clients see of the world, which changes under them.
+#[derive(Debug)]
+struct Seen {
+    now: std::sync::atomic::AtomicI64,
+    bundle: Mutex<Vec<u8>>,
+    /// Steps so far, and the connections under way that began at an even and at an odd one.
+    turn: AtomicUsize,
+    under_way: [AtomicUsize; 2],
+}
+
+impl rustls::time_provider::TimeProvider for Seen {
+    fn current_time(&self) -> Option<UnixTime> {
+        let seconds = self.now.load(Ordering::SeqCst).try_into().unwrap();
+        Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
+    }
+}
+
+impl Seen {
+    /// One request on a connection of its own, with the bundle as it was when it began.
+    fn request(self: &Arc<Self>, server: std::net::SocketAddr) -> Result<(), String> {
+        let begun = loop {
+            let turn = self.turn.load(Ordering::SeqCst);
+            self.under_way[turn % 2].fetch_add(1, Ordering::SeqCst);
+            if self.turn.load(Ordering::SeqCst) == turn {
+                break turn;
+            }
+            self.under_way[turn % 2].fetch_sub(1, Ordering::SeqCst);
+        };
+        let answered = self.exchange(server).map_err(|error| format!("turn {begun}: {error}"));
+        self.under_way[begun % 2].fetch_sub(1, Ordering::SeqCst);
+        answered
+    }
+
+    fn exchange(self: &Arc<Self>, server: std::net::SocketAddr) -> std::io::Result<()> {
+        let bundle = self.bundle.lock().unwrap().clone();
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(&bundle) {
+            roots.add(certificate.unwrap()).unwrap();
+        }
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let time = Arc::clone(self);
+        let config = rustls::ClientConfig::builder_with_details(provider, time)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = ServerName::try_from("tgb-webhook.tgb-system.svc").unwrap();
+        let mut connection = ClientConnection::new(Arc::new(config), name).unwrap();
+        let mut socket = TcpStream::connect(server)?;
+        let mut stream = rustls::Stream::new(&mut connection, &mut socket);
+        stream.write_all(b"?")?;
+        stream.read_exact(&mut [0])
+    }
+}
+
+/// Answers one byte for each, on every connection of its own thread.
+fn answer(listener: &TcpListener, config: &Arc<rustls::ServerConfig>) {
+    while let Ok((mut socket, _)) = listener.accept() {
+        let mut connection = ServerConnection::new(Arc::clone(config)).unwrap();
+        let mut stream = rustls::Stream::new(&mut connection, &mut socket);
+        // A failure is the client's to tell.
+        let _ = stream.read_exact(&mut [0]).and_then(|()| stream.write_all(b"!"));
+    }
+}
+
+#[test]
+fn a_thousand_rotations_under_load_fail_no_request() {
+    let mut world = World::new();
+    let lifetimes = Lifetimes {
+        authority: HOUR * 24,
+        leaf: HOUR * 12,
+        settle: Duration::from_secs(60),
+        retention: HOUR * 7,
+    };
+    let serving = Arc::new(Serving::default());
+    let names = service_names("tgb-webhook", "tgb-system");
+    let replica =
+        Replica { signed: SelfSigned::new(names, lifetimes, Arc::clone(&serving)).unwrap(), serving };
+    world.tick(&replica);
+    let seen = Arc::new(Seen {
+        now: world.now.as_second().into(),
+        bundle: Mutex::new(world.bundles[0].clone().unwrap()),
+        turn: AtomicUsize::new(0),
+        under_way: Default::default(),
+    });
+    let listener = Arc::new(TcpListener::bind("127.0.0.1:0").unwrap());
+    let server = listener.local_addr().unwrap();
+    let config = Arc::new(server_config(Arc::clone(&replica.serving)).unwrap());
+    for _ in 0..4 {
+        let (listener, config) = (Arc::clone(&listener), Arc::clone(&config));
+        std::thread::spawn(move || answer(&listener, &config));
+    }
+    let over = AtomicBool::new(false);
+    let answered = AtomicUsize::new(0);
+    let mut authorities = std::collections::BTreeSet::new();
+    let failed: Vec<String> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    while !over.load(Ordering::SeqCst) {
+                        seen.request(server)?;
+                        answered.fetch_add(1, Ordering::SeqCst);
+                    }
+                    Ok::<(), String>(())
+                })
+            })
+            .collect();
+        while replica.serving.state().swaps < 1_000 && clients.iter().all(|client| !client.is_finished()) {
+            // Clients may be a step behind, as API servers are behind a watch, but not two.
+            let turn = seen.turn.load(Ordering::SeqCst);
+            while seen.under_way[(turn + 1) % 2].load(Ordering::SeqCst) > 0 {
+                std::thread::yield_now();
+            }
+            world.now += if turn.is_multiple_of(4) { Duration::from_secs(61) } else { HOUR * 3 };
+            seen.now.store(world.now.as_second(), Ordering::SeqCst);
+            world.tick(&replica);
+            seen.bundle.lock().unwrap().clone_from(world.bundles[0].as_ref().unwrap());
+            seen.turn.store(turn + 1, Ordering::SeqCst);
+            authorities.insert(world.secret.as_ref().unwrap().1.get("ca.crt").unwrap().clone());
+        }
+        over.store(true, Ordering::SeqCst);
+        clients.into_iter().filter_map(|client| client.join().unwrap().err()).collect()
+    });
+    assert_eq!(failed, Vec::<String>::new());
+    let (swaps, answered) = (replica.serving.state().swaps, answered.into_inner());
+    assert!(
+        swaps >= 1_000 && authorities.len() >= 250,
+        "{swaps} leaves of {} authorities",
+        authorities.len()
+    );
+    assert!(answered > 1_000, "{answered} requests");
+    println!("{answered} requests, {swaps} leaves of {} authorities, 0 failed", authorities.len());
 }
