@@ -17,6 +17,7 @@ use std::time::Duration;
 use tgb_api::v1::Role;
 use tokio::sync::{Mutex, OnceCell, watch};
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 /// Everything that has to be known to speak to AWS; what is absent is found as AWS's SDKs find it (environment,
 /// profile, IRSA, Pod Identity, instance metadata).
@@ -321,8 +322,16 @@ impl Aws {
         loop {
             self.admit(budget, class, operation).await?;
             let begun = Instant::now();
-            let answer = send().await.map_err(|error| failed(operation, &error));
+            let span = tracing::info_span!(
+                "aws",
+                otel.name = operation,
+                operation,
+                attempt,
+                code = tracing::field::Empty
+            );
+            let answer = send().instrument(span.clone()).await.map_err(|error| failed(operation, &error));
             let code = answer.as_ref().err().map(|error| error.code.as_str());
+            span.record("code", code.unwrap_or("ok"));
             self.inner.metrics.called(class, operation, code, begun.elapsed());
             self.note(class, answer.as_ref().err());
             let error = match answer {
