@@ -300,6 +300,20 @@ impl Space<'_> {
         })
     }
 
+    /// A Deployment of so many pods and a Service, both `web`, bound to a target group (HTTP, ip) that a load balancer
+    /// serves, and waits until the pods are its targets; gives the target group's ARN. Where most tests begin.
+    ///
+    /// # Errors
+    /// When it does not come so far.
+    pub fn shop(&self, replicas: usize) -> Result<String> {
+        let arn = self.target_group("HTTP", 80, "ip")?;
+        self.attach(&arn)?;
+        self.deploy("web", replicas)?;
+        self.bind("web", &arn, &json!({}))?;
+        self.until_pods_are_targets(&arn, "web", replicas)?;
+        Ok(arn)
+    }
+
     /// Makes the Service `name` a NodePort one and gives the port of the nodes.
     ///
     /// # Errors

@@ -2,11 +2,10 @@
 //! paused or forget.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
 
-use serde_json::json;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tgb_e2e::{Aws, Cluster, Options, Scope, Settings, Setup, Space, World, eventually};
+use tgb_e2e::{Aws, Cluster, Options, Scope, Settings, Setup, World, eventually};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -71,21 +70,12 @@ fn alone() -> MutexGuard<'static, ()> {
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Two pods behind a load balancer, bound: the target group's ARN.
-fn shop(space: &Space<'_>) -> String {
-    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
-    space.deploy("web", 2).unwrap();
-    space.bind("web", &arn, &json!({})).unwrap();
-    space.until_pods_are_targets(&arn, "web", 2).unwrap();
-    arn
-}
-
 /// Kills some process, lets AWS and the cluster change, and expects the product to make it good. The controller may have
 /// given its lease up meanwhile and ended: a kubelet would start it again.
 fn comes_back_after(name: &str, processes: &[&str]) {
     let _alone = alone();
     let space = World::shared().unwrap().space(name).unwrap();
-    let arn = shop(&space);
+    let arn = space.shop(2).unwrap();
     let target = space.targets(&arn).unwrap().first().cloned().unwrap();
     for process in processes {
         space.cluster().processes().kill(process).unwrap();
@@ -123,7 +113,7 @@ fn the_other_parts_of_the_control_plane_come_back_and_pods_become_targets() {
 fn while_etcd_is_paused_nothing_is_written_and_afterwards_everything_goes_on() {
     let _alone = alone();
     let space = World::shared().unwrap().space("paused").unwrap();
-    let arn = shop(&space);
+    let arn = space.shop(2).unwrap();
     let etcd = |what: fn(&tgb_e2e::Processes, &str) -> tgb_e2e::Result<()>| {
         what(space.cluster().processes(), "etcd").unwrap();
     };
@@ -145,7 +135,7 @@ fn a_watch_that_expires_by_a_compaction_is_begun_anew_and_misses_nothing() {
     let cluster = Options { uncached_watches: true, ..Options::default() };
     let world = World::start(&Setup { cluster, product: &product, aws: |_| Aws::awsim() }).unwrap();
     let space = world.space("expired").unwrap();
-    let arn = shop(&space);
+    let arn = space.shop(2).unwrap();
     space.controller().link().unwrap().cut();
     space.kubectl("scale deployment web --replicas=3").ok().unwrap();
     eventually(SOON, || match space.pods("web", 8080)? {

@@ -12,19 +12,10 @@ fn space(name: &str) -> Space<'static> {
     World::shared().unwrap().space(name).unwrap()
 }
 
-/// A Deployment `web` behind a Service `web`, bound to a target group that a load balancer serves: its ARN.
-fn shop(space: &Space<'_>, replicas: usize) -> String {
-    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
-    space.deploy("web", replicas).unwrap();
-    space.bind("web", &arn, &json!({})).unwrap();
-    space.until_pods_are_targets(&arn, "web", replicas).unwrap();
-    arn
-}
-
 #[test]
 fn a_stopped_webhook_holds_up_no_clean_up_and_nobody_else() {
     let space = space("stopped");
-    let arn = shop(&space, 1);
+    let arn = space.shop(1).unwrap();
     space.webhook().kill().unwrap();
     space.kubectl("label tgb web team=a").ok().unwrap();
     space.kubectl("annotate tgb web note=b").ok().unwrap();
@@ -41,7 +32,7 @@ fn a_stopped_webhook_holds_up_no_clean_up_and_nobody_else() {
 #[test]
 fn what_changed_while_the_controller_was_away_is_made_good_at_its_start() {
     let space = space("away");
-    let arn = shop(&space, 2);
+    let arn = space.shop(2).unwrap();
     let wanted = space.targets(&arn).unwrap();
     space.controller().kill().unwrap();
     space.change_target("DeregisterTargets", &arn, wanted.first().unwrap()).unwrap();
@@ -53,7 +44,7 @@ fn what_changed_while_the_controller_was_away_is_made_good_at_its_start() {
 #[test]
 fn pods_of_a_labelled_namespace_are_ready_only_when_their_target_is_healthy() {
     let space = World::shared().unwrap().prepare("gated").with_readiness_gates().start().unwrap();
-    let arn = shop(&space, 0);
+    let arn = space.shop(0).unwrap();
     eventually(SOON, || {
         space.deploy("web", 2)?;
         let pods = space.kubectl("get pods -l app=web -o json").json()?;
@@ -89,7 +80,7 @@ fn everything_that_is_wrong_with_a_manifest_is_said_at_once_in_its_own_version()
 #[test]
 fn an_edit_in_the_oldest_version_keeps_what_that_version_cannot_say() {
     let space = space("oldest");
-    shop(&space, 0);
+    space.shop(0).unwrap();
     // As a person would: if the controller wrote meanwhile, read, edit and write again.
     eventually(SOON, || {
         let mut object =
@@ -109,7 +100,7 @@ fn an_edit_in_the_oldest_version_keeps_what_that_version_cannot_say() {
 #[test]
 fn storage_goes_to_the_old_version_and_back_and_loses_nothing() {
     let space = space("stored");
-    shop(&space, 0);
+    space.shop(0).unwrap();
     let spec = || space.kubectl("get tgb web -o json").json().unwrap()["spec"].clone();
     let crd = || space.kubectl("get crd targetgroupbindings.elbv2.k8s.aws -o json").json().unwrap();
     let stored = || crd()["status"]["storedVersions"].clone();

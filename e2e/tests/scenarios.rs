@@ -16,10 +16,7 @@ fn space(name: &str) -> Space<'static> {
 #[test]
 fn a_bare_arn_and_a_service_name_are_enough_and_pods_come_and_go() {
     let space = space("bare");
-    let arn = space.target_group("HTTP", 80, "ip").unwrap();
-    space.deploy("web", 2).unwrap();
-    space.bind("web", &arn, &json!({})).unwrap();
-    space.until_pods_are_targets(&arn, "web", 2).unwrap();
+    let arn = space.shop(2).unwrap();
     space.kubectl("scale deployment web --replicas=5").ok().unwrap();
     space.until_pods_are_targets(&arn, "web", 5).unwrap();
     space.kubectl("scale deployment web --replicas=1").ok().unwrap();
@@ -29,9 +26,7 @@ fn a_bare_arn_and_a_service_name_are_enough_and_pods_come_and_go() {
 #[test]
 fn a_target_group_has_one_binding() {
     let space = space("single");
-    let arn = space.target_group("HTTP", 80, "ip").unwrap();
-    space.deploy("web", 1).unwrap();
-    space.bind("web", &arn, &json!({})).unwrap();
+    let arn = space.shop(1).unwrap();
     let second = json!({"serviceRef": {"name": "web"}});
     let message =
         eventually(SOON, || space.apply(&space.binding("second", &arn, &second)).refused()).unwrap();
@@ -61,10 +56,7 @@ fn all_versions_show_the_same_binding() {
 #[test]
 fn a_crash_of_the_controller_and_a_change_meanwhile_end_in_the_right_targets() {
     let space = space("crash");
-    let arn = space.target_group("HTTP", 80, "ip").unwrap();
-    space.deploy("web", 1).unwrap();
-    space.bind("web", &arn, &json!({})).unwrap();
-    space.until_pods_are_targets(&arn, "web", 1).unwrap();
+    let arn = space.shop(1).unwrap();
     space.controller().kill().unwrap();
     space.kubectl("scale deployment web --replicas=3").ok().unwrap();
     space.controller().restart().unwrap();
@@ -75,10 +67,7 @@ fn a_crash_of_the_controller_and_a_change_meanwhile_end_in_the_right_targets() {
 #[test]
 fn a_deleted_binding_leaves_an_empty_target_group() {
     let space = space("deleted");
-    let arn = space.target_group("HTTP", 80, "ip").unwrap();
-    space.deploy("web", 2).unwrap();
-    space.bind("web", &arn, &json!({})).unwrap();
-    space.until_pods_are_targets(&arn, "web", 2).unwrap();
+    let arn = space.shop(2).unwrap();
     space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
     assert_eq!(space.targets(&arn).unwrap(), BTreeSet::new());
     space.call("DescribeTargetGroups", &[("TargetGroupArns.member.1", &arn)]).unwrap();
@@ -111,9 +100,7 @@ fn a_registration_whose_answer_is_lost_is_made_good() {
 fn a_webhook_that_is_cut_off_or_hangs_refuses_a_new_spec_and_nothing_else() {
     let world = World::shared().unwrap();
     let space = world.prepare("cut").value("webhook.bindings.timeoutSeconds=2").start().unwrap();
-    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
-    space.deploy("web", 1).unwrap();
-    space.bind("web", &arn, &json!({})).unwrap();
+    let arn = space.shop(1).unwrap();
     let link = space.webhook().link().unwrap();
     let by_name = json!({"serviceRef": {"name": "web", "port": "http"}});
     let is_refused = |said: &str| {
@@ -134,10 +121,7 @@ fn a_webhook_that_is_cut_off_or_hangs_refuses_a_new_spec_and_nothing_else() {
 #[test]
 fn a_controller_without_the_api_server_gives_its_lease_up_and_goes_on_when_it_is_started_again() {
     let space = space("alone");
-    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
-    space.deploy("web", 1).unwrap();
-    space.bind("web", &arn, &json!({})).unwrap();
-    space.until_pods_are_targets(&arn, "web", 1).unwrap();
+    let arn = space.shop(1).unwrap();
     space.controller().link().unwrap().hold();
     eventually(SOON, || if space.controller().revive()? { Ok(()) } else { Err("it still runs".to_owned()) })
         .unwrap();
@@ -149,4 +133,31 @@ fn a_controller_without_the_api_server_gives_its_lease_up_and_goes_on_when_it_is
         if there.len() == 2 { Ok(()) } else { Err(format!("{there:?}")) }
     })
     .unwrap();
+}
+
+/// `TGB_SEEDS=N` for more than one schedule.
+#[test]
+fn whatever_aws_does_for_a_while_the_right_targets_are_there_afterwards() {
+    let seeds = std::env::var("TGB_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let space = space("chaos");
+    let arn = space.shop(2).unwrap();
+    space.attribute(&arn, "deregistration_delay.timeout_seconds", "1").unwrap();
+    for seed in 1..=seeds {
+        let length = Duration::from_secs(8);
+        for fault in Fault::schedule(seed, space.aws().account(), 12, length) {
+            space.fault(fault).unwrap();
+        }
+        let account = space.aws().account();
+        let end = space.server().unwrap().now(account) + 8_000;
+        let mut replicas = 2;
+        while space.server().unwrap().now(account) < end {
+            replicas = replicas % 5 + 1;
+            space.kubectl(&format!("scale deployment web --replicas={replicas}")).ok().unwrap();
+        }
+        space
+            .until_pods_are_targets(&arn, "web", replicas)
+            .unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        let failed = space.calls().iter().filter(|call| call.code.is_some()).count();
+        assert!(failed > 0, "seed {seed}: no call failed");
+    }
 }

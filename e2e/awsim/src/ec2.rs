@@ -1759,46 +1759,37 @@ fn permissions_xml(x: &mut Xml, name: &str, rules: &[&Rule]) {
             x.val("fromPort", first.from);
             x.val("toPort", first.to);
         }
-        x.el("groups", |x| {
-            for r in &list {
-                if let Source::Group(id, owner) = &r.source {
-                    x.el("item", |x| {
-                        x.text("groupId", id);
-                        x.text("userId", owner);
-                        x.opt("description", r.description.as_deref());
-                    });
+        let mut each = |name: &str, item: fn(&mut Xml, &Source) -> bool| {
+            x.el(name, |x| {
+                for r in &list {
+                    let mut inside = Xml::default();
+                    if item(&mut inside, &r.source) {
+                        inside.opt("description", r.description.as_deref());
+                        x.el("item", |x| x.push(inside));
+                    }
                 }
-            }
+            });
+        };
+        each("groups", |x, source| {
+            let Source::Group(id, owner) = source else { return false };
+            x.text("groupId", id);
+            x.text("userId", owner);
+            true
         });
-        x.el("ipRanges", |x| {
-            for r in &list {
-                if let Source::Ipv4(net) = &r.source {
-                    x.el("item", |x| {
-                        x.val("cidrIp", net);
-                        x.opt("description", r.description.as_deref());
-                    });
-                }
-            }
+        each("ipRanges", |x, source| {
+            let Source::Ipv4(net) = source else { return false };
+            x.val("cidrIp", net);
+            true
         });
-        x.el("ipv6Ranges", |x| {
-            for r in &list {
-                if let Source::Ipv6(net) = &r.source {
-                    x.el("item", |x| {
-                        x.val("cidrIpv6", net);
-                        x.opt("description", r.description.as_deref());
-                    });
-                }
-            }
+        each("ipv6Ranges", |x, source| {
+            let Source::Ipv6(net) = source else { return false };
+            x.val("cidrIpv6", net);
+            true
         });
-        x.el("prefixListIds", |x| {
-            for r in &list {
-                if let Source::PrefixList(id) = &r.source {
-                    x.el("item", |x| {
-                        x.text("prefixListId", id);
-                        x.opt("description", r.description.as_deref());
-                    });
-                }
-            }
+        each("prefixListIds", |x, source| {
+            let Source::PrefixList(id) = source else { return false };
+            x.text("prefixListId", id);
+            true
         });
     });
 }

@@ -303,6 +303,11 @@ impl Xml {
         });
     }
 
+    /// What was written elsewhere.
+    pub fn push(&mut self, other: Self) {
+        self.out.push_str(&other.out);
+    }
+
     /// The text so far.
     #[must_use]
     pub fn finish(self) -> String {
