@@ -12,31 +12,6 @@ const FILTER_VALUES: usize = 199;
 const PAGE: i32 = 1000;
 
 impl Aws {
-    /// DescribeVpcs of one VPC.
-    ///
-    /// # Errors
-    /// What AWS answered; `InvalidVpcID.NotFound` for another account's.
-    pub async fn vpc(&self, id: &str) -> Answer<Vpc> {
-        let send = || self.inner.ec2.describe_vpcs().vpc_ids(id).send();
-        let answer = self.ec2(CallClass::Ec2Describe, "DescribeVpcs", send).await?;
-        let mut cidrs = Vec::new();
-        for vpc in answer.vpcs() {
-            for block in vpc.cidr_block_association_set() {
-                let state = block.cidr_block_state().and_then(|state| state.state());
-                if matches!(state, Some(ec2::VpcCidrBlockStateCode::Associated)) {
-                    cidrs.extend(block.cidr_block().map(str::to_owned));
-                }
-            }
-            for block in vpc.ipv6_cidr_block_association_set() {
-                let state = block.ipv6_cidr_block_state().and_then(|state| state.state());
-                if matches!(state, Some(ec2::VpcCidrBlockStateCode::Associated)) {
-                    cidrs.extend(block.ipv6_cidr_block().map(str::to_owned));
-                }
-            }
-        }
-        Ok(Vpc { id: id.to_owned(), cidrs })
-    }
-
     /// DescribeSubnets of a VPC. For AWS, "inside the VPC" means inside one of these.
     ///
     /// # Errors

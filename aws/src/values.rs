@@ -60,15 +60,6 @@ impl TargetState {
     }
 }
 
-/// A VPC's own networks; blocks that are not associated are left out.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Vpc {
-    /// `vpc-…`.
-    pub id: String,
-    /// IPv4 and IPv6 blocks.
-    pub cidrs: Vec<String>,
-}
-
 /// A subnet.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Subnet {

@@ -56,13 +56,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Puts down what a binding wants of security groups and reports how its rules stand. `false` if that must be tried
-/// again soon.
+/// Puts down what a binding wants of security groups and reports how its rules stand; after a change, what failed is
+/// tried again at once. `false` if that must be tried again soon.
 pub(crate) async fn bring(
     ctx: &Arc<Ctx>,
     key: &Key,
     binding: &TargetGroupBinding,
-    sight: Sight<'_>,
+    (sight, changed): (Sight<'_>, bool),
     report: &mut Report,
 ) -> bool {
     if binding.spec.networking.is_none() {
@@ -98,8 +98,16 @@ pub(crate) async fn bring(
             Claim::Anywhere(kept)
         }
     };
+    let groups = groups_in(&new);
     put_claim(ctx, key, new);
-    match standing(ctx, key) {
+    let standing = standing(ctx, key);
+    if changed && matches!(standing, Standing::Failed(..)) {
+        for group in groups {
+            let ctx = Arc::clone(ctx);
+            tokio::spawn(async move { settle(&ctx, &group).await });
+        }
+    }
+    match standing {
         Standing::Authorized(message) => report.ok(Kind::NetworkingReady, Reason::Authorized, message),
         Standing::Failed(reason, message) => report.bad(Kind::NetworkingReady, reason, message),
         Standing::Pending(message) => report.unknown(Kind::NetworkingReady, Reason::Pending, message),

@@ -52,6 +52,7 @@
 mod aws;
 mod balancer;
 mod cluster;
+mod gate;
 mod link;
 mod process;
 mod product;
@@ -63,6 +64,7 @@ mod world;
 pub use aws::{Aws, Lab, USER};
 pub use balancer::Balancer;
 pub use cluster::{Cluster, Node, Options, free_ports, own_address};
+pub use gate::Gate;
 pub use link::Link;
 pub use process::{Processes, Spec};
 pub use product::{CLUSTER_NAME, NAMESPACE, Part, Product, Scope, Settings, built, get, run_program};

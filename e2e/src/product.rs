@@ -247,7 +247,7 @@ impl Started {
         override_flags(&mut flags, more);
         let args = [vec![self.command.to_owned()], flags].concat();
         let mut spec = Spec::new(built(&program)?, args).env("NO_COLOR", "1");
-        for (name, value) in aws.environment("PRODUCT") {
+        for (name, value) in aws.environment(&self.part.to_uppercase()) {
             spec = spec.env(&name, value);
         }
         let name = format!("{program}{}", installation.suffix);

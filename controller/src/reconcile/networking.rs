@@ -32,6 +32,7 @@ impl Worker {
             Err(Outcome::Failed) if self.memory.group_is_gone => Sight::Nothing,
             Err(Outcome::Failed) => Sight::Unknown,
         };
+        let sight = (sight, self.changed.is_some());
         match security::bring(&self.ctx, &self.key, binding, sight, report).await {
             true => outcome,
             false => Outcome::Failed,

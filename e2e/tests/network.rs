@@ -1,0 +1,624 @@
+//! Security groups, and how AWS's refusals, outages and limits are borne: each test with an account and a controller of
+//! its own on one control plane.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
+
+use awsim::{Effect, Eni, Fault, Rule, Source};
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+use tgb_e2e::{Space, World, eventually};
+
+const SOON: Duration = Duration::from_secs(60);
+const DESCRIPTION: &str = "elbv2.k8s.aws/targetGroupBinding=shared";
+
+fn space(name: &str) -> Space<'static> {
+    World::shared().unwrap().space(name).unwrap()
+}
+
+/// What the installation of a test writes at its rules.
+fn marker(space: &Space<'_>) -> String {
+    format!("{DESCRIPTION} cluster:demo owner:{}", space.name())
+}
+
+/// A source of traffic. Bindings of other tests are of the same cluster, and those of other namespaces count as wanting their
+/// rules, so that each test has a source of its own.
+fn peer_of(space: &Space<'_>) -> String {
+    space.security_group("peer", &[]).unwrap()
+}
+
+fn shown(rule: &Rule) -> String {
+    let source = match &rule.source {
+        Source::Ipv4(net) => net.to_string(),
+        Source::Ipv6(net) => net.to_string(),
+        Source::Group(id, _) => id.clone(),
+        Source::PrefixList(id) => id.clone(),
+    };
+    format!("{} {}-{} {source}", rule.protocol, rule.from, rule.to)
+}
+
+/// The rules of this installation in a group.
+fn ours(space: &Space<'_>, group: &str) -> BTreeSet<String> {
+    let marker = marker(space);
+    let rules = space.rules(group).unwrap();
+    let is_ours = |rule: &&Rule| {
+        rule.description.as_deref() == Some(&marker) && !matches!(rule.source, Source::PrefixList(_))
+    };
+    rules.iter().filter(is_ours).map(shown).collect()
+}
+
+fn until_ours(space: &Space<'_>, group: &str, want: &[&str]) {
+    let want: BTreeSet<String> = want.iter().map(|text| (*text).to_owned()).collect();
+    eventually(SOON, || {
+        let there = ours(space, group);
+        if there == want { Ok(()) } else { Err(format!("{there:?}, not {want:?}")) }
+    })
+    .unwrap();
+}
+
+fn tcp(port: u16, source: Source, description: &str) -> Rule {
+    Rule {
+        id: String::new(),
+        egress: false,
+        protocol: "tcp".to_owned(),
+        from: port.into(),
+        to: port.into(),
+        source,
+        description: Some(description.to_owned()),
+        tags: Default::default(),
+    }
+}
+
+/// Puts a rule into a group as somebody else would, and gives its id.
+fn add(space: &Space<'_>, group: &str, mut rule: Rule) -> String {
+    space
+        .seed(|aws| {
+            rule.id = aws.new_id("sgr");
+            let id = rule.id.clone();
+            aws.security_groups.get_mut(group).unwrap().rules.push(rule);
+            id
+        })
+        .unwrap()
+}
+
+fn networking(from: &Value, ports: &Value) -> Value {
+    json!({"networking": {"ingress": [{"from": from, "ports": ports}]}})
+}
+
+fn message(space: &Space<'_>, binding: &str, kind: &str) -> String {
+    let path = format!("jsonpath={{.status.conditions[?(@.type==\"{kind}\")].message}}");
+    space.kubectl(&format!("get tgb {binding} -o {path}")).ok().unwrap()
+}
+
+#[test]
+fn rules_are_the_union_of_all_bindings_and_nobody_elses_are_touched() {
+    let space = World::shared().unwrap().prepare("union").controller("--resync=5s").start().unwrap();
+    let (nodes, lb) = (space.aws().lab().node_group.clone(), peer_of(&space));
+    let by_hand = [
+        tcp(22, Source::Ipv4("10.0.0.0/8".parse().unwrap()), "ssh"),
+        tcp(8080, Source::PrefixList("pl-0123456789abcdef0".to_owned()), &marker(&space)),
+        tcp(8080, Source::Ipv4("10.9.0.0/16".parse().unwrap()), DESCRIPTION),
+        tcp(8080, Source::Ipv4("10.8.0.0/16".parse().unwrap()), &format!("{DESCRIPTION} cluster:demo")),
+    ];
+    for rule in by_hand {
+        add(&space, &nodes, rule);
+    }
+    let theirs = space.rules(&nodes).unwrap();
+    let (one, two) = (
+        space.served_target_group("HTTP", 80, "ip").unwrap(),
+        space.served_target_group("HTTP", 80, "ip").unwrap(),
+    );
+    space.deploy("one", 2).unwrap();
+    space.deploy("two", 1).unwrap();
+    let peers = json!([
+        {"securityGroup": {"groupID": lb}},
+        {"ipBlock": {"cidr": "172.21.0.0/16"}},
+    ]);
+    let ports = json!([{"port": 8080}, {"port": 443, "protocol": "UDP"}]);
+    space.bind("one", &one, &networking(&peers, &ports)).unwrap();
+    assert_eq!(space.until_condition("tgb/one", "NetworkingReady", "True").unwrap(), "Authorized");
+    let first: Vec<String> = [lb.as_str(), "172.21.0.0/16"]
+        .iter()
+        .flat_map(|source| [format!("tcp 8080-8080 {source}"), format!("udp 443-443 {source}")])
+        .collect();
+    let first: Vec<&str> = first.iter().map(String::as_str).collect();
+    until_ours(&space, &nodes, &first);
+
+    // The next port makes the range longer, and shorter again when its binding goes.
+    let next = networking(&json!([{"securityGroup": {"groupID": lb}}]), &json!([{"port": 8081}]));
+    space.bind("two", &two, &next).unwrap();
+    let both: Vec<String> = first
+        .iter()
+        .map(|rule| rule.replace(&format!("8080-8080 {lb}"), &format!("8080-8081 {lb}")))
+        .collect();
+    until_ours(&space, &nodes, &both.iter().map(String::as_str).collect::<Vec<_>>());
+    space.kubectl("delete tgb two --timeout=60s").ok().unwrap();
+    until_ours(&space, &nodes, &first);
+
+    // What somebody takes away by hand comes back at the next comparison.
+    let gone = format!("tcp 8080-8080 {lb}");
+    space
+        .seed(|aws| {
+            let marker = marker(&space);
+            let rules = &mut aws.security_groups.get_mut(&nodes).unwrap().rules;
+            rules.retain(|rule| shown(rule) != gone || rule.description.as_deref() != Some(&marker));
+        })
+        .unwrap();
+    until_ours(&space, &nodes, &first);
+
+    // Without endpoints it keeps its rules; when it goes, they go, and no others.
+    space.kubectl("scale deployment one --replicas=0").ok().unwrap();
+    space.until_targets(&one, &BTreeSet::new()).unwrap();
+    until_ours(&space, &nodes, &first);
+    space.kubectl("delete tgb one --timeout=60s").ok().unwrap();
+    assert_eq!(space.rules(&nodes).unwrap(), theirs);
+    let revoked = space.calls().iter().filter(|call| call.action == "RevokeSecurityGroupIngress").count();
+    assert!(revoked >= 2, "{revoked}");
+}
+
+#[test]
+fn without_ports_all_tcp_ports_are_open_and_a_named_port_is_the_pods() {
+    let space = World::shared().unwrap().prepare("ports").controller("--health-poll=2s").start().unwrap();
+    let (nodes, lb) = (space.aws().lab().node_group.clone(), peer_of(&space));
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    // A target that drains still uses its rules.
+    space.attribute(&arn, "deregistration_delay.timeout_seconds", "1").unwrap();
+    space.deploy("web", 1).unwrap();
+    let peer = json!([{"securityGroup": {"groupID": lb}}]);
+    space.bind("web", &arn, &json!({"networking": {"ingress": [{"from": peer}]}})).unwrap();
+    until_ours(&space, &nodes, &[&format!("tcp 0-65535 {lb}")]);
+    let named = r#"[{"op":"add","path":"/spec/template/spec/containers/0/ports","value":[{"name":"http","containerPort":8080}]}]"#;
+    space.kubectl_with(&["patch", "deployment", "web", "--type=json", "-p", named], "").ok().unwrap();
+    space.bind("web", &arn, &networking(&peer, &json!([{"port": "http"}]))).unwrap();
+    until_ours(&space, &nodes, &[&format!("tcp 8080-8080 {lb}")]);
+}
+
+#[test]
+fn in_a_full_group_the_newest_binding_has_no_room_and_a_stale_rule_makes_some() {
+    let space = World::shared().unwrap().prepare("full").controller("--resync=5s").start().unwrap();
+    let (nodes, lb) = (space.aws().lab().node_group.clone(), peer_of(&space));
+    space.seed(|aws| aws.quotas.rules_per_group = 3).unwrap();
+    add(&space, &nodes, tcp(22, Source::Ipv4("10.0.0.0/8".parse().unwrap()), "ssh"));
+    let peer = json!([{"securityGroup": {"groupID": lb}}]);
+    for (name, port) in [("a", 1000), ("b", 2000), ("c", 3000)] {
+        let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+        space.deploy(name, 1).unwrap();
+        space.bind(name, &arn, &networking(&peer, &json!([{"port": port}]))).unwrap();
+        // The API server's clock has seconds only.
+        eventually(SOON, || match space.condition(&format!("tgb/{name}"), "NetworkingReady")? {
+            (status, _) if status == "True" || status == "False" => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .unwrap();
+    }
+    let rules = |ports: &[u16]| -> Vec<String> {
+        ports.iter().map(|port| format!("tcp {port}-{port} {lb}")).collect()
+    };
+    let want = |ports: &[u16]| {
+        until_ours(&space, &nodes, &rules(ports).iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    want(&[1000, 2000]);
+    assert_eq!(space.until_condition("tgb/c", "NetworkingReady", "False").unwrap(), "RuleLimitExceeded");
+    for name in ["a", "b"] {
+        space.until_condition(&format!("tgb/{name}"), "NetworkingReady", "True").unwrap();
+    }
+    // Targets are registered all the same.
+    space.until_condition("tgb/c", "TargetsRegistered", "True").unwrap();
+    assert_eq!(space.count("RevokeSecurityGroupIngress"), 0);
+    space.kubectl("delete tgb b --timeout=60s").ok().unwrap();
+    want(&[1000, 3000]);
+    space.until_condition("tgb/c", "NetworkingReady", "True").unwrap();
+    let changed = space.count("ModifySecurityGroupRules") + space.count("RevokeSecurityGroupIngress");
+    assert_eq!(changed, 1);
+}
+
+#[test]
+fn a_full_group_is_widened_where_it_is_allowed_and_the_status_says_where() {
+    let space =
+        World::shared().unwrap().prepare("widened").controller("--rule-overflow=widen").start().unwrap();
+    let (nodes, lb) = (space.aws().lab().node_group.clone(), peer_of(&space));
+    space.seed(|aws| aws.quotas.rules_per_group = 2).unwrap();
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    space.deploy("web", 1).unwrap();
+    let peer = json!([{"securityGroup": {"groupID": lb}}]);
+    let ports = json!([{"port": 80}, {"port": 82}, {"port": 443}]);
+    space.bind("web", &arn, &networking(&peer, &ports)).unwrap();
+    until_ours(&space, &nodes, &[&format!("tcp 80-82 {lb}"), &format!("tcp 443-443 {lb}")]);
+    space.until_condition("tgb/web", "NetworkingReady", "True").unwrap();
+    let said = message(&space, "web", "NetworkingReady");
+    assert!(said.contains("widened") && said.contains("tcp 80-82"), "{said}");
+}
+
+#[test]
+fn one_bad_source_fails_its_own_binding_only() {
+    let space = space("bad-source");
+    let (nodes, lb) = (space.aws().lab().node_group.clone(), peer_of(&space));
+    let (good, bad) = (
+        space.served_target_group("HTTP", 80, "ip").unwrap(),
+        space.served_target_group("HTTP", 80, "ip").unwrap(),
+    );
+    space.deploy("good", 1).unwrap();
+    space.deploy("bad", 1).unwrap();
+    let ports = json!([{"port": 8080}]);
+    let unknown = json!([{"securityGroup": {"groupID": "sg-0123456789abcdef0"}}]);
+    space.bind("bad", &bad, &networking(&unknown, &ports)).unwrap();
+    let reason = space.until_condition("tgb/bad", "NetworkingReady", "False").unwrap();
+    assert_eq!(reason, "SecurityGroupNotFound");
+    let said = message(&space, "bad", "NetworkingReady");
+    assert!(said.contains("sg-0123456789abcdef0") && said.contains(&nodes), "{said}");
+    space.bind("good", &good, &networking(&json!([{"securityGroup": {"groupID": lb}}]), &ports)).unwrap();
+    space.until_condition("tgb/good", "Ready", "True").unwrap();
+    until_ours(&space, &nodes, &[&format!("tcp 8080-8080 {lb}")]);
+    space.until_pods_are_targets(&bad, "bad", 1).unwrap();
+}
+
+#[test]
+fn of_several_groups_the_tagged_one_is_taken_and_the_status_names_what_was_looked_for() {
+    let space = space("several");
+    let lb = peer_of(&space);
+    let other = space.security_group("other", &[]).unwrap();
+    let third = space.security_group("third", &[]).unwrap();
+    let tag = "kubernetes.io/cluster/demo";
+    let set = |groups: &[&str]| {
+        let groups: Vec<String> = groups.iter().map(|id| (*id).to_owned()).collect();
+        space.seed(|aws| aws.enis.values_mut().for_each(|eni| eni.groups = groups.clone())).unwrap();
+    };
+    set(&[&other, &third]);
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    space.deploy("web", 1).unwrap();
+    let peer = json!([{"securityGroup": {"groupID": lb}}]);
+    space.bind("web", &arn, &networking(&peer, &json!([{"port": 8080}]))).unwrap();
+    let reason = space.until_condition("tgb/web", "NetworkingReady", "False").unwrap();
+    assert_eq!(reason, "SecurityGroupNotFound");
+    let said = message(&space, "web", "NetworkingReady");
+    for part in ["eni-", &other, &third, tag] {
+        assert!(said.contains(part), "{part} is not in: {said}");
+    }
+    space.until_pods_are_targets(&arn, "web", 1).unwrap();
+
+    let tag_it = |group: &str| {
+        space
+            .call("CreateTags", &[("ResourceId.1", group), ("Tag.1.Key", tag), ("Tag.1.Value", "owned")])
+            .ok();
+        space
+            .seed(|aws| {
+                aws.security_groups.get_mut(group).unwrap().tags.insert(tag.to_owned(), "owned".to_owned())
+            })
+            .unwrap();
+    };
+    let look_again = |n: usize| {
+        // An answer that did not hold what was looked for is asked for again, but not within ten seconds.
+        let line = format!("annotate tgb web look={n} --overwrite");
+        space.kubectl(&line).ok().unwrap();
+    };
+    tag_it(&third);
+    let mut n = 0;
+    eventually(SOON, || {
+        n += 1;
+        look_again(n);
+        match space.condition("tgb/web", "NetworkingReady")? {
+            (status, _) if status == "True" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .unwrap();
+    until_ours(&space, &third, &[&format!("tcp 8080-8080 {lb}")]);
+    assert!(ours(&space, &other).is_empty());
+
+    // Both tagged, seen by a controller that starts anew: it says so and takes nothing away.
+    tag_it(&other);
+    space.controller().kill().unwrap();
+    give_lease_back(&space);
+    space.controller().restart().unwrap();
+    eventually(SOON, || match space.condition("tgb/web", "NetworkingReady")? {
+        (_, reason) if reason == "SecurityGroupAmbiguous" => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .unwrap();
+    until_ours(&space, &third, &[&format!("tcp 8080-8080 {lb}")]);
+}
+
+/// Lets a controller that starts next lead at once, as if the lease of a killed one had run out.
+fn give_lease_back(space: &Space<'_>) {
+    let (namespace, lease) = (format!("{}-tgb", space.name()), format!("tgb-{}-controller", space.name()));
+    let patch = r#"{"spec": {"holderIdentity": ""}}"#;
+    let args = ["-n", namespace.as_str(), "patch", "lease", lease.as_str(), "--type=merge", "-p", patch];
+    // One that was killed at once may not have made it yet.
+    let _ = space.cluster().kubectl(&args);
+}
+
+#[test]
+fn the_interface_of_a_pod_is_the_one_of_its_annotation() {
+    let space = space("pod-eni");
+    let lab = space.aws().lab().clone();
+    let lb = peer_of(&space);
+    let own = space.security_group("pods", &[]).unwrap();
+    let eni = space
+        .seed(|aws| {
+            let id = aws.new_id("eni");
+            let eni = Eni {
+                id: id.clone(),
+                vpc: lab.vpc.clone(),
+                subnet: lab.subnets[0].clone(),
+                groups: vec![own.clone()],
+                ..Eni::default()
+            };
+            aws.enis.insert(id.clone(), eni);
+            id
+        })
+        .unwrap();
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    space.deploy("web", 0).unwrap();
+    let annotation = json!([{"eniId": eni, "privateIp": "10.244.0.99"}]).to_string();
+    let patch = json!({"spec": {"replicas": 1, "template": {"metadata": {"annotations": {"vpc.amazonaws.com/pod-eni": annotation}}}}});
+    space.kubectl_with(&["patch", "deployment", "web", "-p", &patch.to_string()], "").ok().unwrap();
+    let peer = json!([{"securityGroup": {"groupID": lb}}]);
+    space.bind("web", &arn, &networking(&peer, &json!([{"port": 8080}]))).unwrap();
+    until_ours(&space, &own, &[&format!("tcp 8080-8080 {lb}")]);
+    assert!(ours(&space, &lab.node_group).is_empty());
+    space.until_condition("tgb/web", "Ready", "True").unwrap();
+}
+
+#[test]
+fn what_nobody_wants_any_more_is_found_at_start_also_without_a_vpc_being_given() {
+    let space = space("left-over");
+    let lab = space.aws().lab().clone();
+    let forgotten = space.security_group("forgotten", &[]).unwrap();
+    let block = || Source::Ipv4("10.1.0.0/16".parse().unwrap());
+    space.controller().kill().unwrap();
+    give_lease_back(&space);
+    add(&space, &forgotten, tcp(9000, block(), &marker(&space)));
+    let lbcs = add(&space, &forgotten, tcp(9001, block(), DESCRIPTION));
+    let theirs =
+        add(&space, &lab.node_group, tcp(9000, block(), &format!("{DESCRIPTION} cluster:demo owner:x")));
+    space.controller().restart_with(&["--aws-vpc-id="]).unwrap();
+    until_ours(&space, &forgotten, &[]);
+    let ids = |group: &str| -> Vec<String> {
+        space.rules(group).unwrap().into_iter().map(|rule| rule.id).collect()
+    };
+    assert_eq!((ids(&forgotten), ids(&lab.node_group)), (vec![lbcs], vec![theirs]));
+
+    // LBC's exact text is ours only where that is said.
+    space.controller().kill().unwrap();
+    give_lease_back(&space);
+    space.controller().restart_with(&["--adopt-unmarked-rules"]).unwrap();
+    eventually(SOON, || match ids(&forgotten) {
+        left if left.is_empty() => Ok(()),
+        left => Err(format!("{left:?}")),
+    })
+    .unwrap();
+    assert_eq!(ids(&lab.node_group).len(), 1);
+}
+
+#[test]
+fn a_missing_permission_is_named_with_its_action_and_holds_back_nothing_else() {
+    let space = space("denied");
+    let (nodes, lb) = (space.aws().lab().node_group.clone(), peer_of(&space));
+    space.fault(Fault::new(Effect::Deny).action("AuthorizeSecurityGroupIngress")).unwrap();
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    space.deploy("web", 2).unwrap();
+    let peer = json!([{"securityGroup": {"groupID": lb}}]);
+    space.bind("web", &arn, &networking(&peer, &json!([{"port": 8080}]))).unwrap();
+    space.until_pods_are_targets(&arn, "web", 2).unwrap();
+    assert_eq!(space.until_condition("tgb/web", "NetworkingReady", "False").unwrap(), "AccessDenied");
+    let said = message(&space, "web", "NetworkingReady");
+    assert!(said.contains("AuthorizeSecurityGroupIngress"), "{said}");
+    space.clear_faults().unwrap();
+    space.kubectl("annotate tgb web touched=1").ok().unwrap();
+    until_ours(&space, &nodes, &[&format!("tcp 8080-8080 {lb}")]);
+
+    space.fault(Fault::new(Effect::Deny).action("RegisterTargets")).unwrap();
+    space.kubectl("scale deployment web --replicas=3").ok().unwrap();
+    space.until_condition("tgb/web", "TargetsRegistered", "False").unwrap();
+    let said = message(&space, "web", "TargetsRegistered");
+    assert!(said.contains("RegisterTargets") && said.contains("AccessDenied"), "{said}");
+    space.clear_faults().unwrap();
+    space.kubectl("annotate tgb web touched=2 --overwrite").ok().unwrap();
+    space.until_pods_are_targets(&arn, "web", 3).unwrap();
+}
+
+#[test]
+fn after_an_outage_everything_is_made_good_at_once() {
+    let space = space("outage");
+    let (nodes, lb) = (space.aws().lab().node_group.clone(), peer_of(&space));
+    let peer = json!([{"securityGroup": {"groupID": lb}}]);
+    let arns: Vec<String> = ["a", "b", "c"]
+        .iter()
+        .map(|name| {
+            let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+            space.deploy(name, 1).unwrap();
+            space.bind(name, &arn, &json!({})).unwrap();
+            space.until_pods_are_targets(&arn, name, 1).unwrap();
+            arn
+        })
+        .collect();
+    space.fault(Fault::new(Effect::Unavailable)).unwrap();
+    for name in ["a", "b", "c"] {
+        space.kubectl(&format!("scale deployment {name} --replicas=2")).ok().unwrap();
+    }
+    let spec = json!({"spec": networking(&peer, &json!([{"port": 8080}]))});
+    space.kubectl_with(&["patch", "tgb", "a", "--type=merge", "-p", &spec.to_string()], "").ok().unwrap();
+    for name in ["a", "b", "c"] {
+        space.until_condition(&format!("tgb/{name}"), "Ready", "False").unwrap();
+    }
+    // By now a single binding waits longer and longer.
+    let failures = || space.calls().iter().filter(|call| call.status == 503).count();
+    eventually(SOON, || if failures() > 40 { Ok(()) } else { Err(failures()) }).unwrap();
+    space.clear_faults().unwrap();
+    let cleared = Instant::now();
+    for (name, arn) in ["a", "b", "c"].iter().zip(&arns) {
+        space.until_pods_are_targets(arn, name, 2).unwrap();
+    }
+    until_ours(&space, &nodes, &[&format!("tcp 8080-8080 {lb}")]);
+    let took = cleared.elapsed();
+    // Two seconds to the next question, and what a loaded machine takes.
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(space.controller().log().contains("AWS answers again"));
+}
+
+#[test]
+fn throttled_calls_slow_their_own_class_and_all_are_made_in_the_end() {
+    let space = space("throttled");
+    let names = ["a", "b", "c", "d"];
+    let mut arns = Vec::new();
+    for name in names {
+        arns.push(space.served_target_group("HTTP", 80, "ip").unwrap());
+        space.deploy(name, 1).unwrap();
+    }
+    space.fault(Fault::new(Effect::Throttle).action("RegisterTargets").times(6)).unwrap();
+    for (name, arn) in names.iter().zip(&arns) {
+        space.bind(name, arn, &json!({})).unwrap();
+    }
+    for (name, arn) in names.iter().zip(&arns) {
+        space.until_pods_are_targets(arn, name, 1).unwrap();
+    }
+    let controller = space.controller();
+    let metric = |name: &str, labels: &[&str]| controller.metric(name, labels).unwrap();
+    let throttled = metric("tgb_aws_calls_total", &["operation=\"RegisterTargets\"", "code=\"Throttling\""]);
+    assert!(throttled >= 6.0, "{throttled}");
+    assert!(metric("tgb_aws_calls_total", &["service=\"elasticloadbalancing\"", "code=\"ok\""]) > 0.0);
+    assert!(metric("tgb_aws_call_retries_total", &["operation=\"RegisterTargets\""]) > 0.0);
+    assert!(metric("tgb_aws_wait_seconds_count", &["class=\"elb-targets\""]) > 0.0);
+    assert!(metric("tgb_aws_call_duration_seconds_count", &["operation=\"DescribeTargetHealth\""]) > 0.0);
+}
+
+#[test]
+fn the_role_of_another_account_is_assumed_once_and_its_external_id_is_nowhere_to_be_read() {
+    const SECRET: &str = "correct-horse-battery";
+    let role = "arn:aws:iam::555566667777:role/tgb";
+    let space = World::shared()
+        .unwrap()
+        .prepare("roles")
+        .controller("--assume-role-allow=arn:aws:iam::555566667777:role/*")
+        .controller("--log-level=debug")
+        .webhook("--assume-role-allow=arn:aws:iam::555566667777:role/*")
+        .start()
+        .unwrap();
+    let server = space.server().unwrap();
+    server.add_role(awsim::Role {
+        arn: role.to_owned(),
+        trusts: vec![space.aws().account().to_owned()],
+        external_id: Some(SECRET.to_owned()),
+        max_duration: 0,
+    });
+    let vpc = space.aws().lab().vpc.clone();
+    let cluster = awsim::Cluster { vpc, ..awsim::Cluster::default() };
+    server.seed("555566667777", "us-west-2", |aws| aws.seed_cluster(&cluster));
+    let made = server
+        .call(
+            ("555566667777", "USER"),
+            "us-west-2",
+            awsim::Service::Elb,
+            "CreateTargetGroup",
+            &[
+                ("Name", "away"),
+                ("Protocol", "HTTP"),
+                ("Port", "80"),
+                ("TargetType", "ip"),
+                ("VpcId", &cluster.vpc),
+            ],
+        )
+        .unwrap();
+    let arn = made.split("<TargetGroupArn>").nth(1).unwrap().split('<').next().unwrap().to_owned();
+    space.deploy("web", 2).unwrap();
+    let binding = |external_id: &str| {
+        json!({
+            "apiVersion": "elbv2.k8s.aws/v1", "kind": "TargetGroupBinding", "metadata": {"name": "web"},
+            "spec": {
+                "targetGroup": {"arn": arn, "assumeRole": {"roleARN": role, "externalID": external_id}},
+                "serviceRef": {"name": "web"},
+            },
+        })
+    };
+    space.apply(&binding(SECRET)).ok().unwrap();
+    eventually(SOON, || {
+        let there = server.targets("555566667777", "us-west-2", &arn);
+        if there.len() == 2 { Ok(()) } else { Err(format!("{there:?}")) }
+    })
+    .unwrap();
+    let assumed: Vec<_> =
+        space.calls().into_iter().filter(|call| call.action == "AssumeRole" && call.code.is_none()).collect();
+    let sessions: BTreeSet<_> =
+        assumed.iter().map(|call| call.parameters["RoleSessionName"].clone()).collect();
+    assert_eq!(sessions, BTreeSet::from(["tgb-demo".to_owned()]));
+    // The webhook and the controller, each once.
+    assert!(assumed.len() <= 2, "{assumed:?}");
+    assert!(space.controller().metric("tgb_aws_calls_total", &["operation=\"AssumeRole\""]).unwrap() >= 1.0);
+    assert!(!space.controller().log().contains(SECRET));
+    assert!(!space.webhook().log().contains(SECRET));
+}
+
+/// The actions of a policy document.
+fn actions(text: &str) -> BTreeSet<String> {
+    let policy: Value = serde_json::from_str(text).unwrap();
+    let statements = policy["Statement"].as_array().unwrap().iter();
+    statements.flat_map(|s| s["Action"].as_array().unwrap()).map(|a| a.as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn the_policies_allow_what_is_called_and_nothing_else() {
+    let space = World::shared()
+        .unwrap()
+        .prepare("policy")
+        .controller("--require-target-group-tag=team")
+        .controller("--health-poll=2s")
+        .webhook("--require-target-group-tag=team")
+        .start()
+        .unwrap();
+    let lab = space.aws().lab().clone();
+    let lb = peer_of(&space);
+    // Pods outside of all subnets, groups that only their tags tell apart, and room for one rule.
+    let second = space.security_group("second", &[]).unwrap();
+    let pods = space.security_group("pods", &[]).unwrap();
+    let eni = space
+        .seed(|aws| {
+            aws.subnets
+                .retain(|_, subnet| subnet.cidr.is_none_or(|cidr| !cidr.to_string().starts_with("10.244.")));
+            aws.quotas.rules_per_group = 1;
+            aws.enis.values_mut().for_each(|eni| eni.groups.push(second.clone()));
+            let (id, group) = (aws.new_id("eni"), vec![pods.clone()]);
+            let eni = Eni { id: id.clone(), vpc: lab.vpc.clone(), groups: group, ..Eni::default() };
+            aws.enis.insert(id.clone(), eni);
+            id
+        })
+        .unwrap();
+    let group = || {
+        let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+        let tag = [
+            ("ResourceArns.member.1", arn.as_str()),
+            ("Tags.member.1.Key", "team"),
+            ("Tags.member.1.Value", "x"),
+        ];
+        space.call("AddTags", &tag).unwrap();
+        space.attribute(&arn, "deregistration_delay.timeout_seconds", "1").unwrap();
+        arn
+    };
+    let (one, two) = (group(), group());
+    space.deploy("one", 1).unwrap();
+    space.deploy("two", 0).unwrap();
+    let annotation = json!([{"eniId": eni}]).to_string();
+    let patch = json!({"spec": {"replicas": 1, "template": {"metadata": {"annotations": {"vpc.amazonaws.com/pod-eni": annotation}}}}});
+    space.kubectl_with(&["patch", "deployment", "two", "-p", &patch.to_string()], "").ok().unwrap();
+    let rule = |port: u16| networking(&json!([{"securityGroup": {"groupID": lb}}]), &json!([{"port": port}]));
+    let opened = |port: u16| format!("tcp {port}-{port} {lb}");
+    space.bind("two", &two, &rule(1000)).unwrap();
+    until_ours(&space, &pods, &[&opened(1000)]);
+    space.bind("one", &one, &rule(1000)).unwrap();
+    until_ours(&space, &lab.node_group, &[&opened(1000)]);
+    space.bind("one", &one, &rule(2000)).unwrap();
+    until_ours(&space, &lab.node_group, &[&opened(2000)]);
+    space.kubectl("delete tgb one two --timeout=60s").ok().unwrap();
+    until_ours(&space, &lab.node_group, &[]);
+
+    // Who we are needs no permission.
+    let called_by = |user: &str| -> BTreeSet<String> {
+        let calls = space.calls().into_iter().filter(|call| call.caller.ends_with(&format!("/{user}")));
+        let action = |call: awsim::Call| match call.service {
+            awsim::Service::Elb => format!("elasticloadbalancing:{}", call.action),
+            awsim::Service::Ec2 => format!("ec2:{}", call.action),
+            awsim::Service::Sts => format!("sts:{}", call.action),
+        };
+        calls.map(action).filter(|action| action != "sts:GetCallerIdentity").collect()
+    };
+    assert_eq!(called_by("CONTROLLER"), actions(include_str!("../../docs/iam-policy.json")));
+    assert_eq!(called_by("WEBHOOK"), actions(include_str!("../../docs/iam-policy-webhook.json")));
+}
