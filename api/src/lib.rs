@@ -15,6 +15,8 @@ pub mod arn;
 pub mod convert;
 pub mod crd;
 pub mod defaulting;
+#[cfg(test)]
+mod fuzz;
 pub mod names;
 pub mod rules;
 pub mod service;

@@ -121,4 +121,19 @@ mod tests {
         assert_eq!(again("b:1, a:2,a:2"), "a:2,b:1");
         assert!(parse("x,:80,10.0.0.1:http").is_empty());
     }
+
+    #[test]
+    fn fuzz_config_map() {
+        let parts = [",", ":", "0x", "i-0123", "10.0.0.1", "fd00::1", "65536", " "];
+        tgb_fuzz::fuzz(
+            "config-map",
+            &[b"10.0.0.1:80,fd00::1:80,i-0123:30080,10.0.0.1:443:0x0123456789abcdef"],
+            &parts,
+            |input| {
+                let printed = again(&String::from_utf8_lossy(input));
+                assert_eq!(again(&printed), printed);
+                (printed.is_empty(), printed.contains("0x"), printed.matches(',').count().min(5))
+            },
+        );
+    }
 }

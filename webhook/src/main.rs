@@ -6,6 +6,8 @@ mod admission;
 mod bindings;
 mod certificates;
 mod convert;
+#[cfg(test)]
+mod fuzz;
 mod lint;
 mod lookup;
 mod metrics;

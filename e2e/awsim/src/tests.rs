@@ -670,4 +670,51 @@ fn a_schedule_of_faults_is_the_same_for_the_same_seed_and_over_at_its_end() {
     assert_eq!(first, run());
     assert!(first.iter().any(|(status, _)| *status != 200));
     assert_eq!(first.last(), Some(&(200, Wire::Answer)));
+/// Forms of all kinds against a world with things in it; an answer is XML of the protocol whatever comes.
+#[test]
+fn fuzz_wire() {
+    let world = World::new(Options { journal_limit: 10, ..Options::fast() });
+    world.with(crate::DEFAULT_ACCOUNT, "us-west-2", |aws, _| aws.seed_cluster(&Cluster::default()));
+    let vpc = Cluster::default().vpc;
+    let seeds = [
+        format!("Action=CreateTargetGroup&Version=2015-12-01&Name=web&Protocol=HTTP&Port=80&VpcId={vpc}&TargetType=ip"),
+        "Action=DescribeTargetGroups&Version=2015-12-01&Names.member.1=web&PageSize=1&Marker=x".to_owned(),
+        "Action=RegisterTargets&Version=2015-12-01&TargetGroupArn=arn&Targets.member.1.Id=10.0.0.1&Targets.member.1.Port=80".to_owned(),
+        "Action=AuthorizeSecurityGroupIngress&Version=2016-11-15&GroupId=sg-0a0000000000000a1&IpPermissions.1.IpProtocol=tcp&IpPermissions.1.FromPort=1&IpPermissions.1.ToPort=2&IpPermissions.1.IpRanges.1.CidrIp=10.0.0.0%2F8".to_owned(),
+        "Action=DescribeSecurityGroupRules&Version=2016-11-15&Filter.1.Name=group-id&Filter.1.Value.1=sg-0a0000000000000a1&MaxResults=5&NextToken=x".to_owned(),
+        "Action=DescribeInstances&Version=2016-11-15&InstanceId.1=i-1".to_owned(),
+        "Action=AssumeRole&Version=2011-06-15&RoleArn=arn:aws:iam::111122223333:role/a&RoleSessionName=x".to_owned(),
+    ];
+    let seeds: Vec<&[u8]> = seeds.iter().map(String::as_bytes).collect();
+    let parts = [
+        "&",
+        "=",
+        "%",
+        "%00",
+        "%zz",
+        ".member.1",
+        ".1",
+        "Action=",
+        "DescribeTargetHealth",
+        "ModifySecurityGroupRules",
+        "RunInstances",
+        "MaxResults=",
+        "CreateListener",
+        "&amp;<",
+    ];
+    tgb_fuzz::fuzz("wire", &seeds, &parts, |input| {
+        let has = |version: &[u8]| input.windows(version.len()).any(|part| part == version);
+        let service = match (has(b"2016-11-15"), has(b"2011-06-15")) {
+            (true, _) => "ec2",
+            (_, true) => "sts",
+            _ => "elasticloadbalancing",
+        };
+        let scope = format!("AWS4-HMAC-SHA256 Credential=test/20261124/us-west-2/{service}/aws4_request");
+        let reply = world.answer(Request { authorization: Some(&scope), body: input });
+        let name = reply.body.find("<").and_then(|at| reply.body.get(at..));
+        assert!(name.is_some() && reply.body.trim_end().ends_with('>'), "{}", reply.body);
+        let code =
+            reply.body.split("<Code>").nth(1).and_then(|rest| rest.split('<').next()).unwrap_or_default();
+        (reply.status, code.to_owned(), name.unwrap_or_default().chars().take(20).collect::<String>())
+    });
 }
