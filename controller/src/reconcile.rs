@@ -45,6 +45,9 @@ const ANNOUNCE: Duration = Duration::from_secs(1);
 /// Nothing is to be done until something changes.
 const IDLE: Duration = Duration::from_secs(3600);
 
+/// How long passes may go on after a stop.
+const LAST_CALLS: Duration = Duration::from_millis(500);
+
 /// The worker of a binding; ends when the binding is gone.
 pub(crate) async fn work(ctx: Arc<Ctx>, key: Key, wake: Arc<Wake>) {
     let announced = tokio::spawn(announce(Arc::clone(&ctx), key.clone()));
@@ -54,7 +57,12 @@ pub(crate) async fn work(ctx: Arc<Ctx>, key: Key, wake: Arc<Wake>) {
         if worker.changed.is_some() {
             worker.memory.failures = 0;
         }
-        let Some(next) = worker.pass().await else { break };
+        let ctx = Arc::clone(&worker.ctx);
+        let next = tokio::select! {
+            next = worker.pass() => next,
+            () = given_up(&ctx) => break,
+        };
+        let Some(next) = next else { break };
         announced.abort();
         tokio::select! {
             () = wake.notify.notified() => {}
@@ -63,6 +71,13 @@ pub(crate) async fn work(ctx: Arc<Ctx>, key: Key, wake: Arc<Wake>) {
         }
     }
     announced.abort();
+}
+
+/// A pass that is under way at a stop may end its call; one that still waits for its turn at AWS must not hold up the next
+/// leader, which compares everything anyway.
+async fn given_up(ctx: &Ctx) {
+    ctx.stop.cancelled().await;
+    tokio::time::sleep(LAST_CALLS).await;
 }
 
 /// Says `Pending` of a binding whose first pass takes long.
