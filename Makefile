@@ -70,8 +70,19 @@ e2e: control-plane ## scenarios on a real control plane
 	@$(CACHE)/venv/bin/python e2e/awsim/tests/fidelity.py --replay target/awsim/*.jsonl
 
 .PHONY: bench
-bench: ## figures as ratios in one run; also in target/bench.json
-	@cargo bench --locked -p tgb-api --bench conversion
+bench: control-plane ## figures of the release binaries, also in target/bench.json; FULL=1 with 5,000 bindings, ONLY=webhook|controller
+	@echo '== building for release (the AWS SDK takes about ten minutes and 8 GB the first time)'
+	@cargo build --release $(WORKSPACE) --bins
+	@FULL=$(FULL) ONLY=$(ONLY) target/release/bench
+
+.PHONY: soak
+soak: control-plane ## an hour of mixed change with faults; MINUTES=N, SEED=N
+	@cargo build --release $(WORKSPACE) --bins
+	@MINUTES=$(MINUTES) SEED=$(SEED) target/release/bench soak
+
+.PHONY: fuzz
+fuzz: ## changed inputs for every decoder, ten minutes each; TIME=seconds
+	@TGB_FUZZ_SECONDS=$(or $(TIME),600) cargo test $(WORKSPACE) --lib --bins -- fuzz_ --nocapture
 
 .PHONY: prove
 prove: ## the laws of conversion over 1,000,000 objects each (about 10 minutes); CASES=N for another number

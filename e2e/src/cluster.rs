@@ -206,6 +206,16 @@ impl Cluster {
         address.map_err(|error| format!("{}: {error}", self.server))
     }
 
+    /// The administrator's bearer token.
+    pub fn token(&self) -> &'static str {
+        ADMIN_TOKEN
+    }
+
+    /// etcd's address, for those who need thousands of objects at once.
+    pub fn etcd(&self) -> &str {
+        &self.etcd
+    }
+
     /// Runs kubectl as the administrator.
     pub fn kubectl(&self, args: &[&str]) -> Output {
         self.kubectl_with(args, "")

@@ -27,6 +27,18 @@ impl Spec {
         Self { program: program.into(), args: args.into_iter().map(Into::into).collect(), env: Vec::new() }
     }
 
+    /// The value of a flag.
+    pub fn value(&self, flag: &str) -> Option<&str> {
+        self.args.iter().find_map(|arg| arg.strip_prefix(flag)?.strip_prefix('='))
+    }
+
+    /// Replaces a flag (`--name=value`), or adds it.
+    #[must_use]
+    pub fn flag(mut self, flag: &str) -> Self {
+        crate::product::override_flags(&mut self.args, &[flag.to_owned()]);
+        self
+    }
+
     /// Adds an environment variable.
     #[must_use]
     pub fn env(mut self, name: &str, value: impl Into<String>) -> Self {
@@ -214,6 +226,16 @@ impl Processes {
         let mut spec = spec.ok_or_else(|| format!("{name} was not started"))?;
         change(&mut spec.args);
         self.spawn(name, spec)
+    }
+
+    /// The id of a process, to look at what it needs.
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        self.table().get(name).map(|(_, child)| child.id())
+    }
+
+    /// How a process was started, to start another like it.
+    pub fn spec(&self, name: &str) -> Option<Spec> {
+        self.table().get(name).map(|(spec, _)| spec.clone())
     }
 
     /// The names of all processes that were started.

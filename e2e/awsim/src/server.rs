@@ -200,6 +200,12 @@ impl Server {
         self.world.now_of(account)
     }
 
+    /// Real time since the server began, as [`Call::real_us`] counts it.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.world.elapsed()
+    }
+
     /// All calls so far, the oldest first.
     #[must_use]
     pub fn journal(&self) -> Vec<Call> {

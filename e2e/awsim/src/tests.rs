@@ -670,6 +670,8 @@ fn a_schedule_of_faults_is_the_same_for_the_same_seed_and_over_at_its_end() {
     assert_eq!(first, run());
     assert!(first.iter().any(|(status, _)| *status != 200));
     assert_eq!(first.last(), Some(&(200, Wire::Answer)));
+}
+
 /// Forms of all kinds against a world with things in it; an answer is XML of the protocol whatever comes.
 #[test]
 fn fuzz_wire() {

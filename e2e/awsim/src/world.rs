@@ -442,6 +442,10 @@ impl World {
         clock.at_ms + u64::try_from(elapsed.as_millis()).unwrap_or(0)
     }
 
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
     /// The time of an account, which may be ahead.
     pub(crate) fn now_of(&self, account: &str) -> u64 {
         self.now() + lock(&self.own).get(account).map_or(0, |own| own.ahead_ms)

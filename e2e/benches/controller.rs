@@ -1,0 +1,496 @@
+//! The controller's figures: calls by awsim's journal, times from the change at the API server to the call at AWS, CPU and
+//! memory of the real process.
+
+use crate::fleet::{self, Fleet, NAMESPACE};
+use crate::http::{Connection, Place};
+use crate::table::{Limit, Table};
+use crate::webhook::{restart, start};
+use crate::{Stage, machine};
+use awsim::{Call, Effect, Fault, Server};
+use serde_json::json;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpListener;
+use std::time::{Duration, Instant};
+use tgb_e2e::{Result, get};
+use tokio::time::sleep;
+
+const CONTROLLER: &str = "tgb-controller";
+/// So much that our own budget never waits: what is measured is the program, not AWS's allowance.
+const NO_LIMITS: &str = "--aws-limit=elb=100000/100000,elb-describe=100000/100000,elb-targets=100000/100000,\
+                         ec2-describe=100000/100000,ec2-change=100000/100000";
+const MERGE: &str = "application/merge-patch+json";
+/// Numbers of pods that are put in beyond those of [`Fleet::bindings`].
+const EXTRA: usize = 10_100;
+const STRANGERS: usize = 14_000;
+const ROLLED: [usize; 2] = [24_000, 44_000];
+
+/// Measures and adds the rows.
+pub(crate) async fn run(table: &mut Table) -> Result<()> {
+    eprintln!("== controller");
+    let stage = Stage::start(&[])?;
+    let server = stage.aws.server().ok_or("this needs awsim")?;
+    let mut fleet = Fleet::new(&stage.cluster, &stage.aws).await?;
+    fleet.target_groups(&stage.aws, 101)?;
+    fleet.bindings(0..100, 2).await?;
+    settled(server, Duration::from_secs(3), Duration::from_secs(180)).await?;
+
+    start(table, &stage, "start-controller", CONTROLLER, stage.product.controller().http(), 1_000.0)?;
+    settled(server, Duration::from_secs(3), Duration::from_secs(180)).await?;
+    calls(table, &stage, server, &mut fleet).await?;
+    comparison(table, &stage, server).await?;
+    handover(table, &stage, server).await?;
+
+    let spec = stage.cluster.processes().spec(CONTROLLER).ok_or("no controller")?;
+    stage.cluster.processes().kill(CONTROLLER)?;
+    stage.cluster.processes().spawn(CONTROLLER, spec.flag(NO_LIMITS))?;
+    let mut bench = Scale {
+        stage: &stage,
+        server,
+        api: api(&stage).await?,
+        fleet,
+        count: 0,
+        next: EXTRA,
+        extra: BTreeMap::new(),
+    };
+    let full = std::env::var("FULL").is_ok_and(|value| !value.is_empty());
+    let mut memory = Vec::new();
+    for count in [10, 100, 1_000, 5_000].into_iter().filter(|count| full || *count < 5_000) {
+        memory.push((count, bench.size(table, count).await?));
+    }
+    if let Some(((few, small), (many, large))) = memory.get(1).copied().zip(memory.get(2).copied()) {
+        let each = (large - small) / (many - few) as f64 / 1e3;
+        let what = "memory per binding with its Service, slice and 2 pods, once reconciled: controller";
+        table.add("memory-controller-binding", what, each, "kB", Limit::Most(4.0 + 2.0));
+    }
+    bench.strangers(table).await?;
+    if full {
+        bench.rolling(table).await?;
+    }
+    Ok(())
+}
+
+async fn api(stage: &Stage) -> Result<Connection> {
+    let cluster = &stage.cluster;
+    Place::tls(cluster.server(), cluster.ca_pem(), Some(cluster.token()))?.connect().await
+}
+
+/// Waits until nothing was called for `quiet`.
+async fn settled(server: &Server, quiet: Duration, deadline: Duration) -> Result<()> {
+    let begun = Instant::now();
+    let changes = || {
+        let polls = |call: &&Call| call.action != "DescribeTargetHealth";
+        server.journal().iter().filter(polls).count()
+    };
+    let (mut count, mut since) = (changes(), Instant::now());
+    while since.elapsed() < quiet {
+        if begun.elapsed() > deadline {
+            return Err(format!("AWS is still called after {} s", deadline.as_secs()));
+        }
+        sleep(Duration::from_millis(250)).await;
+        let now = changes();
+        if now != count {
+            (count, since) = (now, Instant::now());
+        }
+    }
+    Ok(())
+}
+
+/// The calls that concern a target group or no one in particular, in their order.
+fn about(server: &Server, arn: &str) -> Vec<String> {
+    let concerns = |call: &Call| {
+        let arns: Vec<&String> =
+            call.parameters.values().filter(|value| value.contains(":targetgroup/")).collect();
+        arns.is_empty() || arns.iter().any(|other| *other == arn)
+    };
+    server.journal().iter().filter(|call| concerns(call)).map(|call| call.action.clone()).collect()
+}
+
+async fn until_registered(server: &Server, arn: &str, count: usize) -> Result<()> {
+    let begun = Instant::now();
+    let live = || {
+        let rows = server.targets(awsim::DEFAULT_ACCOUNT, "us-west-2", arn);
+        rows.iter().filter(|row| row.state != "draining").count()
+    };
+    while live() != count {
+        if begun.elapsed() > Duration::from_secs(60) {
+            return Err(format!("{} targets, not {count}", live()));
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    Ok(())
+}
+
+/// How often AWS is called for one thing.
+async fn calls(table: &mut Table, stage: &Stage, server: &Server, fleet: &mut Fleet) -> Result<()> {
+    let n = 100;
+    let arn = fleet.arns[n].clone();
+    fleet.backend(n, &[EXTRA - 10, EXTRA - 9]).await?;
+    let manifest = json!({
+        "apiVersion": "elbv2.k8s.aws/v1", "kind": "TargetGroupBinding",
+        "metadata": {"name": format!("web-{n}"), "namespace": NAMESPACE},
+        "spec": {"targetGroup": {"arn": arn}, "serviceRef": {"name": format!("web-{n}")}},
+    })
+    .to_string();
+    let apply = |server: &Server| -> Result<(usize, f64)> {
+        server.clear_journal(None);
+        let begun = Instant::now();
+        stage.cluster.kubectl_with(&["create", "-f", "-"], &manifest).ok()?;
+        Ok((about(server, &arn).len(), begun.elapsed().as_secs_f64() * 1e3))
+    };
+    // The controller stands still for a moment, so that all calls are the webhook's.
+    stage.cluster.processes().pause(CONTROLLER)?;
+    let (cold, _) = apply(server)?;
+    stage.cluster.kubectl(&["-n", NAMESPACE, "delete", "tgb", &format!("web-{n}"), "--wait=false"]).ok()?;
+    let (warm, _) = apply(server)?;
+    server.clear_journal(None);
+    stage.cluster.processes().resume(CONTROLLER)?;
+    table.add(
+        "calls-apply",
+        "AWS calls per apply of a binding with ARN and Service only",
+        cold as f64,
+        "calls",
+        Limit::Most(1.0),
+    );
+    table.add(
+        "calls-apply-warm",
+        "the same, the group known to the webhook",
+        warm as f64,
+        "calls",
+        Limit::Most(0.0),
+    );
+
+    until_registered(server, &arn, 2).await?;
+    let mut made = about(server, &arn);
+    made.truncate(made.iter().position(|action| action == "RegisterTargets").map_or(0, |at| at + 1));
+    eprintln!("      {}", made.join(", "));
+    table.add(
+        "calls-create",
+        "AWS calls from create to registered",
+        made.len() as f64,
+        "calls",
+        Limit::Most(3.0),
+    );
+
+    settled(server, Duration::from_secs(3), Duration::from_secs(60)).await?;
+    fleet.pod(n, EXTRA - 8).await?;
+    fleet.flush().await?;
+    sleep(Duration::from_secs(1)).await;
+    server.clear_journal(None);
+    fleet.endpoints(n, &[EXTRA - 10, EXTRA - 9, EXTRA - 8]).await?;
+    fleet.flush().await?;
+    until_registered(server, &arn, 3).await?;
+    let mut made = about(server, &arn);
+    made.truncate(made.iter().position(|action| action == "RegisterTargets").map_or(0, |at| at + 1));
+    eprintln!("      {}", made.join(", "));
+    table.add(
+        "calls-endpoint",
+        "AWS calls per change of endpoints",
+        made.len() as f64,
+        "calls",
+        Limit::Most(1.0),
+    );
+    Ok(())
+}
+
+/// The groups whose health was read.
+fn compared(server: &Server) -> usize {
+    let journal = server.journal();
+    let reads = journal.iter().filter(|call| call.action == "DescribeTargetHealth");
+    reads.filter_map(|call| call.parameters.get("TargetGroupArn")).collect::<BTreeSet<_>>().len()
+}
+
+async fn comparison(table: &mut Table, stage: &Stage, server: &Server) -> Result<()> {
+    let processes = stage.cluster.processes();
+    processes.stop(CONTROLLER, Duration::from_secs(30))?;
+    server.clear_journal(None);
+    processes.restart(CONTROLLER)?;
+    let begun = Instant::now();
+    while compared(server) < 101 && begun.elapsed() < Duration::from_secs(90) {
+        sleep(Duration::from_millis(100)).await;
+    }
+    let what = "after a restart, groups of 101 compared with AWS";
+    table.add("compared", what, compared(server) as f64, "groups", Limit::Least(101.0));
+    let what = "the same, until all are, within AWS's allowance of calls";
+    table.add("compared-time", what, begun.elapsed().as_secs_f64(), "s", Limit::None);
+    settled(server, Duration::from_secs(3), Duration::from_secs(90)).await
+}
+
+async fn handover(table: &mut Table, stage: &Stage, server: &Server) -> Result<()> {
+    let processes = stage.cluster.processes();
+    let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let address = format!("127.0.0.1:{}", port.map_err(|error| error.to_string())?.port());
+    let spec = processes.spec(CONTROLLER).ok_or("no controller")?;
+    let mut times = Vec::new();
+    for round in 0..4 {
+        // leader and standby change places
+        let (leader, standby) =
+            if round % 2 == 0 { (CONTROLLER, "standby") } else { ("standby", CONTROLLER) };
+        let of = |name: &str| {
+            if name == CONTROLLER { stage.product.controller().http().to_owned() } else { address.clone() }
+        };
+        processes.spawn(standby, spec.clone().flag(&format!("--http-listen={}", of(standby))))?;
+        let begun = Instant::now();
+        while !get(&of(standby), "/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+            if begun.elapsed() > Duration::from_secs(30) {
+                return Err("the standby is not ready".to_owned());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        settled(server, Duration::from_secs(2), Duration::from_secs(60)).await?;
+        let asked = server.elapsed();
+        processes.stop(leader, Duration::from_secs(30))?;
+        let gone = server.elapsed();
+        let first = loop {
+            let journal = server.journal();
+            let after = journal.iter().map(|call| Duration::from_micros(call.real_us)).find(|at| *at > gone);
+            if let Some(at) = after {
+                break at;
+            }
+            if server.elapsed() > asked + Duration::from_secs(60) {
+                return Err("nobody takes over".to_owned());
+            }
+            sleep(Duration::from_millis(10)).await;
+        };
+        times.push((first - asked).as_secs_f64());
+        settled(server, Duration::from_secs(2), Duration::from_secs(90)).await?;
+    }
+    table.add(
+        "handover",
+        "clean stop of the leader to the first AWS call of the next, the worst of 4",
+        machine::quantile(&mut times, 1.0),
+        "s",
+        Limit::Most(2.0),
+    );
+    Ok(())
+}
+
+/// Many bindings.
+struct Scale<'a> {
+    stage: &'a Stage,
+    server: &'a Server,
+    api: Connection,
+    fleet: Fleet,
+    /// How many bindings there are.
+    count: usize,
+    /// The next pod to add.
+    next: usize,
+    /// Pods that were added to a binding.
+    extra: BTreeMap<usize, Vec<usize>>,
+}
+
+impl Scale<'_> {
+    /// Grows to `count` bindings and measures there. Gives the memory after a fresh start, bytes.
+    async fn size(&mut self, table: &mut Table, count: usize) -> Result<f64> {
+        let had = if count == 10 { 101 } else { self.count };
+        self.count = count;
+        if count < had {
+            self.fleet.remove_bindings(count..had).await?;
+        } else {
+            self.fleet.target_groups(&self.stage.aws, count)?;
+            self.fleet.bindings(had..count, 2).await?;
+            settled(self.server, Duration::from_secs(3), Duration::from_secs(600)).await?;
+        }
+        self.server.clear_journal(None);
+        let pid = |stage: &Stage| stage.pid(CONTROLLER);
+        let ready = restart(self.stage, CONTROLLER, self.stage.product.controller().http())?;
+        let begun = Instant::now();
+        while compared(self.server) < count && begun.elapsed() < Duration::from_secs(600) {
+            sleep(Duration::from_millis(50)).await;
+        }
+        let cold = ready + begun.elapsed();
+        settled(self.server, Duration::from_secs(8), Duration::from_secs(600)).await?;
+        let (memory, peak) = machine::memory(pid(self.stage));
+        if count == 100 {
+            table.add(
+                "memory-controller",
+                "memory, 100 bindings, 200 pods: controller",
+                memory as f64 / 1e6,
+                "MB",
+                Limit::Most(25.0),
+            );
+        }
+        if count >= 1_000 {
+            let what = format!(
+                "{count} bindings × 2 pods: cold start until all are compared, no allowance in the way"
+            );
+            table.add(&format!("cold-{count}"), &what, cold.as_secs_f64(), "s", Limit::None);
+            let what = format!("{count} bindings × 2 pods: memory, and its peak at the start");
+            table.add(&format!("memory-{count}"), &what, memory as f64 / 1e6, "MB", Limit::None);
+            table.add(&format!("peak-{count}"), "its peak", peak as f64 / 1e6, "MB", Limit::None);
+        }
+
+        let changes = 200;
+        let before = (machine::cpu(pid(self.stage)), Instant::now());
+        sleep(Duration::from_secs(10)).await;
+        let idle =
+            (machine::cpu(pid(self.stage)) - before.0).as_secs_f64() / before.1.elapsed().as_secs_f64();
+        let before = (machine::cpu(pid(self.stage)), Instant::now());
+        self.changes(changes, 10).await?;
+        let used = (machine::cpu(pid(self.stage)) - before.0).as_secs_f64()
+            - idle * before.1.elapsed().as_secs_f64();
+        let what = format!("CPU per change of endpoints at {count} bindings (call, status, event, polls)");
+        table.add(&format!("change-cpu-{count}"), &what, used * 1e6 / changes as f64, "µs", Limit::None);
+        if count == 1_000 {
+            for latency in [0, 100] {
+                self.server.fault(Fault::new(Effect::Latency { ms: latency }));
+                let mut times = self.changes(changes, changes).await?;
+                self.server.clear_faults();
+                let what = format!(
+                    "endpoint change to RegisterTargets at AWS, 1,000 bindings, AWS latency {latency} ms"
+                );
+                let mut quantile = |share| machine::quantile(&mut times, share);
+                table.add(
+                    &format!("latency-{latency}-p50"),
+                    &format!("{what}: median"),
+                    quantile(0.5),
+                    "ms",
+                    Limit::None,
+                );
+                table.add(
+                    &format!("latency-{latency}-p99"),
+                    &format!("{what}: p99"),
+                    quantile(0.99),
+                    "ms",
+                    Limit::Most(50.0),
+                );
+            }
+        }
+        Ok(memory as f64)
+    }
+
+    /// Adds an endpoint 20 times a second by the API server, to `spread` bindings in turn. The times until AWS was
+    /// called, ms.
+    async fn changes(&mut self, changes: usize, spread: usize) -> Result<Vec<f64>> {
+        let step = self.count / spread;
+        let picks: Vec<(usize, usize)> = (0..changes).map(|k| (k % spread * step, self.next + k)).collect();
+        self.next += changes;
+        for (n, serial) in &picks {
+            self.fleet.pod(*n, *serial).await?;
+        }
+        self.fleet.flush().await?;
+        sleep(Duration::from_secs(2)).await;
+        self.server.clear_journal(None);
+        let mut sent: BTreeMap<String, Duration> = BTreeMap::new();
+        let begun = Instant::now();
+        for (k, (n, serial)) in picks.iter().enumerate() {
+            let all = self.extra.entry(*n).or_insert_with(|| vec![2 * n, 2 * n + 1]);
+            all.push(*serial);
+            let path = format!("/apis/discovery.k8s.io/v1/namespaces/{NAMESPACE}/endpointslices/web-{n}");
+            let patch = json!({"endpoints": fleet::endpoints(*n, all)});
+            sent.insert(fleet::ip(*serial), self.server.elapsed());
+            self.api.json("PATCH", &path, MERGE, &patch).await?;
+            let due = Duration::from_millis(50) * (k as u32 + 1);
+            sleep(due.saturating_sub(begun.elapsed())).await;
+        }
+        settled(self.server, Duration::from_secs(3), Duration::from_secs(60)).await?;
+        let mut times = Vec::new();
+        for call in self.server.journal().iter().filter(|call| call.action == "RegisterTargets") {
+            for ip in call.parameters.values() {
+                if let Some(at) = sent.remove(ip) {
+                    times.push((Duration::from_micros(call.real_us).saturating_sub(at)).as_secs_f64() * 1e3);
+                }
+            }
+        }
+        if sent.is_empty() {
+            Ok(times)
+        } else {
+            Err(format!("{} of {changes} changes never reached AWS", sent.len()))
+        }
+    }
+
+    async fn strangers(&mut self, table: &mut Table) -> Result<()> {
+        let mut measured = Vec::new();
+        for pods in [0, 10_000] {
+            self.fleet.strangers(STRANGERS..STRANGERS + pods).await?;
+            sleep(Duration::from_secs(2)).await;
+            restart(self.stage, CONTROLLER, self.stage.product.controller().http())?;
+            settled(self.server, Duration::from_secs(8), Duration::from_secs(600)).await?;
+            measured.push(machine::memory(self.stage.pid(CONTROLLER)).0 as f64);
+        }
+        let each = (measured[1] - measured[0]) / 10_000.0 / 1e3;
+        table.add(
+            "memory-controller-pod",
+            "memory per pod cached (10,000 pods of 6 kB that no binding uses): controller",
+            each,
+            "kB",
+            Limit::Most(1.0),
+        );
+        Ok(())
+    }
+
+    /// Every pod of 1,000 bindings × 20 is replaced.
+    async fn rolling(&mut self, table: &mut Table) -> Result<()> {
+        const BINDINGS: usize = 1_000;
+        const PODS: usize = 20;
+        let pid = self.stage.pid(CONTROLLER);
+        let mut old: BTreeMap<usize, Vec<usize>> =
+            (0..BINDINGS).map(|n| (n, vec![2 * n, 2 * n + 1])).collect();
+        old.extend(std::mem::take(&mut self.extra).into_iter().filter(|(n, _)| *n < BINDINGS));
+        for (round, base) in ROLLED.into_iter().enumerate() {
+            self.server.clear_journal(None);
+            let (cpu, begun) = (machine::cpu(pid), Instant::now());
+            for n in 0..BINDINGS {
+                let new: Vec<usize> = (0..PODS).map(|k| base + n * PODS + k).collect();
+                for serial in &new {
+                    self.fleet.pod(n, *serial).await?;
+                }
+                self.fleet.endpoints(n, &new).await?;
+                let gone = old.insert(n, new).unwrap_or_default();
+                for serial in gone {
+                    self.fleet.remove_pod(n, serial).await?;
+                }
+            }
+            self.fleet.flush().await?;
+            settled(self.server, Duration::from_secs(5), Duration::from_secs(900)).await?;
+            if round == 0 {
+                continue;
+            }
+            let elapsed = begun.elapsed().saturating_sub(Duration::from_secs(5));
+            let journal = self.server.journal();
+            let count = |action: &str| journal.iter().filter(|call| call.action == action).count() as f64;
+            let calls = count("RegisterTargets") + count("DeregisterTargets");
+            for n in 0..BINDINGS {
+                let rows = self.server.targets(awsim::DEFAULT_ACCOUNT, "us-west-2", &self.fleet.arns[n]);
+                let live: BTreeSet<String> =
+                    rows.into_iter().filter(|row| row.state != "draining").map(|row| row.id).collect();
+                let wanted: BTreeSet<String> = old[&n].iter().map(|serial| fleet::ip(*serial)).collect();
+                if live != wanted {
+                    return Err(format!("binding {n} has {live:?} and should have {wanted:?}"));
+                }
+            }
+            let what = "1,000 bindings × 20 pods, all replaced";
+            table.add(
+                "rolling-calls",
+                &format!("{what}: calls that change, in the lower bound's (2 per binding)"),
+                100.0 * calls / 2_000.0,
+                "%",
+                Limit::Most(150.0),
+            );
+            table.add(
+                "rolling-time",
+                &format!("{what}: until AWS has all, no allowance in the way"),
+                elapsed.as_secs_f64(),
+                "s",
+                Limit::None,
+            );
+            let used = (machine::cpu(pid) - cpu).as_secs_f64();
+            table.add(
+                "rolling-cpu",
+                &format!("{what}: CPU per pod replaced"),
+                used * 1e6 / (BINDINGS * PODS) as f64,
+                "µs",
+                Limit::None,
+            );
+            let (memory, peak) = machine::memory(pid);
+            table.add(
+                "rolling-memory",
+                &format!("{what}: memory after it"),
+                memory as f64 / 1e6,
+                "MB",
+                Limit::None,
+            );
+            table.add("rolling-peak", &format!("{what}: its peak"), peak as f64 / 1e6, "MB", Limit::None);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,287 @@
+//! The webhook's figures, over real TLS connections to the real process.
+
+use crate::fleet::{self, Fleet};
+use crate::http::Place;
+use crate::table::{Limit, Table};
+use crate::{Stage, machine};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use futures::future::try_join_all;
+use serde_json::{Value, json};
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+use tgb_e2e::{Result, get};
+
+const WEBHOOK: &str = "tgb-webhook";
+const JSON: &str = "application/json";
+
+/// Measures and adds the rows.
+pub(crate) async fn run(table: &mut Table) -> Result<()> {
+    eprintln!("== webhook");
+    let stage = Stage::start(&[])?;
+    let mut fleet = Fleet::new(&stage.cluster, &stage.aws).await?;
+    fleet.target_groups(&stage.aws, 100)?;
+    fleet.bindings(0..100, 2).await?;
+    let place = place(&stage)?;
+
+    admission(table, &stage, &place, &fleet).await?;
+    conversion(table, &stage, &place).await?;
+    start(table, &stage, "start-webhook", WEBHOOK, stage.product.webhook().http(), 200.0)?;
+    // As it stands after its start and some traffic, with everything cached.
+    let mut connection = place.connect().await?;
+    let body = review(&fleet, 7);
+    for _ in 0..500 {
+        connection.send("POST", VALIDATE, JSON, body.clone()).await?;
+    }
+    let small = machine::memory(stage.pid(WEBHOOK)).0 as f64;
+    table.add(
+        "memory-webhook",
+        "memory, 100 bindings, 200 pods: webhook",
+        small / 1e6,
+        "MB",
+        Limit::Most(20.0),
+    );
+    fleet.target_groups(&stage.aws, 2_000)?;
+    fleet.bindings(100..2_000, 0).await?;
+    restart(&stage, WEBHOOK, stage.product.webhook().http())?;
+    let mut connection = place.connect().await?;
+    for _ in 0..500 {
+        connection.send("POST", VALIDATE, JSON, body.clone()).await?;
+    }
+    let large = machine::memory(stage.pid(WEBHOOK)).0 as f64;
+    let each = (large - small) / 1_900.0 / 1e3;
+    table.add(
+        "memory-webhook-binding",
+        "memory per binding and its Service cached: webhook",
+        each,
+        "kB",
+        Limit::Most(4.0),
+    );
+    Ok(())
+}
+
+const MUTATE: &str = "/mutate-elbv2-k8s-aws-targetgroupbinding?timeout=10s";
+const VALIDATE: &str = "/validate-elbv2-k8s-aws-targetgroupbinding?timeout=10s";
+
+/// Where the webhook is, with the authority that it published.
+pub(crate) fn place(stage: &Stage) -> Result<Place> {
+    let args = ["get", "validatingwebhookconfigurations", "-o", "json"];
+    let all = stage.cluster.kubectl(&args).json()?;
+    let items = all["items"].as_array().cloned().unwrap_or_default();
+    let bundle = items.iter().find_map(|item| item["webhooks"][0]["clientConfig"]["caBundle"].as_str());
+    let pem = BASE64.decode(bundle.ok_or("no caBundle is published")?).map_err(|error| error.to_string())?;
+    let spec = stage.cluster.processes().spec(WEBHOOK).ok_or("no webhook")?;
+    let address = spec.value("--listen").ok_or("no address")?;
+    Place::tls(address, &String::from_utf8_lossy(&pem), None)
+}
+
+/// The update of a binding whose networking changes: 3 KB.
+fn review(fleet: &Fleet, n: usize) -> Bytes {
+    let object = |peers: usize| {
+        let mut object = fleet::binding(n, &fleet.arns[n], "vpc-0a1b2c3d4e5f60718");
+        let peers: Vec<Value> =
+            (0..peers).map(|k| json!({"ipBlock": {"cidr": format!("10.{k}.0.0/16")}})).collect();
+        object["spec"]["networking"] =
+            json!({"ingress": [{"from": peers, "ports": [{"protocol": "TCP", "port": 8080}]}]});
+        object
+    };
+    let resource = json!({"group": "elbv2.k8s.aws", "version": "v1", "resource": "targetgroupbindings"});
+    let kind = json!({"group": "elbv2.k8s.aws", "version": "v1", "kind": "TargetGroupBinding"});
+    let review = json!({
+        "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+        "request": {
+            "uid": format!("00000000-0000-4000-8000-{n:012}"), "kind": kind, "requestKind": kind, "resource": resource,
+            "requestResource": resource, "name": format!("web-{n}"), "namespace": fleet::NAMESPACE, "operation": "UPDATE",
+            "userInfo": {"username": "admin", "groups": ["system:masters", "system:authenticated"]},
+            "object": object(7), "oldObject": object(6), "dryRun": false,
+            "options": {"kind": "UpdateOptions", "apiVersion": "meta.k8s.io/v1", "fieldManager": "kubectl-client-side-apply"},
+        },
+    });
+    Bytes::from(review.to_string())
+}
+
+async fn admission(table: &mut Table, stage: &Stage, place: &Place, fleet: &Fleet) -> Result<()> {
+    let pid = stage.pid(WEBHOOK);
+    let bodies: Vec<Bytes> = (0..100).map(|n| review(fleet, n)).collect();
+    let mut connection = place.connect().await?;
+    let (_, answer) = connection.send("POST", MUTATE, JSON, bodies[0].clone()).await?;
+    let answer: Value = serde_json::from_slice(&answer).map_err(|error| error.to_string())?;
+    if answer["response"]["allowed"] != true || !answer["response"]["warnings"].is_null() {
+        return Err(format!("an update that is fine is not: {answer}"));
+    }
+    let mut costs = Vec::new();
+    for round in 0..6 {
+        let before = machine::cpu(pid);
+        for n in 0..2_000 {
+            let path = if n % 2 == 0 { MUTATE } else { VALIDATE };
+            connection.send("POST", path, JSON, bodies[n / 2 % 100].clone()).await?;
+        }
+        // the first round fills what is filled once
+        if round > 0 {
+            costs.push((machine::cpu(pid) - before).as_secs_f64() * 1e6 / 2_000.0);
+        }
+    }
+    let bytes = bodies[0].len();
+    let what = format!("one admission request (update of a binding, {bytes} bytes), CPU");
+    table.add("admission-cpu", &what, machine::quantile(&mut costs, 0.5), "µs", Limit::Most(50.0));
+
+    let clients = (0..8).map(|client| {
+        let bodies = &bodies;
+        async move {
+            let mut connection = place.connect().await?;
+            let mut times = Vec::new();
+            for n in 0..1_500 {
+                let path = if n % 2 == 0 { MUTATE } else { VALIDATE };
+                let begun = Instant::now();
+                connection.send("POST", path, JSON, bodies[(n + client) % 100].clone()).await?;
+                times.push(begun.elapsed().as_secs_f64() * 1e3);
+            }
+            Ok::<_, String>(times)
+        }
+    });
+    let mut times: Vec<f64> = try_join_all(clients).await?.into_iter().flatten().collect();
+    table.add(
+        "admission-p50",
+        "the same at 8 connections, median",
+        machine::quantile(&mut times, 0.5),
+        "ms",
+        Limit::None,
+    );
+    table.add(
+        "admission-p99",
+        "the same at 8 connections, p99",
+        machine::quantile(&mut times, 0.99),
+        "ms",
+        Limit::Most(3.0),
+    );
+    Ok(())
+}
+
+/// A binding as clusters have them: about 2 KB with its managed fields.
+fn old_binding(n: usize) -> Value {
+    let owners: Vec<Value> = (0..4)
+        .map(|manager| {
+            json!({"manager": format!("manager-{manager}"), "operation": "Update", "apiVersion": "elbv2.k8s.aws/v1beta1",
+                   "time": "2026-01-01T00:00:00Z", "fieldsType": "FieldsV1",
+                   "fieldsV1": {"f:spec": {"f:serviceRef": {"f:name": {}, "f:port": {}}, "f:targetGroupARN": {}, "f:targetType": {},
+                                           "f:networking": {"f:ingress": {}}}}})
+        })
+        .collect();
+    let peers: Vec<Value> = (0..6).map(|k| json!({"ipBlock": {"cidr": format!("10.{k}.0.0/16")}})).collect();
+    json!({
+        "apiVersion": "elbv2.k8s.aws/v1beta1", "kind": "TargetGroupBinding",
+        "metadata": {"name": format!("web-{n}"), "namespace": "shop", "uid": format!("00000000-0000-0000-0000-{n:012}"),
+                     "labels": {"app": "web", "team": "shop"}, "managedFields": owners},
+        "spec": {"targetGroupARN": "arn:aws:elasticloadbalancing:eu-west-1:123456789012:targetgroup/web/1ce5b7da835c9ffb",
+                 "targetType": "ip", "targetGroupProtocol": "HTTP", "ipAddressType": "ipv4", "vpcID": "vpc-0123456789abcdef0",
+                 "serviceRef": {"name": "web", "port": 80},
+                 "networking": {"ingress": [{"from": peers, "ports": [{"protocol": "TCP", "port": 8080}]}]}},
+        "status": {"observedGeneration": 3},
+    })
+}
+
+fn conversion_review(objects: &[Value]) -> Bytes {
+    let review = json!({
+        "apiVersion": "apiextensions.k8s.io/v1", "kind": "ConversionReview",
+        "request": {"uid": "00000000-0000-4000-8000-000000000000", "desiredAPIVersion": "elbv2.k8s.aws/v1", "objects": objects},
+    });
+    Bytes::from(review.to_string())
+}
+
+async fn conversion(table: &mut Table, stage: &Stage, place: &Place) -> Result<()> {
+    let pid = stage.pid(WEBHOOK);
+    let mut connection = place.connect().await?;
+    let bodies: Vec<Bytes> = (0..100).map(|n| conversion_review(&[old_binding(n)])).collect();
+    let (status, answer) = connection.send("POST", "/convert", JSON, bodies[0].clone()).await?;
+    let answer: Value = serde_json::from_slice(&answer).map_err(|error| format!("HTTP {status}: {error}"))?;
+    if answer["response"]["convertedObjects"][0]["spec"]["targetGroup"]["targetType"] != "ip" {
+        return Err(format!("a conversion went wrong: {answer}"));
+    }
+    let (mut costs, mut times) = (Vec::new(), Vec::new());
+    for round in 0..4 {
+        let (before, begun) = (machine::cpu(pid), Instant::now());
+        for n in 0..5_000 {
+            connection.send("POST", "/convert", JSON, bodies[n % 100].clone()).await?;
+        }
+        if round > 0 {
+            costs.push((machine::cpu(pid) - before).as_secs_f64() * 1e6 / 5_000.0);
+            times.push(begun.elapsed().as_secs_f64());
+        }
+    }
+    let what = format!("conversion of one object per review ({} bytes), CPU", bodies[0].len());
+    table.add("conversion-cpu", &what, machine::quantile(&mut costs, 0.5), "µs", Limit::Most(40.0));
+    let what = "5,000 such reviews one after another on one connection";
+    table.add("conversion-5000", what, machine::quantile(&mut times, 0.5), "s", Limit::Most(2.0));
+
+    let objects: Vec<Value> = (0..5_000).map(old_binding).collect();
+    let body = conversion_review(&objects);
+    let floor = (0..10).map(|_| {
+        let begun = Instant::now();
+        let value: Value = serde_json::from_slice(black_box(&body)).unwrap();
+        black_box(serde_json::to_vec(&value).unwrap());
+        begun.elapsed()
+    });
+    let floor = floor.min().unwrap_or_default();
+    let mut ours = Duration::MAX;
+    let mut connection = place.connect().await?;
+    for _ in 0..10 {
+        let before = machine::cpu(pid);
+        let (status, _) = connection.send("POST", "/convert", JSON, body.clone()).await?;
+        if status != 200 {
+            return Err(format!("a review of 5,000 objects: HTTP {status}"));
+        }
+        ours = ours.min(machine::cpu(pid) - before);
+    }
+    let what = format!("5,000 objects in one review ({:.1} MB), CPU", body.len() as f64 / 1e6);
+    table.add("conversion-list-cpu", &what, ours.as_secs_f64() * 1e3, "ms", Limit::None);
+    let what = "parse and print of the same bytes as serde_json::Value, in its share of that";
+    table.add(
+        "conversion-list",
+        what,
+        100.0 * floor.as_secs_f64() / ours.as_secs_f64(),
+        "%",
+        Limit::Least(50.0),
+    );
+    Ok(())
+}
+
+/// Starts a program of the stage again and waits until it is ready.
+pub(crate) fn restart(stage: &Stage, name: &str, address: &str) -> Result<Duration> {
+    let processes = stage.cluster.processes();
+    processes.stop(name, Duration::from_secs(30))?;
+    let begun = Instant::now();
+    processes.restart(name)?;
+    // as quick as can be: the figure is some milliseconds
+    while begun.elapsed() < Duration::from_secs(60) {
+        if get(address, "/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+            return Ok(begun.elapsed());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    processes.check(name)?;
+    Err(format!("{name} is not ready after a minute"))
+}
+
+/// From the start of a program to its `/readyz`.
+pub(crate) fn start(
+    table: &mut Table,
+    stage: &Stage,
+    id: &str,
+    name: &str,
+    address: &str,
+    most: f64,
+) -> Result<()> {
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        times.push(restart(stage, name, address)?.as_secs_f64() * 1e3);
+    }
+    table.add(
+        id,
+        &format!("start to ready: {name}"),
+        machine::quantile(&mut times, 0.5),
+        "ms",
+        Limit::Most(most),
+    );
+    Ok(())
+}
