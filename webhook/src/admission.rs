@@ -119,6 +119,8 @@ pub(crate) struct Answer {
     pub(crate) warnings: Vec<String>,
     /// A refusal: `status`.
     pub(crate) refusal: Option<Status>,
+    /// The id of the rule that refuses, or nothing.
+    pub(crate) rule: &'static str,
 }
 
 #[derive(Serialize)]
@@ -271,8 +273,11 @@ mod tests {
 
     #[test]
     fn a_patch_is_base64_and_a_long_warning_is_cut_at_256_characters() {
-        let answer =
-            Answer { patch: vec![json!({"op": "add"})], warnings: vec!["ü".repeat(300)], refusal: None };
+        let answer = Answer {
+            patch: vec![json!({"op": "add"})],
+            warnings: vec!["ü".repeat(300)],
+            ..Answer::default()
+        };
         let response = answered(answer);
         assert_eq!(response["allowed"], true);
         assert_eq!(response["uid"], "u1");

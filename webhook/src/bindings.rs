@@ -399,7 +399,7 @@ impl Bindings {
         let mut warnings: Vec<String> = warned.iter().map(|finding| finding.in_version(version)).collect();
         warnings.extend(notes);
         if refused.is_empty() {
-            return Answer { patch, warnings, refusal: None };
+            return Answer { patch, warnings, ..Answer::default() };
         }
         let lines: Vec<String> = refused.iter().map(|finding| finding.in_version(version)).collect();
         let name = match (new.name(), new.metadata.generate_name.as_deref()) {
@@ -416,7 +416,8 @@ impl Bindings {
         } else {
             admission::forbidden(&lines)
         };
-        Answer { patch: Vec::new(), warnings, refusal: Some(refusal) }
+        let rule = refused.first().map_or("", |finding| finding.rule);
+        Answer { warnings, refusal: Some(refusal), rule, ..Answer::default() }
     }
 }
 

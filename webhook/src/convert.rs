@@ -73,11 +73,34 @@ struct Outcome<'a> {
     message: &'a str,
 }
 
+/// What was converted: how many objects from each version, to one.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct Converted {
+    /// As [`Version::ALL`].
+    from: [u64; Version::ALL.len()],
+    to: Option<Version>,
+}
+
+impl Converted {
+    /// From, to, and how many.
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (Version, Version, u64)> {
+        let pairs = Version::ALL.into_iter().zip(self.from).filter(|(_, count)| *count > 0);
+        self.to.into_iter().flat_map(move |to| pairs.clone().map(move |(from, count)| (from, to, count)))
+    }
+
+    fn count(&mut self, object: &Value) {
+        let version = object.get("apiVersion").and_then(Value::as_str).and_then(Version::of_api_version);
+        for (known, count) in Version::ALL.into_iter().zip(&mut self.from) {
+            *count += u64::from(Some(known) == version);
+        }
+    }
+}
+
 /// Answers a review, as JSON.
 ///
 /// # Errors
 /// A sentence, if the body is no review; that is HTTP 400.
-pub(crate) fn review(body: &[u8]) -> Result<Vec<u8>, String> {
+pub(crate) fn review(body: &[u8]) -> Result<(Vec<u8>, Converted), String> {
     let review: Review<'_> =
         serde_json::from_slice(body).map_err(|error| format!("the body is no {KIND}: {error}"))?;
     if review.kind != KIND {
@@ -99,7 +122,8 @@ pub(crate) fn review(body: &[u8]) -> Result<Vec<u8>, String> {
     );
     let begun = out.len();
     let mut notes = Vec::new();
-    let converted = convert_all(&objects, &request.desired, &mut out, &mut notes);
+    let mut counts = Converted::default();
+    let converted = convert_all(&objects, &request.desired, &mut out, &mut notes, &mut counts);
     let outcome = match &converted {
         Ok(()) => Outcome { status: "Success", reason: None, code: None, message: "" },
         Err(message) => {
@@ -114,7 +138,7 @@ pub(crate) fn review(body: &[u8]) -> Result<Vec<u8>, String> {
     for note in notes {
         tracing::warn!(object = note.object, "a conversion dropped something: {}", note.text);
     }
-    Ok(out)
+    Ok((out, counts))
 }
 
 fn convert_all(
@@ -122,9 +146,11 @@ fn convert_all(
     desired: &str,
     out: &mut Vec<u8>,
     notes: &mut Vec<Note>,
+    counts: &mut Converted,
 ) -> Result<(), String> {
     let to = Version::of_api_version(desired)
         .ok_or_else(|| tgb_api::convert::ConvertError::UnknownVersion(desired.to_owned()).to_string())?;
+    counts.to = Some(to);
     for (n, object) in objects.iter().enumerate() {
         let text = object.get();
         if text.len() > MOST_BYTES {
@@ -132,6 +158,7 @@ fn convert_all(
         }
         let object: Value =
             serde_json::from_str(text).map_err(|error| format!("object {n} can't be read: {error}"))?;
+        counts.count(&object);
         let object = convert_noting(object, to, notes).map_err(|error| error.to_string())?;
         if n > 0 {
             out.push(b',');
@@ -149,7 +176,7 @@ mod tests {
     fn answer(objects: Value, desired: &str) -> Value {
         let body = json!({"apiVersion": API_VERSION, "kind": KIND,
             "request": {"uid": "u1", "desiredAPIVersion": desired, "objects": objects}});
-        serde_json::from_slice(&review(body.to_string().as_bytes()).unwrap()).unwrap()
+        serde_json::from_slice(&review(body.to_string().as_bytes()).unwrap().0).unwrap()
     }
 
     fn beta(name: &str) -> Value {
@@ -200,7 +227,7 @@ mod tests {
         let objects = format!(
             r#"{{"kind":"ConversionReview","request":{{"uid":"u","desiredAPIVersion":"elbv2.k8s.aws/v1","objects":[{deep}]}}}}"#
         );
-        let failed: Value = serde_json::from_slice(&review(objects.as_bytes()).unwrap()).unwrap();
+        let failed: Value = serde_json::from_slice(&review(objects.as_bytes()).unwrap().0).unwrap();
         assert_eq!(failed["response"]["result"]["status"], "Failure");
         let many = format!(
             r#"{{"kind":"ConversionReview","request":{{"objects":[{}0]}}}}"#,

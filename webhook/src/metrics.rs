@@ -1,12 +1,24 @@
 //! What `/metrics` tells.
 
+use crate::admission::{Answer, Request};
+use crate::convert::Converted;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use std::time::Duration;
 
 type Labels = [(&'static str, &'static str); 2];
+type Histograms = Family<[(&'static str, &'static str); 1], Histogram, fn() -> Histogram>;
+
+/// Most reviews take less than a millisecond; one that waits for AWS takes as long as that.
+const SECONDS: [f64; 12] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0];
+
+fn histogram() -> Histogram {
+    Histogram::new(SECONDS)
+}
 
 /// The metrics of the process.
 #[derive(Debug)]
@@ -14,6 +26,10 @@ pub(crate) struct Metrics {
     registry: Registry,
     findings: Family<Labels, Counter>,
     requests: Family<Labels, Counter>,
+    reviews: Family<[(&'static str, &'static str); 4], Counter>,
+    review_durations: Histograms,
+    conversions: Family<Labels, Counter>,
+    conversion_duration: Histogram,
     /// End of the served certificate, seconds since the epoch.
     pub(crate) certificate_not_after: Gauge,
     /// 1 while a newer certificate is there that can't be served.
@@ -37,6 +53,20 @@ impl Default for Metrics {
             "End of the served certificate, since the epoch",
             certificate_not_after.clone(),
         );
+        let reviews = Family::default();
+        let review_durations = Histograms::new_with_constructor(histogram);
+        let (conversions, conversion_duration) = (Family::default(), histogram());
+        let help = "Admission requests by webhook, operation, the rule that decided, and result";
+        registry.register("admission_requests", help, Family::clone(&reviews));
+        let help = "Duration of an admission request";
+        registry.register("admission_duration_seconds", help, review_durations.clone());
+        registry.register(
+            "conversion_objects",
+            "Objects converted, by versions",
+            Family::clone(&conversions),
+        );
+        let help = "Duration of a conversion review";
+        registry.register("conversion_duration_seconds", help, conversion_duration.clone());
         let certificate_refused = Gauge::default();
         registry.register(
             "certificate_refused",
@@ -54,6 +84,10 @@ impl Default for Metrics {
             registry,
             findings,
             requests,
+            reviews,
+            review_durations,
+            conversions,
+            conversion_duration,
             certificate_not_after,
             certificate_refused,
             conversion_missing,
@@ -66,6 +100,39 @@ impl Metrics {
     /// Counts a finding.
     pub(crate) fn finding(&self, rule: &'static str, outcome: &'static str) {
         self.findings.get_or_create(&[("rule", rule), ("outcome", outcome)]).inc();
+    }
+
+    /// Counts a review; no answer is our own failure.
+    pub(crate) fn reviewed(
+        &self,
+        webhook: &'static str,
+        request: &Request<'_>,
+        answer: Option<&Answer>,
+        took: Duration,
+    ) {
+        let operation = match request.operation() {
+            "CREATE" => "CREATE",
+            "UPDATE" => "UPDATE",
+            "DELETE" => "DELETE",
+            _ => "other",
+        };
+        let result = match answer {
+            Some(Answer { refusal: None, .. }) => "allowed",
+            Some(_) => "denied",
+            None => "failed",
+        };
+        let rule = answer.map_or("", |answer| answer.rule);
+        let labels = [("webhook", webhook), ("operation", operation), ("rule", rule), ("result", result)];
+        self.reviews.get_or_create(&labels).inc();
+        self.review_durations.get_or_create(&[("webhook", webhook)]).observe(took.as_secs_f64());
+    }
+
+    /// Counts a conversion review.
+    pub(crate) fn converted(&self, converted: &Converted, took: Duration) {
+        for (from, to, count) in converted.pairs() {
+            self.conversions.get_or_create(&[("from", from.name()), ("to", to.name())]).inc_by(count);
+        }
+        self.conversion_duration.observe(took.as_secs_f64());
     }
 
     /// Counts a request.

@@ -17,7 +17,7 @@ use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tgb_api::rules::Settings;
 use tgb_certs::Serving;
 use tgb_process::{Logging, Signals, duration, listen};
@@ -440,7 +440,8 @@ impl Timeout {
     }
 }
 
-async fn convert_review(body: Body) -> Response {
+async fn convert_review(State(app): Shared, body: Body) -> Response {
+    let begun = Instant::now();
     let converted = if body.bytes.len() > LONG_WORK {
         let working = tokio::task::spawn_blocking(move || convert::review(&body.bytes)).await;
         match working {
@@ -451,21 +452,30 @@ async fn convert_review(body: Body) -> Response {
         convert::review(&body.bytes)
     };
     match converted {
-        Ok(review) => json(review),
+        Ok((review, counts)) => {
+            app.metrics.converted(&counts, begun.elapsed());
+            json(review)
+        }
         Err(message) => bad(message),
     }
 }
 
 async fn mutate(State(app): Shared, Query(timeout): Query<Timeout>, body: Body) -> Response {
-    reviewed(&body, async |request| Ok(app.bindings.review(request, true, timeout.left()).await)).await
+    reviewed(&app, "mtargetgroupbinding", &body, async |request| {
+        Ok(app.bindings.review(request, true, timeout.left()).await)
+    })
+    .await
 }
 
 async fn validate(State(app): Shared, Query(timeout): Query<Timeout>, body: Body) -> Response {
-    reviewed(&body, async |request| Ok(app.bindings.review(request, false, timeout.left()).await)).await
+    reviewed(&app, "vtargetgroupbinding", &body, async |request| {
+        Ok(app.bindings.review(request, false, timeout.left()).await)
+    })
+    .await
 }
 
 async fn service(State(app): Shared, Query(timeout): Query<Timeout>, body: Body) -> Response {
-    reviewed(&body, async |request| {
+    reviewed(&app, "vservice", &body, async |request| {
         let settings = Arc::clone(&app.bindings.settings.borrow());
         let review = services::review(request, &app.bindings.cluster, &settings);
         let answer = in_time(timeout.left(), review).await?;
@@ -478,18 +488,23 @@ async fn service(State(app): Shared, Query(timeout): Query<Timeout>, body: Body)
 }
 
 async fn pod(State(app): Shared, Query(timeout): Query<Timeout>, body: Body) -> Response {
-    reviewed(&body, async |request| {
+    reviewed(&app, "mpod", &body, async |request| {
         in_time(timeout.left(), pods::gates(request, &app.bindings.cluster)).await
     })
     .await
 }
 
-async fn server_id(body: Body) -> Response {
-    reviewed(&body, async |request| pods::server_ids(request)).await
+async fn server_id(State(app): Shared, body: Body) -> Response {
+    reviewed(&app, "quicid", &body, async |request| pods::server_ids(request)).await
 }
 
 /// Answers an admission review; what the review itself can't do is HTTP 500.
-async fn reviewed(body: &Body, review: impl AsyncFnOnce(&Request<'_>) -> Result<Answer, String>) -> Response {
+async fn reviewed(
+    app: &App,
+    webhook: &'static str,
+    body: &Body,
+    review: impl AsyncFnOnce(&Request<'_>) -> Result<Answer, String>,
+) -> Response {
     let request = match Request::read(&body.bytes) {
         Ok(request) => request,
         Err(message) => return bad(message),
@@ -500,7 +515,10 @@ async fn reviewed(body: &Body, review: impl AsyncFnOnce(&Request<'_>) -> Result<
         "object",
         tracing::field::display(format_args!("{}/{}", request.namespace(), request.name())),
     );
-    match review(&request).await.and_then(|answer| answer.review(&request)) {
+    let begun = Instant::now();
+    let answer = review(&request).await;
+    app.metrics.reviewed(webhook, &request, answer.as_ref().ok(), begun.elapsed());
+    match answer.and_then(|answer| answer.review(&request)) {
         Ok(review) => json(review),
         Err(message) => failed(message),
     }
