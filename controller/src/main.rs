@@ -40,11 +40,14 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tgb_process::{Logging, duration};
 
+const EXIT_CODES: &str = "Exit codes: 0 done, or a clean stop after SIGTERM; 1 something is missing at start, the lease is lost, or a command
+failed, and stderr says which; 2 wrong flags.";
+
 /// Keeps target groups and security groups as TargetGroupBindings say.
 ///
-/// Exit codes: 0 after a clean stop, 1 when something is missing at start or the lease is lost, 2 for wrong flags.
+/// Every flag can be given by its environment variable as well.
 #[derive(Debug, Parser)]
-#[command(name = "tgb-controller", version)]
+#[command(name = "tgb-controller", version, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -57,7 +60,7 @@ enum Command {
     /// Write every stored object in the CRD's storage version, then forget the other versions. Safe to repeat.
     MigrateStorage {
         /// Count, and change nothing.
-        #[arg(long)]
+        #[arg(long, env = "TGB_DRY_RUN")]
         dry_run: bool,
         #[command(flatten)]
         cluster: Cluster,
@@ -65,7 +68,7 @@ enum Command {
     /// Take our finalizers off without deregistering anything, for an uninstall that keeps traffic.
     Release {
         /// All bindings; there is no other choice, it is asked for so that nobody does it by accident.
-        #[arg(long, required = true)]
+        #[arg(long, env = "TGB_ALL", required = true)]
         all: bool,
         #[command(flatten)]
         cluster: Cluster,
@@ -73,10 +76,10 @@ enum Command {
     /// Leave a CRD that needs no converter: one version stored and served, conversion None.
     PrepareUninstall {
         /// The version that stays.
-        #[arg(long, default_value = "v1")]
+        #[arg(long, env = "TGB_KEEP_VERSION", default_value = "v1")]
         keep_version: String,
         /// Go on while bindings still have our finalizer.
-        #[arg(long)]
+        #[arg(long, env = "TGB_FORCE")]
         force: bool,
         #[command(flatten)]
         cluster: Cluster,
@@ -271,6 +274,24 @@ async fn execute(command: Command) -> Result<(), String> {
         Command::PrepareUninstall { keep_version, force, cluster } => {
             let client = tgb_process::client(cluster.kubeconfig.as_deref()).await?;
             storage::prepare_uninstall(&client, &keep_version, force).await
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn every_flag_has_a_sentence_and_an_environment_variable() {
+        for command in Cli::command().get_subcommands() {
+            for flag in command.get_arguments().filter(|flag| flag.get_long().is_some()) {
+                let name = format!("{} --{}", command.get_name(), flag.get_long().unwrap_or_default());
+                let variable = flag.get_env().and_then(std::ffi::OsStr::to_str).unwrap_or_default();
+                assert!(variable.starts_with("TGB_"), "{name} has no environment variable");
+                assert!(flag.get_help().is_some(), "{name} has no sentence");
+            }
         }
     }
 }

@@ -26,34 +26,34 @@ use tgb_api::{convert, defaulting, rules};
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// How findings are written.
-    #[arg(long, value_enum, default_value_t = Output::Text)]
+    #[arg(long, env = "TGB_OUTPUT", value_enum, default_value_t = Output::Text)]
     output: Output,
     /// From which severity on findings make the exit code 1.
-    #[arg(long, value_enum, default_value_t = FailOn::Error)]
+    #[arg(long, env = "TGB_FAIL_ON", value_enum, default_value_t = FailOn::Error)]
     fail_on: FailOn,
     /// Severities that differ from docs/rules.md, as in TGB206=warn,TGB306=off.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, env = "TGB_RULES", value_delimiter = ',')]
     rules: Vec<String>,
     /// Roles that may be assumed, as globs; without any, TGB402 is not checked.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, env = "TGB_ASSUME_ROLE_ALLOW", value_delimiter = ',')]
     assume_role_allow: Vec<String>,
     /// Tags that a target group must carry, as KEY or KEY=VALUE (with --aws).
-    #[arg(long, value_delimiter = ',', requires = "aws")]
+    #[arg(long, env = "TGB_REQUIRE_TARGET_GROUP_TAG", value_delimiter = ',', requires = "aws")]
     require_target_group_tag: Vec<String>,
     /// The tag of a target group that lists the namespaces which may bind it (with --aws).
-    #[arg(long, requires = "aws")]
+    #[arg(long, env = "TGB_NAMESPACE_BINDING_TAG", requires = "aws")]
     namespace_binding_tag: Option<String>,
     /// Take the Services and bindings of the current cluster into account.
-    #[arg(long)]
+    #[arg(long, env = "TGB_CLUSTER")]
     cluster: bool,
     /// Check what is in the cluster, too.
-    #[arg(long, requires = "cluster")]
+    #[arg(long, env = "TGB_ALL", requires = "cluster")]
     all: bool,
     /// Kubeconfig; otherwise the usual places.
     #[arg(long, env = "TGB_KUBECONFIG", requires = "cluster")]
     kubeconfig: Option<PathBuf>,
     /// Ask AWS for the target groups.
-    #[arg(long)]
+    #[arg(long, env = "TGB_AWS")]
     aws: bool,
     /// AWS region; otherwise from the environment or the instance's metadata.
     #[arg(long, env = "TGB_AWS_REGION", requires = "aws")]

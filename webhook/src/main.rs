@@ -1,6 +1,4 @@
 //! `tgb-webhook`: admission and conversion for TargetGroupBindings, and the same rules for files.
-//!
-//! Exit codes: 0 fine; 1 findings or a failure while running; 2 wrong arguments or unusable input.
 
 mod admission;
 mod bindings;
@@ -22,9 +20,15 @@ use clap::{Parser, Subcommand, ValueEnum};
 use std::process::ExitCode;
 use tgb_api::crd::Version;
 
+const EXIT_CODES: &str =
+    "Exit codes: 0 fine, or an orderly end after SIGTERM; 1 findings (lint) or a failure that
+stderr names; 2 wrong flags or unusable input.";
+
 /// Admission and conversion webhook of TargetGroupBinding.
+///
+/// Every flag can be given by its environment variable as well.
 #[derive(Debug, Parser)]
-#[command(name = "tgb-webhook", version)]
+#[command(name = "tgb-webhook", version, after_help = EXIT_CODES)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -41,7 +45,7 @@ enum Command {
     /// Print the CustomResourceDefinition (JSON, which kubectl takes as YAML).
     Crd {
         /// The version that is stored.
-        #[arg(long, value_enum, default_value_t = Storage::V1)]
+        #[arg(long, env = "TGB_STORAGE_VERSION", value_enum, default_value_t = Storage::V1)]
         storage_version: Storage,
     },
     /// Print the documentation of all rules (docs/rules.md).
@@ -80,5 +84,23 @@ fn print(text: &str) -> ExitCode {
             ExitCode::FAILURE
         }
         _ => ExitCode::SUCCESS,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn every_flag_has_a_sentence_and_an_environment_variable() {
+        for command in Cli::command().get_subcommands() {
+            for flag in command.get_arguments().filter(|flag| flag.get_long().is_some()) {
+                let name = format!("{} --{}", command.get_name(), flag.get_long().unwrap_or_default());
+                let variable = flag.get_env().and_then(std::ffi::OsStr::to_str).unwrap_or_default();
+                assert!(variable.starts_with("TGB_"), "{name} has no environment variable");
+                assert!(flag.get_help().is_some(), "{name} has no sentence");
+            }
+        }
     }
 }

@@ -26,10 +26,10 @@ pub(crate) const MOST_BYTES: u64 = 8 << 20;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// The version that bindings are rewritten to.
-    #[arg(long, value_enum)]
+    #[arg(long, env = "TGB_TO", value_enum)]
     to: To,
     /// Write the files; without it, what would change is shown as a diff.
-    #[arg(long)]
+    #[arg(long, env = "TGB_IN_PLACE")]
     in_place: bool,
     /// Manifests: YAML or JSON, several documents each.
     #[arg(required = true)]
