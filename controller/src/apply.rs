@@ -167,7 +167,7 @@ impl Place<'_> {
         info!(namespace, name, targets = keys.len(), "{change}");
         let counter = self.ctx.metrics.changes.get_or_create(&Change { change }).clone();
         counter.inc_by(u64::try_from(keys.len()).unwrap_or(u64::MAX));
-        self.ctx.events.normal(self.binding, event, listed("targets", &keys));
+        self.ctx.events.normal(self.binding, event, listed("target", &keys));
     }
 }
 

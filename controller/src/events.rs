@@ -4,21 +4,34 @@ use crate::reason::EventReason;
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use tgb_api::v1::TargetGroupBinding;
 use tracing::debug;
 
 /// Longest note that the API server takes, bytes.
 const LONGEST: usize = 1000;
 
-/// Publishes events; repeated ones become a series.
+/// Publishes events; repeated ones become a series. The recorder takes events about the same reason for repetitions
+/// whatever they say, so there is one for each note.
 #[derive(Clone)]
-pub(crate) struct Events(Recorder);
+pub(crate) struct Events {
+    client: Client,
+    reporter: Reporter,
+    last: Arc<Mutex<HashMap<(String, EventReason), Last>>>,
+}
+
+/// The last note about a binding for a reason, and who published it.
+struct Last {
+    note: String,
+    recorder: Recorder,
+}
 
 impl Events {
     pub(crate) fn new(client: Client) -> Self {
         let reporter =
             Reporter { controller: "tgb-controller".to_owned(), instance: std::env::var("HOSTNAME").ok() };
-        Self(Recorder::new(client, reporter))
+        Self { client, reporter, last: Arc::default() }
     }
 
     /// Something went as it should.
@@ -31,16 +44,34 @@ impl Events {
         self.publish(binding, EventType::Warning, reason, note);
     }
 
+    /// Forgets what was said of a binding that is gone.
+    pub(crate) fn forget(&self, uid: &str) {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).retain(|(of, _), _| of != uid);
+    }
+
     fn publish(&self, binding: &TargetGroupBinding, kind: EventType, reason: EventReason, note: String) {
+        let note = shortened(note);
         let reference: ObjectReference = binding.object_ref(&());
+        let recorder = {
+            let key = (binding.metadata.uid.clone().unwrap_or_default(), reason);
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            let fresh = || Last {
+                note: note.clone(),
+                recorder: Recorder::new(self.client.clone(), self.reporter.clone()),
+            };
+            let of_reason = last.entry(key).or_insert_with(fresh);
+            if of_reason.note != note {
+                *of_reason = fresh();
+            }
+            of_reason.recorder.clone()
+        };
         let event = Event {
             type_: kind,
             reason: reason.as_str().to_owned(),
-            note: Some(shortened(note)),
+            note: Some(note),
             action: reason.as_str().to_owned(),
             secondary: None,
         };
-        let recorder = self.0.clone();
         tokio::spawn(async move {
             if let Err(error) = recorder.publish(&event, &reference).await {
                 debug!(%error, "could not publish an event");
@@ -61,14 +92,24 @@ fn shortened(mut note: String) -> String {
     note
 }
 
+/// `1 target`, `2 targets`.
+pub(crate) fn counted(count: usize, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
+}
+
 /// `2 targets: 10.0.0.1:80, 10.0.0.2:80`, and at most five of them.
 pub(crate) fn listed<T: std::fmt::Display>(what: &str, all: &[T]) -> String {
+    format!("{}: {}", counted(all.len(), what), first_few(all))
+}
+
+/// The first five of a list.
+pub(crate) fn first_few<T: std::fmt::Display>(all: &[T]) -> String {
     const MOST: usize = 5;
     let mut first: Vec<String> = all.iter().take(MOST).map(ToString::to_string).collect();
     if all.len() > MOST {
         first.push("…".to_owned());
     }
-    format!("{} {what}: {}", all.len(), first.join(", "))
+    first.join(", ")
 }
 
 #[cfg(test)]
@@ -77,8 +118,9 @@ mod tests {
 
     #[test]
     fn long_lists_and_notes_are_cut_between_characters() {
-        assert_eq!(listed("targets", &[1, 2]), "2 targets: 1, 2");
-        assert_eq!(listed("targets", &[1, 2, 3, 4, 5, 6]), "6 targets: 1, 2, 3, 4, 5, …");
+        assert_eq!(listed("target", &[1, 2]), "2 targets: 1, 2");
+        assert_eq!(listed("target", &[1]), "1 target: 1");
+        assert_eq!(listed("target", &[1, 2, 3, 4, 5, 6]), "6 targets: 1, 2, 3, 4, 5, …");
         assert!(shortened("ü".repeat(600)).len() <= LONGEST + 3);
     }
 }

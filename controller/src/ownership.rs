@@ -1,6 +1,5 @@
 //! Whose a target group and its targets are. Decisions only; [`crate::reconcile`] acts on them.
 
-use crate::context::Settings;
 use crate::desired::{Switches, TargetKey, desired, is_of_cluster};
 use crate::index::{Index, resolved_arn};
 use crate::observed::Observed;
@@ -36,7 +35,7 @@ impl Refusal {
 /// The first frozen rule that refuses the binding (a webhook can be bypassed). What has to do with the backend is
 /// [`crate::desired`]'s, TGB115 is [`owner`]'s.
 pub(crate) fn refused(
-    settings: &Settings,
+    settings: &rules::Settings,
     binding: &TargetGroupBinding,
     group: Option<&TargetGroup>,
     tags: Option<&BTreeMap<String, String>>,
@@ -46,7 +45,7 @@ pub(crate) fn refused(
         tags,
         ..Default::default()
     };
-    let found = rules::check(rules::Operation::Create, binding, None, &context, &settings.rules);
+    let found = rules::check(rules::Operation::Create, binding, None, &context, settings);
     let mut frozen = found
         .into_iter()
         .filter(|finding| finding.severity == rules::Severity::Deny && rules::FROZEN.contains(&finding.rule));
@@ -222,6 +221,73 @@ mod tests {
             index.put_binding(binding.clone());
         }
         index
+    }
+
+    #[test]
+    fn the_rules_that_are_enforced_again_refuse_with_their_id() {
+        let mut settings = rules::Settings {
+            region: Some("us-west-2".to_owned()),
+            account: Some("123456789012".to_owned()),
+            ..Default::default()
+        };
+        let aws = |target_type: &str, family: &str| TargetGroup {
+            arn: TargetGroupArn::parse(ARN).unwrap(),
+            target_type: target_type.to_owned(),
+            protocol: "HTTP".to_owned(),
+            ip_address_type: family.to_owned(),
+            vpc_id: None,
+            port: Some(80),
+            health_check_port: None,
+            load_balancer_arns: Vec::new(),
+        };
+        let group = |more: Value| {
+            let mut group = json!({"arn": ARN, "targetType": "ip"});
+            for (key, value) in more.as_object().unwrap() {
+                group[key] = value.clone();
+            }
+            binding("a", 1, json!({"spec": {"targetGroup": group}}))
+        };
+        let (fine, role) = (aws("ip", "ipv4"), "arn:aws:iam::999999999999:role/any");
+        let elsewhere = ARN.replace("us-west-2", "eu-west-1");
+        let account = ARN.replace("123456789012", "999999999999");
+        let cases = [
+            (group(json!({"arn": ""})), None, Some(("TGB101", Reason::InvalidSpec))),
+            (group(json!({"arn": "nonsense"})), None, Some(("TGB102", Reason::InvalidSpec))),
+            (group(json!({"arn": elsewhere})), None, Some(("TGB103", Reason::NotAllowed))),
+            (group(json!({"arn": account})), None, Some(("TGB104", Reason::NotAllowed))),
+            (group(json!({})), Some(aws("instance", "ipv4")), Some(("TGB111", Reason::TargetTypeMismatch))),
+            (group(json!({})), Some(aws("alb", "ipv4")), Some(("TGB111", Reason::TargetTypeMismatch))),
+            (
+                group(json!({"ipAddressType": "ipv6"})),
+                Some(fine.clone()),
+                Some(("TGB112", Reason::TargetTypeMismatch)),
+            ),
+            (
+                group(json!({"targetType": "instance", "assumeRole": {"roleARN": role}})),
+                None,
+                Some(("TGB401", Reason::NotAllowed)),
+            ),
+            (group(json!({"assumeRole": {"roleARN": role}})), None, Some(("TGB402", Reason::NotAllowed))),
+            (group(json!({})), Some(fine.clone()), None),
+        ];
+        for (binding, aws, want) in cases {
+            let found = refused(&settings, &binding, aws.as_ref(), None);
+            let found = found.as_ref().map(|refusal| (refusal.rule, refusal.reason));
+            assert_eq!(found, want, "{:?}", binding.spec);
+        }
+        settings.require_tag("team=web");
+        settings.namespace_tag = Some("namespaces".to_owned());
+        let tags = |all: &[(&str, &str)]| {
+            all.iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect::<BTreeMap<_, _>>()
+        };
+        let tagged = |tags: &BTreeMap<String, String>| {
+            refused(&settings, &group(json!({})), Some(&fine), Some(tags)).map(|refusal| refusal.rule)
+        };
+        assert_eq!(tagged(&tags(&[("namespaces", "shop")])), Some("TGB403"));
+        assert_eq!(tagged(&tags(&[("team", "web"), ("namespaces", "other")])), Some("TGB404"));
+        assert_eq!(tagged(&tags(&[("team", "web"), ("namespaces", "shop")])), None);
     }
 
     #[test]

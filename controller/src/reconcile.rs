@@ -51,7 +51,7 @@ const LAST_CALLS: Duration = Duration::from_millis(500);
 /// The worker of a binding; ends when the binding is gone.
 pub(crate) async fn work(ctx: Arc<Ctx>, key: Key, wake: Arc<Wake>) {
     let announced = tokio::spawn(announce(Arc::clone(&ctx), key.clone()));
-    let mut worker = Worker { ctx, key, memory: Memory::default(), changed: None };
+    let mut worker = Worker { ctx, key, uid: String::new(), memory: Memory::default(), changed: None };
     while !worker.ctx.stop.is_cancelled() {
         worker.changed = wake.take_changed();
         if worker.changed.is_some() {
@@ -62,7 +62,10 @@ pub(crate) async fn work(ctx: Arc<Ctx>, key: Key, wake: Arc<Wake>) {
             next = worker.pass() => next,
             () = given_up(&ctx) => break,
         };
-        let Some(next) = next else { break };
+        let Some(next) = next else {
+            ctx.events.forget(&worker.uid);
+            break;
+        };
         announced.abort();
         tokio::select! {
             () = wake.notify.notified() => {}
@@ -131,6 +134,7 @@ struct Memory {
 struct Worker {
     ctx: Arc<Ctx>,
     key: Key,
+    uid: String,
     memory: Memory,
     /// The change that this pass is about.
     changed: Option<Instant>,
@@ -167,6 +171,7 @@ impl Worker {
     #[tracing::instrument(name = "reconcile", skip_all, fields(binding = %self.key, arn))]
     async fn pass(&mut self) -> Option<Instant> {
         let binding = self.ctx.index().bindings.get(&self.key).cloned()?;
+        self.uid = binding.metadata.uid.clone().unwrap_or_default();
         let begun = Instant::now();
         if !self.ctx.is_leading() {
             return Some(begun + BACKOFF_LAST);

@@ -665,7 +665,7 @@ fn the_last_targets_stay_while_nothing_is_ready_if_the_user_says_so() {
     annotate(&space, "tgb web", "elbv2.k8s.aws/when-none-ready=keep");
     annotate(&space, "pods --all", "tgb.e2e/unready=true");
     until(&space, "TargetsRegistered", "False", "BackendUnready");
-    until_message(&space, "TargetsRegistered", "the last 1 targets stay");
+    until_message(&space, "TargetsRegistered", "the last stay: 1 target");
     assert_eq!(space.targets(&arn).unwrap(), pods);
     // what runs no more goes all the same
     space.kubectl("delete pods --all").ok().unwrap();
@@ -674,7 +674,7 @@ fn the_last_targets_stay_while_nothing_is_ready_if_the_user_says_so() {
     until(&space, "TargetsRegistered", "False", "BackendUnready");
     annotate(&space, "tgb web", "elbv2.k8s.aws/when-none-ready=deregister");
     space.until_targets(&arn, &BTreeSet::new()).unwrap();
-    until_message(&space, "TargetsRegistered", "1 run, and none is ready");
+    until_message(&space, "TargetsRegistered", "none is ready of 1 endpoint");
     annotate(&space, "pods --all", "tgb.e2e/unready=false");
     space.until_pods_are_targets(&arn, "web", 1).unwrap();
     until(&space, "Ready", "True", "Reconciled");
@@ -716,7 +716,7 @@ fn as_many_targets_as_allowed_are_registered_and_the_rest_is_reported() {
     space.deploy("web", 3).unwrap();
     space.bind("web", &arn, &json!({})).unwrap();
     let message = until(&space, "TargetsRegistered", "False", "TargetLimitReached");
-    assert!(message.contains("1 targets more than --max-targets-per-target-group"), "{message}");
+    assert!(message.contains("1 target more than --max-targets-per-target-group"), "{message}");
     assert_eq!(space.targets(&arn).unwrap().len(), 2);
     space.kubectl("scale deployment web --replicas=2").ok().unwrap();
     space.until_pods_are_targets(&arn, "web", 2).unwrap();
@@ -905,7 +905,7 @@ fn a_gate_opens_within_two_seconds_of_awss_word_and_pods_without_one_are_named()
     space.deploy("web", 1).unwrap(); // before the binding: no gate
     space.bind("web", &arn, &json!({})).unwrap();
     let message = eventually(SOON, || match condition(&space, "web", "TargetsRegistered")? {
-        (_, _, message) if message.contains("1 pods have no readiness gate") => Ok(message),
+        (_, _, message) if message.contains("1 pod without readiness gate") => Ok(message),
         other => Err(format!("{other:?}")),
     })
     .unwrap();

@@ -4,7 +4,7 @@ use super::{Mode, Worker};
 use crate::apply::Applied;
 use crate::context::Standing;
 use crate::desired::{Desired, TargetKey};
-use crate::events::listed;
+use crate::events::{counted, first_few, listed};
 use crate::gates;
 use crate::index::Key;
 use crate::plan::Plan;
@@ -29,7 +29,7 @@ impl Worker {
         if !news.is_empty() {
             let names: Vec<&str> = news.iter().map(|key| &*key.name).collect();
             let note =
-                format!("pods without readiness gate, made before the binding: {}", listed("pods", &names));
+                format!("pods without readiness gate, made before the binding: {}", listed("pod", &names));
             self.ctx.events.warning(binding, EventReason::ReadinessGateMissing, note);
         }
         self.memory.named = lacking.into_values().collect();
@@ -53,16 +53,15 @@ impl Worker {
         let counts = self.counts(targets);
         let mut more = String::new();
         if !wanted.left_out.is_empty() {
-            more.push_str(&format!("; left out: {}", wanted.left_out.join(", ")));
+            more.push_str(&format!("; left out: {}", first_few(&wanted.left_out)));
         }
         if without_gate > 0 {
-            more.push_str(&format!(
-                "; {without_gate} pods have no readiness gate, they are older than the binding"
-            ));
+            let pods = counted(without_gate, "pod");
+            more.push_str(&format!("; {pods} without readiness gate, made before the binding"));
         }
         let ids = |targets: &[Target]| {
             let keys: Vec<TargetKey> = targets.iter().map(TargetKey::of).collect();
-            listed("targets", &keys)
+            listed("target", &keys)
         };
         if mode != Mode::Writes {
             let why = if mode == Mode::Paused { "paused" } else { "--observe" };
@@ -98,32 +97,36 @@ impl Worker {
             report.bad(
                 kind,
                 Reason::TargetLimitReached,
-                format!("no room for {count} targets: {words}{more}"),
+                format!("no room for {}: {words}{more}", counted(*count, "target")),
             );
         }
         if plan.no_room > 0 {
-            let message = format!("{} targets more than --max-targets-per-target-group{more}", plan.no_room);
+            let message =
+                format!("{} more than --max-targets-per-target-group{more}", counted(plan.no_room, "target"));
             report.bad(kind, Reason::TargetLimitReached, message);
         }
         if !foreign.is_empty() {
             let all: Vec<String> = foreign.iter().map(ToString::to_string).collect();
             let message = format!(
-                "{} targets that are not this cluster's were registered before this binding and are left alone until the \
-                 next resync: {}; if they belong there, set sharing: Shared",
-                all.len(),
-                first_few(&all)
+                "not this cluster's, registered before this binding, and left alone until the next resync: {}; if that \
+                 belongs there, set sharing: Shared",
+                listed("target", &all)
             );
             report.bad(kind, Reason::ForeignTargets, message);
         }
         if plan.last > 0 {
-            let message =
-                format!("none is ready although some run; the last {} targets stay{more}", plan.last);
-            report.bad(kind, Reason::BackendUnready, message);
+            let last = counted(plan.last, "target");
+            report.bad(
+                kind,
+                Reason::BackendUnready,
+                format!("none is ready although some run; the last stay: {last}{more}"),
+            );
         } else if targets.is_empty() && !wanted.unready.is_empty() {
-            let message = format!("{} run, and none is ready{more}", wanted.unready.len());
-            report.bad(kind, Reason::BackendUnready, message);
+            let running = counted(wanted.unready.len(), "endpoint");
+            report.bad(kind, Reason::BackendUnready, format!("none is ready of {running}{more}"));
         }
-        let message = format!("{} of {} targets are registered{more}", counts.registered, counts.desired);
+        let message =
+            format!("{} of {} registered{more}", counts.registered, counted(targets.len(), "target"));
         report.ok(kind, Reason::Registered, message);
         report.targets = Some(counts);
     }
@@ -177,10 +180,4 @@ impl Worker {
         let reason = standing.reason;
         *standing = Standing { reason, targets: states, planned, pods_without_gate, waits };
     }
-}
-
-fn first_few(all: &[String]) -> String {
-    const MOST: usize = 5;
-    let few: Vec<&str> = all.iter().take(MOST).map(String::as_str).collect();
-    if all.len() > MOST { format!("{}, …", few.join(", ")) } else { few.join(", ") }
 }

@@ -59,7 +59,7 @@ impl Worker {
         let ctx = Arc::clone(&self.ctx);
         let reference = &binding.spec.target_group;
         let refused = |group: Option<&TargetGroup>, tags: Option<&BTreeMap<String, String>>| {
-            ownership::refused(&ctx.settings, binding, group, tags)
+            ownership::refused(&ctx.settings.rules, binding, group, tags)
                 .map_or(Ok(()), |r| Err(Unresolved::Refused(r)))
         };
         refused(None, None)?;
