@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::state::{
-    Aws, Health, HealthCheck, InstanceState, Listener, LoadBalancer, Probe, Settled, Tags, Target,
-    TargetGroup, TargetId, Timing,
+    Aws, Forwards, Health, HealthCheck, InstanceState, Listener, ListenerRule, LoadBalancer, Probe, Settled,
+    Tags, Target, TargetGroup, TargetId, Timing,
 };
 use crate::wire::{AwsError, Params, Xml, timestamp};
 
@@ -58,6 +58,9 @@ impl Aws {
             "SetSecurityGroups" => self.set_security_groups(p),
             "DescribeListeners" => self.describe_listeners(p),
             "DeleteListener" => self.delete_listener(p),
+            "CreateRule" => self.create_rule(p, now),
+            "ModifyRule" => self.modify_rule(p, now),
+            "DeleteRule" => self.delete_rule(p),
             "DescribeRules" => self.describe_rules(p),
             "AddTags" => self.add_tags(p),
             "RemoveTags" => self.remove_tags(p),
@@ -1250,6 +1253,7 @@ impl Aws {
             action: String::new(),
             certificate: None,
             ssl_policy: None,
+            rules: Vec::new(),
             tags: tags_of(p)?,
         };
         if p.list("DefaultActions").is_empty() {
@@ -1276,7 +1280,7 @@ impl Aws {
                 format!("The maximum number of listeners has been reached on load balancer '{lb_arn}'"),
             ));
         }
-        self.check_forwards(balancer, &listener)?;
+        self.check_forwards(balancer, listener.protocol.as_deref(), &listener.forwards)?;
         let id = self.next();
         listener.arn = format!(
             "arn:{}:elasticloadbalancing:{}:{}:listener/{short}/{lb_path}/{id:016x}",
@@ -1300,15 +1304,20 @@ impl Aws {
         if self.listeners.values().any(is_taken) {
             return Err(duplicate_listener());
         }
-        self.check_forwards(balancer, &listener)?;
+        self.check_forwards(balancer, listener.protocol.as_deref(), &listener.forwards)?;
         Ok(self.put_listener(listener, now))
     }
 
-    /// Whether a load balancer may forward to the target groups of a listener.
-    fn check_forwards(&self, balancer: &LoadBalancer, listener: &Listener) -> Result<(), AwsError> {
-        let (lb_arn, protocol) = (&balancer.arn, listener.protocol.as_deref());
+    /// Whether a load balancer may forward to target groups from a listener with this protocol.
+    fn check_forwards(
+        &self,
+        balancer: &LoadBalancer,
+        protocol: Option<&str>,
+        forwards: &[(String, Option<u64>)],
+    ) -> Result<(), AwsError> {
+        let lb_arn = &balancer.arn;
         let mut added = Vec::new();
-        for (arn, _) in &listener.forwards {
+        for (arn, _) in forwards {
             if !self.own_arn(arn, "targetgroup") {
                 return Err(AwsError::validation(format!("'{arn}' is not a valid target group ARN")));
             }
@@ -1358,7 +1367,7 @@ impl Aws {
                 format!("The maximum number of target groups has been reached on load balancer '{lb_arn}'"),
             ));
         }
-        if listener.forwards.len() > self.quotas.groups_per_action {
+        if forwards.len() > self.quotas.groups_per_action {
             return Err(AwsError::new(
                 "TooManyTargetGroups",
                 format!(
@@ -1375,7 +1384,8 @@ impl Aws {
 
     /// Puts a listener there and attaches its target groups.
     fn put_listener(&mut self, listener: Listener, now: u64) -> Xml {
-        for (group, _) in &listener.forwards {
+        let rules = listener.rules.iter().flat_map(|rule| &rule.forwards);
+        for (group, _) in listener.forwards.iter().chain(rules) {
             if let Some(group) = self.target_groups.get_mut(group)
                 && group.load_balancer.is_none()
             {
@@ -1434,8 +1444,11 @@ impl Aws {
 
     /// Takes the load balancer from groups that no listener forwards to; what drained there is gone.
     fn detach_unused(&mut self) {
-        let used: BTreeSet<&String> =
-            self.listeners.values().flat_map(|l| l.forwards.iter().map(|(g, _)| g)).collect();
+        let forwards = self
+            .listeners
+            .values()
+            .flat_map(|l| l.forwards.iter().chain(l.rules.iter().flat_map(|rule| &rule.forwards)));
+        let used: BTreeSet<&String> = forwards.map(|(group, _)| group).collect();
         for group in self.target_groups.values_mut() {
             if group.load_balancer.is_some() && !used.contains(&group.arn) {
                 group.load_balancer = None;
@@ -1444,29 +1457,121 @@ impl Aws {
         }
     }
 
+    /// The listener of a rule, and which of its rules it is; none for the default rule.
+    fn rule_of(&self, arn: &str) -> Result<(&Listener, Option<usize>), AwsError> {
+        let missing = || AwsError::new("RuleNotFound", "One or more rules not found");
+        let listener = arn.replacen(":listener-rule/", ":listener/", 1);
+        let (listener, id) = listener.rsplit_once('/').ok_or_else(missing)?;
+        let listener = self.listeners.get(listener).ok_or_else(missing)?;
+        match listener.rules.iter().position(|rule| rule.arn == arn) {
+            None if listener.arn.rsplit('/').next() != Some(id) => Err(missing()),
+            at => Ok((listener, at)),
+        }
+    }
+
+    fn create_rule(&mut self, p: &Params, now: u64) -> Answer {
+        let arn = p.need("ListenerArn")?;
+        let mut listener = self.listeners.get(arn).ok_or_else(no_listener)?.clone();
+        let Some(balancer) = self.load_balancers.get(&listener.load_balancer) else {
+            return Err(no_listener());
+        };
+        if balancer.kind != "application" {
+            return Err(AwsError::new(
+                "InvalidConfigurationRequest",
+                "Rules are supported on listeners of application load balancers only",
+            ));
+        }
+        let priority = p.number("Priority")?.ok_or_else(|| AwsError::missing("Priority"))?;
+        if !(1..=50_000).contains(&priority) {
+            return Err(AwsError::validation(format!(
+                "Priority '{priority}' must be between '1-50000' inclusive"
+            )));
+        }
+        if listener.rules.iter().any(|rule| rule.priority == priority) {
+            return Err(AwsError::new("PriorityInUse", format!("Priority '{priority}' is currently in use")));
+        }
+        let of_balancer = self.listeners.values().filter(|l| l.load_balancer == listener.load_balancer);
+        if of_balancer.map(|l| l.rules.len()).sum::<usize>() >= self.quotas.listener_rules {
+            return Err(AwsError::new("TooManyRules", "The maximum number of rules has been reached"));
+        }
+        let conditions = p.child("Conditions").cloned().ok_or_else(|| AwsError::missing("Conditions"))?;
+        let action = *p.list("Actions").first().ok_or_else(|| AwsError::missing("Actions"))?;
+        let (action, forwards) = action_of(action)?;
+        self.check_forwards(balancer, listener.protocol.as_deref(), &forwards)?;
+        let id = self.next();
+        let arn = format!("{}/{id:016x}", arn.replacen(":listener/", ":listener-rule/", 1));
+        let rule = ListenerRule { arn, priority, conditions, forwards, action, tags: tags_of(p)? };
+        let mut x = Xml::default();
+        x.el("Rules", |x| x.el("member", |x| rule_xml(x, &rule)));
+        listener.rules.push(rule);
+        listener.rules.sort_by_key(|rule| rule.priority);
+        self.put_listener(listener, now);
+        Ok(x)
+    }
+
+    fn modify_rule(&mut self, p: &Params, now: u64) -> Answer {
+        let (listener, at) = self.rule_of(p.need("RuleArn")?)?;
+        let mut listener = listener.clone();
+        let Some(rule) = at.and_then(|at| listener.rules.get_mut(at)) else {
+            return Err(AwsError::new(
+                "OperationNotPermitted",
+                "The default rule is modified by its listener",
+            ));
+        };
+        if let Some(conditions) = p.child("Conditions") {
+            rule.conditions = conditions.clone();
+        }
+        if let Some(action) = p.list("Actions").first() {
+            (rule.action, rule.forwards) = action_of(action)?;
+        }
+        if let Some(balancer) = self.load_balancers.get(&listener.load_balancer) {
+            self.check_forwards(balancer, listener.protocol.as_deref(), &rule.forwards)?;
+        }
+        let mut x = Xml::default();
+        x.el("Rules", |x| x.el("member", |x| rule_xml(x, rule)));
+        self.put_listener(listener, now);
+        Ok(x)
+    }
+
+    fn delete_rule(&mut self, p: &Params) -> Answer {
+        let (listener, at) = self.rule_of(p.need("RuleArn")?)?;
+        let arn = listener.arn.clone();
+        let Some(at) = at else {
+            return Err(AwsError::new("OperationNotPermitted", "Default rule cannot be deleted"));
+        };
+        if let Some(listener) = self.listeners.get_mut(&arn) {
+            listener.rules.remove(at);
+        }
+        self.detach_unused();
+        Ok(Xml::default())
+    }
+
     fn describe_rules(&self, p: &Params) -> Answer {
         let mut found = Vec::new();
         if let Some(arn) = p.get("ListenerArn") {
-            found.push(self.listeners.get(arn).ok_or_else(no_listener)?);
+            let listener = self.listeners.get(arn).ok_or_else(no_listener)?;
+            found.extend(listener.rules.iter().map(|rule| (listener, Some(rule))));
+            found.push((listener, None));
         } else {
-            for rule in p.strings("RuleArns") {
-                let listener = rule
-                    .replacen(":listener-rule/", ":listener/", 1)
-                    .rsplit_once('/')
-                    .and_then(|(arn, _)| self.listeners.get(arn))
-                    .ok_or_else(|| AwsError::new("RuleNotFound", "One or more rules not found"))?;
-                found.push(listener);
+            for arn in p.strings("RuleArns") {
+                let (listener, at) = self.rule_of(arn)?;
+                found.push((listener, at.and_then(|at| listener.rules.get(at))));
             }
         }
+        let (page, next) = page(&found, p)?;
         let mut x = Xml::default();
-        x.each("Rules", "member", found, |x, l| {
-            let id = l.arn.rsplit('/').next().unwrap_or_default();
-            x.text("RuleArn", &format!("{}/{id}", l.arn.replacen(":listener/", ":listener-rule/", 1)));
-            x.text("Priority", "default");
-            x.el("Conditions", |_| {});
-            actions_xml(x, "Actions", l);
-            x.text("IsDefault", "true");
+        x.each("Rules", "member", page, |x, (l, rule)| match rule {
+            Some(rule) => rule_xml(x, rule),
+            None => {
+                let id = l.arn.rsplit('/').next().unwrap_or_default();
+                x.text("RuleArn", &format!("{}/{id}", l.arn.replacen(":listener/", ":listener-rule/", 1)));
+                x.text("Priority", "default");
+                x.el("Conditions", |_| {});
+                actions_xml(x, "Actions", &l.action, &l.forwards);
+                x.text("IsDefault", "true");
+            }
         });
+        x.opt("NextMarker", next.as_deref());
         Ok(x)
     }
 
@@ -1488,7 +1593,13 @@ impl Aws {
                 })
             }
             "listener" => self.listeners.get_mut(arn).map(|l| &mut l.tags).ok_or_else(no_listener),
-            "listener-rule" => Err(AwsError::new("RuleNotFound", "One or more rules not found")),
+            "listener-rule" => {
+                let mut rules = self.listeners.values_mut().flat_map(|listener| &mut listener.rules);
+                rules
+                    .find(|rule| rule.arn == arn)
+                    .map(|rule| &mut rule.tags)
+                    .ok_or_else(|| AwsError::new("RuleNotFound", "One or more rules not found"))
+            }
             _ => Err(AwsError::validation(format!("'{arn}' must be in ARN format"))),
         }
     }
@@ -1806,18 +1917,24 @@ fn set_listener(listener: &mut Listener, balancer: &LoadBalancer, p: &Params) ->
     let policy = p.get("SslPolicy").map(str::to_owned).or(listener.ssl_policy.take());
     listener.ssl_policy = tls.then(|| policy.unwrap_or_else(|| "ELBSecurityPolicy-2016-08".to_owned()));
     let Some(action) = p.list("DefaultActions").first().copied() else { return Ok(()) };
-    listener.action = action.get("Type").unwrap_or("forward").to_owned();
-    listener.forwards.clear();
-    if listener.action == "forward" {
+    (listener.action, listener.forwards) = action_of(action)?;
+    Ok(())
+}
+
+/// The type of an action, and the target groups that it forwards to with their weights.
+fn action_of(action: &Params) -> Result<(String, Forwards), AwsError> {
+    let kind = action.get("Type").unwrap_or("forward");
+    let mut forwards = Vec::new();
+    if kind == "forward" {
         for tuple in action.child("ForwardConfig").map(|c| c.list("TargetGroups")).unwrap_or_default() {
             let weight = tuple.get("Weight").and_then(|w| w.parse().ok());
-            listener.forwards.push((tuple.need("TargetGroupArn")?.to_owned(), weight));
+            forwards.push((tuple.need("TargetGroupArn")?.to_owned(), weight));
         }
-        if listener.forwards.is_empty() {
-            listener.forwards.push((action.need("TargetGroupArn")?.to_owned(), None));
+        if forwards.is_empty() {
+            forwards.push((action.need("TargetGroupArn")?.to_owned(), None));
         }
     }
-    Ok(())
+    Ok((kind.to_owned(), forwards))
 }
 
 /// The error for actions that aren't there.
@@ -2107,19 +2224,27 @@ fn balancer_xml(x: &mut Xml, l: &LoadBalancer, active_before: u64) {
     x.text("IpAddressType", &l.ip_type);
 }
 
-fn actions_xml(x: &mut Xml, name: &str, l: &Listener) {
+fn rule_xml(x: &mut Xml, rule: &ListenerRule) {
+    x.text("RuleArn", &rule.arn);
+    x.val("Priority", rule.priority);
+    x.el("Conditions", |x| rule.conditions.echo(x));
+    actions_xml(x, "Actions", &rule.action, &rule.forwards);
+    x.text("IsDefault", "false");
+}
+
+fn actions_xml(x: &mut Xml, name: &str, action: &str, forwards: &[(String, Option<u64>)]) {
     x.el(name, |x| {
         x.el("member", |x| {
-            x.text("Type", &l.action);
-            if l.action != "forward" {
+            x.text("Type", action);
+            if action != "forward" {
                 return;
             }
-            if let [(arn, _)] = l.forwards.as_slice() {
+            if let [(arn, _)] = forwards {
                 x.text("TargetGroupArn", arn);
             }
             x.text("Order", "1");
             x.el("ForwardConfig", |x| {
-                x.each("TargetGroups", "member", &l.forwards, |x, (arn, weight)| {
+                x.each("TargetGroups", "member", forwards, |x, (arn, weight)| {
                     x.text("TargetGroupArn", arn);
                     x.val("Weight", weight.unwrap_or(1));
                 });
@@ -2140,7 +2265,7 @@ fn listener_xml(x: &mut Xml, l: &Listener) {
         x.el("Certificates", |x| x.el("member", |x| x.text("CertificateArn", certificate)));
     }
     x.opt("SslPolicy", l.ssl_policy.as_deref());
-    actions_xml(x, "DefaultActions", l);
+    actions_xml(x, "DefaultActions", &l.action, &l.forwards);
 }
 
 /// One page by `Marker` and `PageSize`, and the marker of the next.

@@ -42,9 +42,9 @@ pub use ec2::eni_of;
 pub use elb::TargetState;
 pub use server::{Server, TargetRow};
 pub use state::{
-    Aws, Cluster, Eni, Health, HealthCheck, Instance, InstanceState, Listener, LoadBalancer, Node, Probe,
-    Quotas, Rule, SecurityGroup, Settled, Source, Subnet, Tags, Target, TargetGroup, TargetId, Timing, Vpc,
-    partition,
+    Aws, Cluster, Eni, Forwards, Health, HealthCheck, Instance, InstanceState, Listener, ListenerRule,
+    LoadBalancer, Node, Probe, Quotas, Rule, SecurityGroup, Settled, Source, Subnet, Tags, Target,
+    TargetGroup, TargetId, Timing, Vpc, partition,
 };
 pub use wire::{AwsError, Params, Service, Xml};
 pub use world::{Call, DEFAULT_ACCOUNT, Effect, Fault, Options, Role};

@@ -6,6 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
+use crate::wire::Params;
+
 /// Tags by key.
 pub type Tags = BTreeMap<String, String>;
 
@@ -366,6 +368,9 @@ pub struct LoadBalancer {
     pub created_ms: u64,
 }
 
+/// Target groups that an action forwards to, with their weights.
+pub type Forwards = Vec<(String, Option<u64>)>;
+
 /// A listener.
 #[derive(Debug, Clone)]
 pub struct Listener {
@@ -378,13 +383,32 @@ pub struct Listener {
     /// The port; none for gateways.
     pub port: Option<u16>,
     /// Target groups of the default action with their weights; empty for other actions.
-    pub forwards: Vec<(String, Option<u64>)>,
+    pub forwards: Forwards,
     /// The type of the default action.
     pub action: String,
     /// The certificate of a TLS listener.
     pub certificate: Option<String>,
     /// The TLS policy.
     pub ssl_policy: Option<String>,
+    /// Rules besides the default one.
+    pub rules: Vec<ListenerRule>,
+    /// Tags.
+    pub tags: Tags,
+}
+
+/// A rule of a listener.
+#[derive(Debug, Clone)]
+pub struct ListenerRule {
+    /// The ARN.
+    pub arn: String,
+    /// The lower, the earlier.
+    pub priority: i64,
+    /// As they were given; nothing is matched against them.
+    pub conditions: Params,
+    /// Target groups of the action with their weights; empty for other actions.
+    pub forwards: Forwards,
+    /// The type of the action.
+    pub action: String,
     /// Tags.
     pub tags: Tags,
 }
@@ -468,6 +492,8 @@ pub struct Quotas {
     pub load_balancers: usize,
     /// Listeners of a load balancer.
     pub listeners: usize,
+    /// Rules of a load balancer besides the default ones.
+    pub listener_rules: usize,
     /// Rules of a security group per direction and IP family.
     pub rules_per_group: usize,
     /// Security groups.
@@ -490,6 +516,7 @@ impl Default for Quotas {
             target_groups: 3_000,
             load_balancers: 50,
             listeners: 50,
+            listener_rules: 100,
             rules_per_group: 60,
             security_groups: 2_500,
             groups_per_interface: 5,

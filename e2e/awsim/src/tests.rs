@@ -720,3 +720,36 @@ fn fuzz_wire() {
         (reply.status, code.to_owned(), name.unwrap_or_default().chars().take(20).collect::<String>())
     });
 }
+
+#[test]
+fn a_rule_attaches_its_target_group_until_it_is_deleted() {
+    let mut aws = aws();
+    let (web, api) = (group(&mut aws, "web", &[]), group(&mut aws, "api", &[]));
+    let listener = attach(&mut aws, &web, "application", "HTTP", 3);
+    let rule = [
+        ("ListenerArn", listener.as_str()),
+        ("Priority", "10"),
+        ("Conditions.member.1.Field", "path-pattern"),
+        ("Conditions.member.1.PathPatternConfig.Values.member.1", "/api/*"),
+        ("Actions.member.1.Type", "forward"),
+        ("Actions.member.1.TargetGroupArn", &api),
+    ];
+    let made = elb(&mut aws, T0, "CreateRule", &rule).unwrap();
+    assert!(
+        made.contains("<PathPatternConfig><Values><member>/api/*</member></Values></PathPatternConfig>"),
+        "{made}"
+    );
+    assert_eq!(elb(&mut aws, T0, "CreateRule", &rule).unwrap_err().code, "PriorityInUse");
+    register(&mut aws, T0, &api, &[("Id", "192.168.0.7")]).unwrap();
+    assert_eq!(states(&mut aws, T0 + 60_000, &api), ["healthy"]);
+    let all = elb(&mut aws, T0, "DescribeRules", &[("ListenerArn", &listener)]).unwrap();
+    assert_eq!(all.matches("<RuleArn>").count(), 2);
+    let default =
+        text(all.rsplit("<RuleArn>").next().map(|t| format!("<RuleArn>{t}")).as_deref().unwrap(), "RuleArn");
+    let delete = |aws: &mut Aws, arn: &str| {
+        elb(aws, T0, "DeleteRule", &[("RuleArn", arn)]).map_err(|e| e.code.to_string())
+    };
+    assert_eq!(delete(&mut aws, &default).unwrap_err(), "OperationNotPermitted");
+    delete(&mut aws, &text(&made, "RuleArn")).unwrap();
+    assert_eq!(states(&mut aws, T0 + 60_000, &api), ["unused Target.NotInUse"]);
+}

@@ -95,6 +95,23 @@ impl Params {
         items.into_iter().map(|(_, c)| c).collect()
     }
 
+    /// Writes the parameters as elements, as answers repeat them.
+    pub fn echo(&self, x: &mut Xml) {
+        match &self.value {
+            Some(text) => x.escape(text),
+            None => {
+                for (name, child) in &self.children {
+                    // `Values.member.1` is an element `member` in an element `Values`
+                    match name.as_str() {
+                        "member" => child.echo(x),
+                        number if number.parse::<u32>().is_ok() => x.el("member", |x| child.echo(x)),
+                        name => x.el(name, |x| child.echo(x)),
+                    }
+                }
+            }
+        }
+    }
+
     /// A list of texts.
     #[must_use]
     pub fn strings(&self, name: &str) -> Vec<&str> {

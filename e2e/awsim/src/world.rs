@@ -739,7 +739,10 @@ impl World {
         let mut faults = lock(&self.faults);
         let (mut delay, mut effect) = (Duration::ZERO, None);
         let mut text: Option<String> = None;
+        // a fault of all accounts goes by the server's clock
+        let all = self.now();
         for Active { fault, seen, since_ms, random } in faults.iter_mut() {
+            let now = if fault.account.is_some() { now } else { all };
             let begins = since_ms.saturating_add(fault.after_ms);
             let fits = fault.account.as_deref().is_none_or(|a| a == account)
                 && fault.region.as_deref().is_none_or(|r| r == region)
@@ -773,11 +776,15 @@ impl World {
                 other => effect = Some(other.clone()),
             }
         }
-        faults.retain(|f| {
+        faults.retain(|Active { fault, since_ms, .. }| {
+            let now = match fault.account.as_deref() {
+                None => all,
+                Some(of) if of == account => now,
+                Some(_) => return true,
+            };
             let ends =
-                f.fault.for_ms.map(|lasts| f.since_ms.saturating_add(f.fault.after_ms).saturating_add(lasts));
-            f.fault.count != Some(0)
-                && ends.is_none_or(|ends| f.fault.account.as_deref() != Some(account) || now < ends)
+                fault.for_ms.map(|lasts| since_ms.saturating_add(fault.after_ms).saturating_add(lasts));
+            fault.count != Some(0) && ends.is_none_or(|ends| now < ends)
         });
         (delay, effect)
     }

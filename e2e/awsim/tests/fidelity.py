@@ -357,7 +357,14 @@ def own(elb, ec2, sts, admin):
     elb.set_subnets(LoadBalancerArn=lb, Subnets=subnets), elb.set_security_groups(LoadBalancerArn=lb, SecurityGroups=[ec2.create_security_group(GroupName="lb", Description="lb", VpcId=vpc)["GroupId"]])
     other = make(Name="other", TargetType="ip")
     point = lambda to: elb.modify_listener(ListenerArn=listener["ListenerArn"], DefaultActions=[{"Type": "forward", "TargetGroupArn": to}])
-    point(other), point(arn), elb.delete_target_group(TargetGroupArn=other)
+    point(other), point(arn)
+    made = elb.create_rule(ListenerArn=listener["ListenerArn"], Priority=5, Actions=[{"Type": "forward", "TargetGroupArn": other}], Tags=[{"Key": "k", "Value": "v"}],
+                           Conditions=[{"Field": "host-header", "HostHeaderConfig": {"Values": ["a.example", "b.example"]}}, {"Field": "query-string", "QueryStringConfig": {"Values": [{"Key": "k", "Value": "v"}]}}])["Rules"][0]
+    check("conditions of a rule", made["Conditions"][0]["HostHeaderConfig"]["Values"] == ["a.example", "b.example"], made)
+    check("tags of a rule", elb.describe_tags(ResourceArns=[made["RuleArn"]])["TagDescriptions"][0]["Tags"] == [{"Key": "k", "Value": "v"}])
+    elb.modify_rule(RuleArn=made["RuleArn"], Conditions=[{"Field": "path-pattern", "Values": ["/x"]}])
+    check("a group of a rule is in use", code(lambda: elb.delete_target_group(TargetGroupArn=other)) == "ResourceInUse")
+    elb.delete_rule(RuleArn=made["RuleArn"]), elb.delete_target_group(TargetGroupArn=other)
     admin("POST", "clock", {"scale": 1})
     check("rules of a listener", elb.describe_rules(ListenerArn=listener["ListenerArn"])["Rules"][0]["IsDefault"])
     elb.describe_load_balancer_attributes(LoadBalancerArn=lb)
