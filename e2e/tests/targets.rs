@@ -24,6 +24,7 @@ fn space(name: &str) -> Space<'static> {
 fn bound(space: &Space<'_>, pods: usize) -> String {
     let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
     space.deploy("web", pods).unwrap();
+    until_endpoints(space, "web", pods);
     space.bind("web", &arn, &json!({})).unwrap();
     space.until_pods_are_targets(&arn, "web", pods).unwrap();
     arn
