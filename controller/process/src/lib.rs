@@ -7,6 +7,7 @@ use opentelemetry_sdk::runtime::Tokio;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use opentelemetry_sdk::trace::span_processor_with_async_runtime::BatchSpanProcessor;
 use std::future::Future;
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -92,7 +93,8 @@ impl Logging {
             .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(program)))
             // Ours alone, whatever is logged: the exporter's own requests must not become spans.
             .map(|layer| layer.with_filter(Targets::new().with_target("tgb_", LevelFilter::INFO)));
-        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
         let lines = match self.log_format {
             LogFormat::Json => lines.json().boxed(),
             LogFormat::Text => lines.boxed(),
