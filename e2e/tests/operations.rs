@@ -474,7 +474,7 @@ fn an_authority_that_lives_for_seconds_rotates_under_load_and_fails_no_request()
     let load = Load::start(stage, "rotating", &arn, 2);
     let rotated = eventually(Duration::from_secs(150), || {
         let seen = (takeovers(), swaps());
-        if seen.0 >= 3 && seen.1 >= 8 { Ok(()) } else { Err(seen) }
+        if seen.0 >= 2 && seen.1 >= 5 { Ok(()) } else { Err(seen) }
     });
     let (done, failures) = load.end();
     for name in ["webhook-a", "webhook-b"] {
@@ -732,7 +732,11 @@ fn a_leader_that_stood_still_finds_another_one_and_ends_without_touching_a_targe
 fn a_second_installation_of_the_same_name_refuses_to_start() {
     let _alone = alone();
     let stage = &*STAGE;
-    stage.leader();
+    let (leader, other) = stage.leader();
+    for (name, said) in [(leader, "\nleading\n"), (other, "\nstanding by for the lease\n")] {
+        let answer = get(&stage.http(name), "/readyz?verbose").unwrap();
+        assert!(answer.contains("[+] the caches are filled") && answer.contains(said), "{name}: {answer}");
+    }
     let args =
         vec!["run".to_owned(), format!("--lease-namespace={NAMESPACE}"), "--lease-name=another".to_owned()];
     // The role of the release is for its own lease; another release has one for another.
@@ -1019,7 +1023,7 @@ fn a_migration_that_is_killed_is_started_again_and_loses_nothing() {
     let mut killed = false;
     while let Ok(length @ 1..) = shown.read(&mut buffer) {
         text.push_str(&String::from_utf8_lossy(&buffer[..length]));
-        let begun = (1..count).any(|n| text.contains(&format!(" {n}/{count} objects")));
+        let begun = (1..count).any(|n| text.contains(&format!(" {n}/")));
         if begun && !killed {
             let pid = text.lines().next().unwrap_or_default().trim().to_owned();
             killed = Command::new("kill").args(["-s", "KILL", &pid]).status().unwrap().success();
