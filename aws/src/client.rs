@@ -517,12 +517,13 @@ fn plain(message: &str) -> String {
     message.get(..end).unwrap_or(message).trim().to_owned()
 }
 
-/// An error with its causes, outermost first, each said once.
+/// An error with its causes in one line, outermost first, each said once.
 fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
+    let one_line = |error: &dyn Error| error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut text = one_line(error);
     let mut next = error.source();
     while let Some(cause) = next {
-        let cause_text = cause.to_string();
+        let cause_text = one_line(cause);
         if !text.contains(&cause_text) {
             text.push_str(": ");
             text.push_str(&cause_text);

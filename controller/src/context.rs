@@ -222,6 +222,7 @@ impl Ctx {
     /// shortest tick, so that it is asked once per tick.
     pub(crate) async fn target_health(
         &self,
+        aws: &Aws,
         role: Option<Role<'_>>,
         arn: &str,
     ) -> Result<Vec<ObservedTarget>, AwsError> {
@@ -236,13 +237,13 @@ impl Ctx {
                 None
             }
         };
-        let Some(cell) = cell else { return self.aws.target_health(role, arn).await };
+        let Some(cell) = cell else { return aws.target_health(role, arn).await };
         let mut last = cell.lock().await;
         if let Some((_, answer)) = last.as_ref().filter(|(asked, _)| asked.elapsed() < TICK) {
             return Ok(answer.clone());
         }
         let asked = Instant::now();
-        let answer = self.aws.target_health(role, arn).await?;
+        let answer = aws.target_health(role, arn).await?;
         *last = Some((asked, answer.clone()));
         Ok(answer)
     }

@@ -173,6 +173,8 @@ pub(crate) struct Namespace {
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     pub(crate) bindings: BTreeMap<Key, Arc<TargetGroupBinding>>,
+    /// Bindings that can't be read, and were not before.
+    pub(crate) unreadable: BTreeSet<Key>,
     pub(crate) services: HashMap<Key, Service>,
     pub(crate) pods: HashMap<Key, Pod>,
     pub(crate) nodes: BTreeMap<Arc<str>, Node>,
@@ -244,8 +246,14 @@ impl Index {
         all.filter_map(|(_, key)| self.bindings.get(key)).collect()
     }
 
+    /// Notes a binding that can't be read: what it wants is not known.
+    pub(crate) fn put_unreadable(&mut self, key: Key) {
+        self.unreadable.insert(key);
+    }
+
     pub(crate) fn put_binding(&mut self, mut binding: TargetGroupBinding) -> Concerned {
         let key = Key::of(&binding.metadata);
+        self.unreadable.remove(&key);
         binding.metadata.managed_fields = None;
         if let Some(annotations) = &mut binding.metadata.annotations {
             annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
@@ -275,6 +283,7 @@ impl Index {
     }
 
     pub(crate) fn remove_binding(&mut self, key: &Key) -> Concerned {
+        self.unreadable.remove(key);
         let mut concerned = Concerned::from([key.clone()]);
         if let Some(old) = self.bindings.remove(key) {
             let service = Key::new(&key.namespace, &old.spec.service_ref.name);

@@ -267,6 +267,23 @@ fn won(answer: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
     }
 }
 
+/// The same client, which writes nothing unless `may_write` says so at that moment: a process that stood still must not
+/// go on with what it had begun.
+pub(crate) fn fenced(client: Client, may_write: impl Fn() -> bool + Clone + Send + 'static) -> Client {
+    let namespace = client.default_namespace().to_owned();
+    let service = tower::service_fn(move |request: ::http::Request<kube::client::Body>| {
+        let writes = request.method() != ::http::Method::GET;
+        let (client, is_open) = (client.clone(), !writes || may_write());
+        async move {
+            match is_open {
+                true => client.send(request).await,
+                false => Err(kube::Error::Service("this replica may not write now".into())),
+            }
+        }
+    });
+    Client::new(service, namespace)
+}
+
 /// The namespace of the pod that we run in.
 pub(crate) fn own_namespace() -> String {
     std::fs::read_to_string("/var/run/secrets/kubernetes.io/serviceaccount/namespace")

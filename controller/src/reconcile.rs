@@ -31,8 +31,8 @@ use std::time::Duration;
 use tgb_api::names;
 use tgb_api::target_group::{TargetGroup, TargetType};
 use tgb_api::v1::{Sharing, TargetGroupBinding};
-use tgb_aws::AwsError;
 use tgb_aws::values::{Target, TargetState};
+use tgb_aws::{Aws, AwsError};
 use tokio::time::Instant;
 use tracing::warn;
 
@@ -259,6 +259,14 @@ impl Worker {
         }
     }
 
+    /// AWS, where what somebody waits for goes before polls.
+    fn aws(&self, binding: &TargetGroupBinding) -> Aws {
+        match self.changed.is_some() || binding.status.is_none() {
+            true => self.ctx.aws.urgent(),
+            false => self.ctx.aws.clone(),
+        }
+    }
+
     fn mode(&self, binding: &TargetGroupBinding) -> Mode {
         if self.ctx.settings.observe {
             Mode::Observes
@@ -415,7 +423,8 @@ impl Worker {
         if self.memory.observed.is_known() && !due {
             return Ok(());
         }
-        let seen = self.ctx.target_health(binding.spec.target_group.role(), arn).await?;
+        let aws = self.aws(binding);
+        let seen = self.ctx.target_health(&aws, binding.spec.target_group.role(), arn).await?;
         let now = Instant::now();
         self.memory.observed.show(seen, |key| targets.contains_key(key), now);
         (self.memory.touched, self.memory.asked) = (Some(now), Some(Timestamp::now()));

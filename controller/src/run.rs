@@ -18,7 +18,7 @@ use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use std::collections::HashSet;
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tgb_api::v1::TargetGroupBinding;
 use tgb_aws::Aws;
@@ -50,11 +50,9 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
             settings.rules.partition = Some(identity.partition.clone());
         }
         Ok(Err(error)) if error.code == "NoCredentials" => {
-            return Err(format!(
-                "no AWS credentials are found ({}); give the ServiceAccount a role by IRSA or EKS Pod Identity, or set \
-                 AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
-                error.message
-            ));
+            return Err("no AWS credentials are found; give the ServiceAccount a role by IRSA or EKS Pod Identity, or \
+                        set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+                .to_owned());
         }
         Ok(Err(error)) if error.is_access_denied() => {
             return Err(format!("AWS refuses our credentials: {error}"));
@@ -63,9 +61,14 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         Err(_) => warn!("AWS does not say who we are in time; the account of ARNs is not checked"),
     }
     let namespaces = flags.watch_namespaces.clone();
-    let ctx = Arc::new(Ctx::new(client.clone(), aws, settings));
-    let leader = Arc::downgrade(&ctx);
-    ctx.aws.fence(move || leader.upgrade().is_some_and(|ctx| ctx.is_leading()));
+    // Nothing is written to AWS or to the cluster but while the lease is ours, by our own clock.
+    let leader = Arc::new(OnceLock::<Weak<Ctx>>::new());
+    let known = Arc::clone(&leader);
+    let may_write = move || known.get().and_then(Weak::upgrade).is_some_and(|ctx| ctx.is_leading());
+    aws.fence(may_write.clone());
+    let ctx = Arc::new(Ctx::new(lease::fenced(client.clone(), may_write), aws, settings));
+    // It is set here only.
+    let _ = leader.set(Arc::downgrade(&ctx));
     watch(
         &ctx,
         "nodes",
@@ -235,6 +238,7 @@ fn put_binding(index: &mut Index, binding: &DeserializeGuard<TargetGroupBinding>
         Err(error) => {
             let key = Key::of(&error.metadata);
             warn!(binding = %key, error = %error.error, "a binding that cannot be read");
+            index.put_unreadable(key);
             Concerned::new()
         }
     }

@@ -675,7 +675,8 @@ fn all_claims(ctx: &Ctx) -> Vec<Claim> {
         })
         .collect();
     all.sort_by(|one, other| (one.0, one.1).cmp(&(other.0, other.1)));
-    all.into_iter().map(|(_, _, claim)| claim).collect()
+    let unreadable = index.unreadable.iter().filter(|key| !index.bindings.contains_key(*key));
+    all.into_iter().map(|(_, _, claim)| claim).chain(unreadable.map(|_| Claim::Unknown)).collect()
 }
 
 /// With `--watch-namespaces`, the bindings that are not watched count as wanting their rules, too.

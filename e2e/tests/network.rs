@@ -5,8 +5,11 @@
 use awsim::{Effect, Eni, Fault, Rule, Source};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpListener;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use tgb_e2e::{Space, World, eventually};
+use tgb_e2e::{Space, World, built, eventually};
 
 const SOON: Duration = Duration::from_secs(60);
 const DESCRIPTION: &str = "elbv2.k8s.aws/targetGroupBinding=shared";
@@ -442,7 +445,7 @@ fn after_an_outage_everything_is_made_good_at_once() {
     }
     // By now a single binding waits longer and longer.
     let failures = || space.calls().iter().filter(|call| call.status == 503).count();
-    eventually(SOON, || if failures() > 40 { Ok(()) } else { Err(failures()) }).unwrap();
+    eventually(SOON, || if failures() > 20 { Ok(()) } else { Err(failures()) }).unwrap();
     space.clear_faults().unwrap();
     let cleared = Instant::now();
     for (name, arn) in ["a", "b", "c"].iter().zip(&arns) {
@@ -621,4 +624,98 @@ fn the_policies_allow_what_is_called_and_nothing_else() {
     };
     assert_eq!(called_by("CONTROLLER"), actions(include_str!("../../docs/iam-policy.json")));
     assert_eq!(called_by("WEBHOOK"), actions(include_str!("../../docs/iam-policy-webhook.json")));
+}
+
+/// `tgb-controller run` with this environment and nothing else of AWS.
+fn bare_controller(space: &Space<'_>, environment: &[(&str, &str)]) -> Command {
+    let kubeconfig = space.cluster().kubeconfig().display().to_string();
+    let mut command = Command::new(built("tgb-controller").unwrap());
+    command.args(["run", "--cluster-name=bare", "--http-listen=127.0.0.1:0", "--lease-namespace=default"]);
+    command.args([format!("--kubeconfig={kubeconfig}"), format!("--lease-name={}", space.name())]);
+    command.args([format!("--watch-namespaces={}", space.name()), format!("--rule-owner={}", space.name())]);
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("AWS_")) {
+        command.env_remove(name);
+    }
+    let defaults =
+        [("AWS_CONFIG_FILE", "/dev/null"), ("AWS_SHARED_CREDENTIALS_FILE", "/dev/null"), ("NO_COLOR", "1")];
+    command.envs(defaults).env("AWS_ENDPOINT_URL", space.aws().endpoint()).envs(environment.iter().copied());
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn what_is_missing_at_start_is_said_in_one_line() {
+    let space = space("missing");
+    let key = format!("AKIA{}BARE", space.aws().account());
+    let no_metadata = ("AWS_EC2_METADATA_DISABLED", "true");
+    let (region, secret) = (("AWS_REGION", "us-west-2"), ("AWS_SECRET_ACCESS_KEY", "x"));
+    space.fault(Fault::new(Effect::Deny).action("GetCallerIdentity")).unwrap();
+    for (environment, said) in [
+        (vec![no_metadata], "no AWS region is known; give --aws-region or set AWS_REGION"),
+        (vec![no_metadata, region], "no AWS credentials are found"),
+        (
+            vec![no_metadata, region, secret, ("AWS_ACCESS_KEY_ID", &key)],
+            "AWS refuses our credentials: GetCallerIdentity: AccessDenied",
+        ),
+    ] {
+        let output = bare_controller(&space, &environment).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        let errors: Vec<&str> = text.lines().filter(|line| line.starts_with("error: ")).collect();
+        assert_eq!((output.status.code(), errors.len()), (Some(1), 1), "{text}");
+        assert!(errors[0].contains(said), "{text}");
+        assert!(text.lines().count() <= 3, "{text}");
+    }
+}
+
+#[test]
+fn region_and_vpc_come_from_the_instance_metadata_service() {
+    let space = space("metadata");
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut line = String::new();
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            reader.read_line(&mut line).unwrap();
+            let mut header = String::new();
+            while reader.read_line(&mut header).is_ok_and(|_| !header.trim().is_empty()) {
+                header.clear();
+            }
+            let body = match line.split(' ').nth(1).unwrap_or_default() {
+                "/latest/api/token" => "token",
+                "/latest/meta-data/placement/region" => "us-west-2",
+                "/latest/meta-data/mac" => "0a:00:00:00:00:01",
+                "/latest/meta-data/network/interfaces/macs/0a:00:00:00:00:01/vpc-id" => {
+                    "vpc-0123456789abcdef0"
+                }
+                _ => "",
+            };
+            let status = if body.is_empty() { "404 Not Found" } else { "200 OK" };
+            let head = format!(
+                "x-aws-ec2-metadata-token-ttl-seconds: 21600\r\nContent-Length: {}\r\nConnection: close",
+                body.len()
+            );
+            // the client may have gone
+            let _ = write!(stream, "HTTP/1.1 {status}\r\n{head}\r\n\r\n{body}");
+        }
+    });
+    let key = format!("AKIA{}BARE", space.aws().account());
+    let environment = [
+        ("AWS_EC2_METADATA_SERVICE_ENDPOINT", endpoint.as_str()),
+        ("AWS_ACCESS_KEY_ID", &key),
+        ("AWS_SECRET_ACCESS_KEY", "x"),
+    ];
+    let mut controller = bare_controller(&space, &environment).stderr(Stdio::null()).spawn().unwrap();
+    let searched = eventually(SOON, || {
+        let calls = space.calls();
+        let search =
+            |call: &&awsim::Call| call.caller.ends_with("/BARE") && call.action == "DescribeSecurityGroups";
+        calls.iter().find(search).cloned().ok_or("the VPC was not searched")
+    });
+    controller.kill().unwrap();
+    controller.wait().unwrap();
+    let searched = searched.unwrap();
+    assert_eq!(searched.parameters["Filter.1.Value.1"], "vpc-0123456789abcdef0");
+    assert_eq!(searched.region, "us-west-2");
 }

@@ -78,7 +78,7 @@ impl Worker {
                 (Some(arn), _) => TargetGroupQuery::Arn(arn),
                 (None, name) => TargetGroupQuery::Name(name.unwrap_or_default()),
             };
-            match ctx.aws.target_groups(reference.role(), query).await {
+            match self.aws(binding).target_groups(reference.role(), query).await {
                 Ok(groups) => {
                     self.memory.group = groups.into_iter().next();
                     self.memory.group_read = Some(Instant::now());
@@ -102,7 +102,7 @@ impl Worker {
             return Err(Unresolved::Refused(refusal));
         };
         if self.memory.tags.is_none() && ctx.settings.rules.wants_tags() {
-            let tags = ctx.aws.tags(reference.role(), group.arn.as_str()).await;
+            let tags = self.aws(binding).tags(reference.role(), group.arn.as_str()).await;
             self.memory.tags = Some(tags.map_err(Unresolved::Failed)?);
         }
         refused(Some(&group), self.memory.tags.as_ref())?;
