@@ -58,8 +58,9 @@ pub(crate) async fn work(ctx: Arc<Ctx>, key: Key, wake: Arc<Wake>) {
             worker.memory.failures = 0;
         }
         let ctx = Arc::clone(&worker.ctx);
+        // Boxed, since the calls in a pass make it 50 kB large, which a worker that waits would keep.
         let next = tokio::select! {
-            next = worker.pass() => next,
+            next = Box::pin(worker.pass()) => next,
             () = given_up(&ctx) => break,
         };
         let Some(next) = next else {
