@@ -86,7 +86,7 @@ struct Soak {
 
 impl Soak {
     fn start(seed: u64) -> Result<Self> {
-        let stage = Stage::start(&["--health-poll=10s", "--missing-backend-grace=5s"])?;
+        let stage = Stage::start(&["--health-poll=10s", "--missing-backend-grace=5s", "--resync=30s"])?;
         stage.cluster.namespace(NAMESPACE, &BTreeMap::new())?;
         let server = stage.aws.server().ok_or("this needs awsim")?;
         server.seed_random(seed);
