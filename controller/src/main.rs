@@ -40,8 +40,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tgb_process::{Logging, duration};
 
-const EXIT_CODES: &str = "Exit codes: 0 done, or a clean stop after SIGTERM; 1 something is missing at start, the lease is lost, or a command
-failed, and stderr says which; 2 wrong flags.";
+const EXIT_CODES: &str = "Exit codes: 0 done, or a clean stop after SIGTERM; 1 something is missing at start, the lease is lost, or a command \
+    failed, and stderr says which; 2 wrong flags.";
 
 /// Keeps target groups and security groups as TargetGroupBindings say.
 ///

@@ -20,9 +20,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 use std::process::ExitCode;
 use tgb_api::crd::Version;
 
-const EXIT_CODES: &str =
-    "Exit codes: 0 fine, or an orderly end after SIGTERM; 1 findings (lint) or a failure that
-stderr names; 2 wrong flags or unusable input.";
+const EXIT_CODES: &str = "Exit codes: 0 fine, or an orderly end after SIGTERM; 1 findings (lint) or a failure that \
+    stderr names; 2 wrong flags or unusable input.";
 
 /// Admission and conversion webhook of TargetGroupBinding.
 ///
