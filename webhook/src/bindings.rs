@@ -14,7 +14,7 @@ use tgb_api::names;
 use tgb_api::rules::{self, Context, Finding, Lookup, Operation, Other, Severity};
 use tgb_api::service::Service;
 use tgb_api::target_group::{TargetGroup, TargetType};
-use tgb_api::v1::{Sharing, TargetGroupBinding, TargetGroupRef};
+use tgb_api::v1::{Role, Sharing, TargetGroupBinding, TargetGroupRef};
 use tgb_aws::{AwsError, TargetGroupQuery};
 use tokio::time::{Instant, timeout_at};
 
@@ -146,7 +146,8 @@ impl Review<'_> {
     /// Whether rules refuse it, or forbid the question, before AWS is asked. A role that may not be assumed is not.
     fn must_not_ask(&self, group: &TargetGroupRef) -> bool {
         let (settings, role) = (self.settings, group.role());
-        if role.is_some_and(|role| !settings.may_assume(role.role_arn)) {
+        let may_not = |role: Role<'_>| !settings.may_assume(role.role_arn);
+        if role.is_some_and(|role| may_not(role) || group.target_type == Some(TargetType::Instance)) {
             return true;
         }
         let Some(arn) = group.arn() else { return group.name().is_none() };
@@ -305,13 +306,13 @@ impl Bindings {
             Ok(aws) => aws,
             Err(reason) => return FromAws { failure: failed(reason), ..out },
         };
+        let role = group.role();
         // Both reviews of an `apply` need not wait for an AWS that does not answer.
         if !review.mutating
-            && let Some(reason) = aws.failure(named)
+            && let Some(reason) = aws.failure(role, named)
         {
             return FromAws { failure: failed(reason), ..out };
         }
-        let role = group.role();
         let most = if review.creates() { FRESH } else { KNOWN };
         let tags = async |arn| match review.settings.wants_tags() {
             true => told(timeout_at(deadline, aws.tags(role, arn)).await),
@@ -341,7 +342,7 @@ impl Bindings {
         match described {
             Ok(found) => out.group = found,
             Err(reason) => {
-                aws.failed(named, &reason);
+                aws.failed(role, named, &reason);
                 return FromAws { failure: failed(reason), ..out };
             }
         }
@@ -426,6 +427,6 @@ fn told<T>(answered: Result<Result<T, AwsError>, tokio::time::error::Elapsed>) -
     match answered {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err("no answer in time".to_owned()),
+        Err(_) => Err("no answer in time; AWS is slow, or throttles our calls".to_owned()),
     }
 }

@@ -448,15 +448,15 @@ pub(crate) struct TargetGroups {
     groups: Memory<Arc<TargetGroup>>,
     tags: Memory<Arc<BTreeMap<String, String>>>,
     counts: Memory<usize>,
-    /// Target groups (ARN or name) that AWS lately failed to describe, and how.
-    failures: Mutex<HashMap<String, (Instant, String)>>,
+    /// What AWS lately failed to describe, and how.
+    failures: Mutex<HashMap<Question, (Instant, String)>>,
 }
 
 impl TargetGroups {
-    /// Remembers nothing yet.
-    pub(crate) fn new(aws: Aws) -> Self {
+    /// Remembers nothing yet. People wait for these answers.
+    pub(crate) fn new(aws: &Aws) -> Self {
         Self {
-            aws,
+            aws: aws.urgent(),
             groups: Memory::default(),
             tags: Memory::default(),
             counts: Memory::default(),
@@ -528,18 +528,19 @@ impl TargetGroups {
     }
 
     /// Remembers that AWS failed, for the other review of the same `apply`.
-    pub(crate) fn failed(&self, group: &str, reason: &str) {
+    pub(crate) fn failed(&self, role: Option<Role<'_>>, group: &str, reason: &str) {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         if failures.len() >= MANY {
             failures.retain(|_, (at, _)| at.elapsed() < MOMENT);
         }
-        failures.insert(group.to_owned(), (Instant::now(), reason.to_owned()));
+        failures.insert(question(group, role), (Instant::now(), reason.to_owned()));
     }
 
     /// How AWS failed a moment ago, if it did.
-    pub(crate) fn failure(&self, group: &str) -> Option<String> {
+    pub(crate) fn failure(&self, role: Option<Role<'_>>, group: &str) -> Option<String> {
         let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        failures.get(group).filter(|(at, _)| at.elapsed() < MOMENT).map(|(_, reason)| reason.clone())
+        let failed = failures.get(&question(group, role));
+        failed.filter(|(at, _)| at.elapsed() < MOMENT).map(|(_, reason)| reason.clone())
     }
 }
 

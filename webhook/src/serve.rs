@@ -296,7 +296,7 @@ async fn connect(
         patience().await;
     };
     told.send_modify(|settings| Arc::make_mut(settings).region = Some(aws.region().to_owned()));
-    connected.send_replace(Connection::Made(Arc::new(TargetGroups::new(aws.clone()))));
+    connected.send_replace(Connection::Made(Arc::new(TargetGroups::new(&aws))));
     loop {
         match aws.identity().await {
             Ok(identity) => {

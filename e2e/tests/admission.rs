@@ -1,0 +1,1184 @@
+//! Admission from the outside: what kubectl says and what is stored, on a real API server.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
+
+use awsim::{Effect, Fault};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use tgb_e2e::{Output, Space, World, eventually};
+
+const SOON: Duration = Duration::from_secs(60);
+const VERSIONS: [&str; 3] = ["v1", "v1beta1", "v1alpha1"];
+
+fn space(name: &str, flags: &[&str]) -> Space<'static> {
+    let prepared = World::shared().unwrap().prepare(name);
+    let space = flags.iter().fold(prepared, |prepared, flag| prepared.webhook(flag)).start().unwrap();
+    // From then on region and account are held against ARNs.
+    eventually(SOON, || space.webhook().log().contains("connected to AWS").then_some(()).ok_or("not yet"))
+        .unwrap();
+    // What is stored is admission's alone.
+    space.controller().kill().unwrap();
+    space
+}
+
+/// A binding of v1.
+fn v1(name: &str, spec: Value) -> Value {
+    json!({"apiVersion": "elbv2.k8s.aws/v1", "kind": "TargetGroupBinding", "metadata": {"name": name}, "spec": spec})
+}
+
+/// What a person would write for it in another version; nothing if that version can't say it.
+fn in_version(binding: &Value, version: &str) -> Option<Value> {
+    let mut made = binding.clone();
+    made["apiVersion"] = format!("elbv2.k8s.aws/{version}").into();
+    if version == "v1" {
+        return Some(made);
+    }
+    let spec = made["spec"].as_object_mut()?;
+    let mut group = spec.remove("targetGroup")?;
+    if version == "v1alpha1"
+        && (spec.contains_key("nodeSelector")
+            || ["protocol", "ipAddressType", "vpcID"].iter().any(|key| group.get(key).is_some()))
+    {
+        return None;
+    }
+    let moved = [
+        ("/arn", "targetGroupARN"),
+        ("/name", "targetGroupName"),
+        ("/targetType", "targetType"),
+        ("/protocol", "targetGroupProtocol"),
+        ("/ipAddressType", "ipAddressType"),
+        ("/vpcID", "vpcID"),
+        ("/assumeRole/roleARN", "iamRoleArnToAssume"),
+        ("/assumeRole/externalID", "assumeRoleExternalId"),
+    ];
+    for (from, to) in moved {
+        if let Some(value) = group.pointer_mut(from) {
+            spec.insert(to.to_owned(), value.take());
+        }
+    }
+    if let Some(sharing) = group.get("sharing") {
+        spec.insert("multiClusterTargetGroup".to_owned(), (sharing == "Shared").into());
+    }
+    Some(made)
+}
+
+/// As the path of a finding is written in a version.
+fn path_in(path: &str, version: &str) -> String {
+    let old = match path {
+        _ if version == "v1" => return path.to_owned(),
+        "spec.targetGroup" | "spec.targetGroup.arn" => "spec.targetGroupARN",
+        "spec.targetGroup.name" => "spec.targetGroupName",
+        "spec.targetGroup.protocol" => "spec.targetGroupProtocol",
+        "spec.targetGroup.targetType" => "spec.targetType",
+        "spec.targetGroup.ipAddressType" => "spec.ipAddressType",
+        "spec.targetGroup.vpcID" => "spec.vpcID",
+        "spec.targetGroup.sharing" => "spec.multiClusterTargetGroup",
+        "spec.targetGroup.assumeRole" | "spec.targetGroup.assumeRole.roleARN" => "spec.iamRoleArnToAssume",
+        "spec.targetGroup.assumeRole.externalID" => "spec.assumeRoleExternalId",
+        same => same,
+    };
+    old.to_owned()
+}
+
+/// `kubectl apply --dry-run=server` of all of them at once.
+fn try_all(space: &Space<'_>, bindings: &[Value]) -> Output {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": bindings}).to_string();
+    space.kubectl_with(&["apply", "--dry-run=server", "-f", "-"], &list)
+}
+
+/// `kubectl apply` of Services: name, `spec`.
+fn services(space: &Space<'_>, all: &[(&str, Value)]) {
+    let made = |(name, spec): &(&str, Value)| json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name}, "spec": spec});
+    let items: Vec<Value> = all.iter().map(made).collect();
+    space.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items})).ok().unwrap();
+}
+
+fn tag(space: &Space<'_>, arn: &str, key: &str, value: &str) {
+    let parameters =
+        [("ResourceArns.member.1", arn), ("Tags.member.1.Key", key), ("Tags.member.1.Value", value)];
+    space.call("AddTags", &parameters).unwrap();
+}
+
+fn object(space: &Space<'_>, name: &str) -> Value {
+    space.kubectl(&format!("get targetgroupbindings.v1.elbv2.k8s.aws {name} -o json")).json().unwrap()
+}
+
+const ALL_PORTS_OF_A_GROUP: &str = "sg-0123456789abcdef0";
+
+/// What a rule is tried with: its id, whether it refuses, where the finding is, what it says, and the object.
+struct Case {
+    rule: &'static str,
+    refuses: bool,
+    path: &'static str,
+    says: String,
+    binding: Value,
+}
+
+#[test]
+fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
+    let space = space(
+        "rules",
+        &[
+            "--assume-role-allow=arn:aws:iam::*:role/tgb-*",
+            "--require-target-group-tag=team=shop",
+            "--namespace-binding-tag=namespaces",
+        ],
+    );
+    space.kubectl("label namespace rules elbv2.k8s.aws/pod-readiness-gate-inject=enabled").ok().unwrap();
+    let port = |port: u16, name: &str| json!({"name": name, "port": port, "targetPort": port + 8000});
+    let app = json!({"app": "web"});
+    services(
+        &space,
+        &[
+            ("web", json!({"selector": app, "ports": [port(80, "http")]})),
+            ("dns", json!({"selector": app, "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]})),
+            ("two", json!({"selector": app, "ports": [port(80, "http"), port(90, "admin")]})),
+            ("node", json!({"type": "NodePort", "selector": app, "ports": [port(80, "http")]})),
+            ("bare", json!({"ports": [port(80, "http")]})),
+            ("alias", json!({"type": "ExternalName", "externalName": "example.com"})),
+        ],
+    );
+    let node_port = space.node_port("node").unwrap();
+    let group = |protocol: &str, port: u16, target_type: &str, more: &[(&str, &str)]| {
+        let arn = space.target_group_with(protocol, port, target_type, more).unwrap();
+        tag(&space, &arn, "team", "shop");
+        tag(&space, &arn, "namespaces", "other rules");
+        arn
+    };
+    let served = |protocol: &str, port: u16, target_type: &str, more: &[(&str, &str)]| {
+        let arn = group(protocol, port, target_type, more);
+        space.attach(&arn).unwrap();
+        arn
+    };
+    let ip = served("HTTP", 80, "ip", &[]);
+    let instance = served("HTTP", node_port, "instance", &[]);
+    let other_port = served("HTTP", 81, "instance", &[]);
+    let odd_check = served("HTTP", node_port, "instance", &[("HealthCheckPort", "8081")]);
+    let udp = served("UDP", 53, "ip", &[]);
+    let v6 = group("TCP", 80, "ip", &[("IpAddressType", "ipv6")]);
+    let alone = group("HTTP", 80, "ip", &[]);
+    let quic = group("QUIC", 443, "ip", &[]);
+    let alb = group("TCP", 80, "alb", &[]);
+    let held = served("HTTP", 80, "ip", &[]);
+    space.change_target("RegisterTargets", &held, "10.244.0.200:8080").unwrap();
+    let taken = served("HTTP", 80, "ip", &[]);
+    let untagged = space.served_target_group("HTTP", 80, "ip").unwrap();
+    let closed = served("HTTP", 80, "ip", &[]);
+    tag(&space, &closed, "namespaces", "rule team-a.");
+    let on = |arn: &str, service: &str, port: Value| json!({"targetGroup": {"arn": arn}, "serviceRef": {"name": service, "port": port}});
+    let with = |mut spec: Value, pointer: &str, value: Value| {
+        let (parent, member) = pointer.rsplit_once('/').unwrap();
+        spec.pointer_mut(parent).unwrap()[member] = value;
+        spec
+    };
+    let opens = |spec: Value, from: Value, ports: Value| {
+        with(spec, "/networking", json!({"ingress": [{"from": from, "ports": ports}]}))
+    };
+    let sg = json!([{"securityGroup": {"groupID": ALL_PORTS_OF_A_GROUP}}]);
+    let net = |cidr: &str| json!([{"ipBlock": {"cidr": cidr}}]);
+    let role = |spec: Value, role: &str| with(spec, "/targetGroup/assumeRole", json!({"roleARN": role}));
+    space.apply(&v1("first", on(&taken, "web", json!(80)))).ok().unwrap();
+    // The watched list of bindings has it.
+    eventually(SOON, || try_all(&space, &[v1("second", on(&taken, "web", json!(80)))]).refused()).unwrap();
+
+    let good_ip = || on(&ip, "web", json!(80));
+    let good_instance = || on(&instance, "node", json!("http"));
+    let mut right: Vec<(String, Value)> = Vec::new();
+    let mut accept = |name: &str, spec: Value| right.push((name.to_owned(), v1(name, spec)));
+    accept("ip", good_ip());
+    accept(
+        "by-name",
+        json!({"targetGroup": {"name": ip.split('/').nth(1).unwrap()}, "serviceRef": {"name": "web"}}),
+    );
+    accept("zero", on(&ip, "web", json!(0)));
+    accept("instance", good_instance());
+    accept("udp", on(&udp, "dns", json!("dns")));
+    accept("nodes", with(good_instance(), "/nodeSelector", json!({"matchLabels": {"a": "b"}})));
+    accept("opened", opens(good_ip(), sg.clone(), json!([{"port": 8080}])));
+    accept(
+        "opened-node",
+        opens(good_instance(), net("10.0.0.0/8"), json!([{"port": node_port, "protocol": "TCP"}])),
+    );
+    accept("all-ports", opens(good_ip(), net("10.0.0.0/8"), json!([])));
+    accept("by-port-name", opens(good_ip(), sg.clone(), json!([{"port": "http"}])));
+    accept("shared", with(good_ip(), "/targetGroup/sharing", json!("Shared")));
+    accept("typed", with(good_ip(), "/targetGroup/targetType", json!("ip")));
+    accept(
+        "complete",
+        with(
+            with(
+                with(good_ip(), "/targetGroup/protocol", json!("HTTP")),
+                "/targetGroup/vpcID",
+                json!(space.aws().lab().vpc),
+            ),
+            "/targetGroup/ipAddressType",
+            json!("ipv4"),
+        ),
+    );
+    accept("mismatch-meant", good_instance());
+    right.last_mut().unwrap().1["spec"]["targetGroup"]["arn"] = json!(other_port);
+    right.last_mut().unwrap().1["metadata"]["annotations"] =
+        json!({"elbv2.k8s.aws/node-port-mismatch": "ignore"});
+
+    let mut wrong: Vec<Case> = Vec::new();
+    let mut find = |rule, refuses, path, says: &str, spec: Value| {
+        let binding = v1(&format!("case-{}", wrong.len()), spec);
+        wrong.push(Case { rule, refuses, path, says: says.to_owned(), binding });
+    };
+    let arn_path = "spec.targetGroup.arn";
+    let port_path = "spec.serviceRef.port";
+    find(
+        "TGB101",
+        true,
+        "spec.targetGroup",
+        "no target group is named",
+        with(good_ip(), "/targetGroup", json!({"targetType": "ip"})),
+    );
+    find(
+        "TGB102",
+        true,
+        arn_path,
+        "the ARN of a load balancer",
+        on(
+            "arn:aws:elasticloadbalancing:us-west-2:123456789012:loadbalancer/app/web/1ce5b7da835c9ffb",
+            "web",
+            json!(80),
+        ),
+    );
+    find("TGB102", true, arn_path, "is not an ARN", on("web", "web", json!(80)));
+    find(
+        "TGB103",
+        true,
+        arn_path,
+        "is in region eu-west-1, the controller in us-west-2",
+        on(&ip.replace("us-west-2", "eu-west-1"), "web", json!(80)),
+    );
+    find(
+        "TGB103",
+        true,
+        arn_path,
+        "is in partition aws-cn",
+        on(&ip.replace("arn:aws:", "arn:aws-cn:"), "web", json!(80)),
+    );
+    find(
+        "TGB104",
+        true,
+        arn_path,
+        "is in account 999999999999",
+        on(&ip.replace(space.aws().account(), "999999999999"), "web", json!(80)),
+    );
+    find(
+        "TGB105",
+        true,
+        "spec.targetGroup.name",
+        "other is not the target group of the ARN",
+        with(good_ip(), "/targetGroup/name", json!("other")),
+    );
+    find(
+        "TGB110",
+        true,
+        arn_path,
+        "there is no target group",
+        on(&ip.replace(&ip[ip.len() - 16..], "0000000000000000"), "web", json!(80)),
+    );
+    find(
+        "TGB110",
+        true,
+        "spec.targetGroup.name",
+        "there is no target group nobody",
+        json!({"targetGroup": {"name": "nobody"}, "serviceRef": {"name": "web"}}),
+    );
+    find(
+        "TGB111",
+        true,
+        "spec.targetGroup.targetType",
+        "has targets of type ip, not instance",
+        with(good_ip(), "/targetGroup/targetType", json!("instance")),
+    );
+    find(
+        "TGB111",
+        true,
+        arn_path,
+        "has targets of type alb, which can't be bound",
+        on(&alb, "web", json!(80)),
+    );
+    find(
+        "TGB112",
+        true,
+        "spec.targetGroup.ipAddressType",
+        "is ipv4, not ipv6",
+        with(good_ip(), "/targetGroup/ipAddressType", json!("ipv6")),
+    );
+    find(
+        "TGB113",
+        true,
+        "spec.targetGroup.vpcID",
+        "not in vpc-00000000",
+        with(good_ip(), "/targetGroup/vpcID", json!("vpc-00000000")),
+    );
+    find(
+        "TGB113",
+        true,
+        "spec.targetGroup.vpcID",
+        "is no VPC id",
+        with(good_ip(), "/targetGroup/vpcID", json!("mine")),
+    );
+    find(
+        "TGB114",
+        true,
+        "spec.targetGroup.protocol",
+        "has the protocol HTTP, not TCP",
+        with(good_ip(), "/targetGroup/protocol", json!("TCP")),
+    );
+    find("TGB115", true, arn_path, "rules/first has this target group already", on(&taken, "web", json!(80)));
+    find("TGB116", false, arn_path, "is attached to no load balancer", on(&alone, "web", json!(80)));
+    find("TGB117", false, arn_path, "health check asks port 8081", on(&odd_check, "node", json!(80)));
+    find("TGB118", false, "spec.targetGroup.sharing", "already has 1 targets", on(&held, "web", json!(80)));
+    find(
+        "TGB201",
+        false,
+        "spec.serviceRef.name",
+        "Service rules/later does not exist (yet)",
+        on(&ip, "later", json!(80)),
+    );
+    find(
+        "TGB201",
+        true,
+        "spec.serviceRef.name",
+        "Service rules/never does not exist, and the port",
+        on(&ip, "never", json!(0)),
+    );
+    find(
+        "TGB202",
+        true,
+        "spec.serviceRef.name",
+        "rules/alias is an ExternalName",
+        on(&ip, "alias", json!(80)),
+    );
+    find("TGB203", true, port_path, "write one of 80 (http), 90 (admin)", on(&ip, "two", json!(0)));
+    find(
+        "TGB204",
+        true,
+        port_path,
+        "Service rules/two has no port 8080; it has 80 (http), 90 (admin)",
+        on(&ip, "two", json!(8080)),
+    );
+    find("TGB204", true, port_path, "has no port 3000000000", on(&ip, "web", json!(3_000_000_000_u64)));
+    find(
+        "TGB205",
+        true,
+        port_path,
+        "rules/web is ClusterIP, and instance targets need a nodePort",
+        on(&instance, "web", json!(80)),
+    );
+    find(
+        "TGB206",
+        true,
+        port_path,
+        &format!("has nodePort {node_port}, the target group port 81"),
+        on(&other_port, "node", json!(80)),
+    );
+    find(
+        "TGB207",
+        false,
+        "spec.networking",
+        &format!("no rule opens nodePort {node_port}"),
+        opens(good_instance(), sg.clone(), json!([{"port": 80}])),
+    );
+    find(
+        "TGB208",
+        false,
+        "spec.networking",
+        "no rule opens port 8080",
+        opens(good_ip(), sg.clone(), json!([{"port": 80}])),
+    );
+    find("TGB209", true, port_path, "is UDP, which does not fit", on(&ip, "dns", json!(53)));
+    find("TGB209", true, port_path, "has no port that fits", on(&udp, "web", json!(0)));
+    find("TGB210", true, "spec.serviceRef.name", "add IPv6 to the Service", on(&v6, "web", json!(80)));
+    find("TGB211", false, "spec.serviceRef.name", "rules/bare has no selector", on(&ip, "bare", json!(80)));
+    find(
+        "TGB301",
+        true,
+        "spec.nodeSelector",
+        "the targets are pods",
+        with(good_ip(), "/nodeSelector", json!({"matchLabels": {"a": "b"}})),
+    );
+    find(
+        "TGB301",
+        true,
+        "spec.nodeSelector",
+        "needs values",
+        with(good_instance(), "/nodeSelector", json!({"matchExpressions": [{"key": "a", "operator": "In"}]})),
+    );
+    find(
+        "TGB302",
+        true,
+        "spec.networking.ingress[0].from[0]",
+        "has both",
+        opens(
+            good_ip(),
+            json!([{"securityGroup": {"groupID": ALL_PORTS_OF_A_GROUP}, "ipBlock": {"cidr": "10.0.0.0/8"}}]),
+            json!([]),
+        ),
+    );
+    find(
+        "TGB302",
+        true,
+        "spec.networking.ingress[0].from[0]",
+        "has neither",
+        opens(good_ip(), json!([{}]), json!([])),
+    );
+    find(
+        "TGB302",
+        true,
+        "spec.networking.ingress[0].from",
+        "is empty",
+        opens(good_ip(), json!([]), json!([])),
+    );
+    find(
+        "TGB303",
+        true,
+        "spec.networking.ingress[0].from[0].ipBlock.cidr",
+        "write 10.0.0.1/32",
+        opens(good_ip(), net("10.0.0.1"), json!([])),
+    );
+    find(
+        "TGB303",
+        true,
+        "spec.networking.ingress[0].from[0].ipBlock.cidr",
+        "is not ipv4",
+        opens(good_ip(), net("2001:db8::/32"), json!([])),
+    );
+    find(
+        "TGB303",
+        false,
+        "spec.networking.ingress[0].from[0].ipBlock.cidr",
+        "10.1.0.0/16 is used",
+        opens(good_ip(), net("10.1.2.3/16"), json!([])),
+    );
+    find(
+        "TGB304",
+        true,
+        "spec.networking.ingress[0].from[0].securityGroup.groupID",
+        "is no security group id",
+        opens(good_ip(), json!([{"securityGroup": {"groupID": "web"}}]), json!([])),
+    );
+    find(
+        "TGB305",
+        true,
+        "spec.networking.ingress[0].ports[0].port",
+        "65536 is no port",
+        opens(good_ip(), sg.clone(), json!([{"port": 65536}])),
+    );
+    find(
+        "TGB305",
+        true,
+        "spec.networking.ingress[0].ports[0].port",
+        "is no port name",
+        opens(good_ip(), sg.clone(), json!([{"port": "Http"}])),
+    );
+    find(
+        "TGB305",
+        true,
+        "spec.networking.ingress[0].ports[0].port",
+        "write the nodePort's number",
+        opens(good_instance(), sg.clone(), json!([{"port": "http"}])),
+    );
+    find(
+        "TGB306",
+        false,
+        "spec.networking.ingress[0].from[0].ipBlock.cidr",
+        "0.0.0.0/0 opens the targets to the whole internet",
+        opens(good_ip(), net("0.0.0.0/0"), json!([])),
+    );
+    let many: Value = (0..31).map(|n| json!({"securityGroup": {"groupID": format!("sg-{n:08x}")}})).collect();
+    find(
+        "TGB307",
+        false,
+        "spec.networking.ingress",
+        "makes 62 rules of one address family",
+        opens(good_ip(), many, json!([{"port": 8080}, {"port": 8081}])),
+    );
+    find(
+        "TGB401",
+        true,
+        "spec.targetGroup.assumeRole",
+        "use ip targets",
+        with(
+            role(good_instance(), "arn:aws:iam::210987654321:role/tgb-a"),
+            "/targetGroup/targetType",
+            json!("instance"),
+        ),
+    );
+    find("TGB401", true, "spec.targetGroup.assumeRole.roleARN", "is no role ARN", role(good_ip(), "tgb-a"));
+    find(
+        "TGB401",
+        true,
+        "spec.targetGroup.assumeRole.externalID",
+        "an external id needs a role",
+        with(good_ip(), "/targetGroup/assumeRole", json!({"externalID": "x"})),
+    );
+    find(
+        "TGB402",
+        true,
+        "spec.targetGroup.assumeRole.roleARN",
+        "may not be assumed; allowed are arn:aws:iam::*:role/tgb-*",
+        role(good_ip(), "arn:aws:iam::210987654321:role/admin"),
+    );
+    find("TGB403", true, arn_path, "lacks the tag team=shop", on(&untagged, "web", json!(80)));
+    find(
+        "TGB404",
+        true,
+        arn_path,
+        "the target group is open to \"rule team-a.\" (its tag namespaces), not to namespace rules",
+        on(&closed, "web", json!(80)),
+    );
+    find(
+        "TGB405",
+        true,
+        "spec.targetGroup.targetType",
+        "QUIC needs ip targets",
+        with(
+            with(on(&quic, "dns", json!(53)), "/targetGroup/targetType", json!("instance")),
+            "/targetGroup/protocol",
+            json!("QUIC"),
+        ),
+    );
+    let long = "w".repeat(64);
+    let mut named = v1(&long, good_ip());
+    wrong.push(Case {
+        rule: "TGB107",
+        refuses: true,
+        path: "metadata.name",
+        says: "the name has 64 characters".into(),
+        binding: named.clone(),
+    });
+    named["metadata"]["name"] = "w".repeat(238).into();
+    named["spec"] = with(good_instance(), "/targetGroup/sharing", json!("Shared"));
+    wrong.push(Case {
+        rule: "TGB107",
+        refuses: true,
+        path: "metadata.name",
+        says: "the ConfigMap of a Shared binding".into(),
+        binding: named,
+    });
+
+    for version in VERSIONS {
+        let written = |(_, binding): &(String, Value)| in_version(binding, version);
+        let good: Vec<Value> = right.iter().filter_map(written).collect();
+        assert!(good.len() > 8);
+        let output = try_all(&space, &good);
+        let said = output.stderr.clone();
+        let accepted = output.ok().unwrap();
+        assert_eq!(accepted.matches("created (server dry run)").count(), good.len(), "{version}: {accepted}");
+        assert!(!said.contains("TGB"), "{version}: {said}");
+
+        for refuses in [true, false] {
+            let cases: Vec<(&Case, Value)> = wrong
+                .iter()
+                .filter(|case| case.refuses == refuses)
+                .filter_map(|case| Some((case, in_version(&case.binding, version)?)))
+                .collect();
+            let bindings: Vec<Value> = cases.iter().map(|(_, binding)| binding.clone()).collect();
+            let output = try_all(&space, &bindings);
+            let created = output.stdout.matches("created (server dry run)").count();
+            assert_eq!(
+                created,
+                if refuses { 0 } else { cases.len() },
+                "{version}: {}\n{}",
+                output.stdout,
+                output.stderr
+            );
+            let lines: Vec<&str> = output.stderr.lines().collect();
+            for (case, _) in &cases {
+                // Of shape: a cause, which kubectl prints as `* PATH: Invalid value: …` or `PATH: …`; of policy: our line.
+                let path = path_in(case.path, version);
+                let is_it = |line: &&&str| {
+                    line.contains(case.rule)
+                        && line.contains(&case.says)
+                        && line.contains(&format!("{path}: "))
+                };
+                let found = lines.iter().find(is_it);
+                assert!(
+                    found.is_some(),
+                    "{version}: {} {path} {:?} is not in:\n{}",
+                    case.rule,
+                    case.says,
+                    output.stderr
+                );
+            }
+            for warning in lines.iter().filter_map(|line| line.strip_prefix("Warning: ")) {
+                assert!(warning.chars().count() <= 256, "{warning}");
+            }
+        }
+    }
+    // Every id of docs/rules.md but those that have tests of their own.
+    let elsewhere = ["TGB106", "TGB119", "TGB501", "TGB601"];
+    let documented =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/rules.md")).unwrap();
+    let ids = documented.lines().filter_map(|line| line.strip_prefix("## "));
+    let missing: Vec<&str> =
+        ids.filter(|id| !elsewhere.contains(id) && !wrong.iter().any(|case| case.rule == *id)).collect();
+    assert_eq!(missing, [""; 0]);
+    assert_eq!(
+        space.count("RegisterTargets") + space.count("AssumeRole"),
+        0,
+        "nothing was changed or assumed"
+    );
+}
+
+#[test]
+fn an_update_is_held_against_what_it_changes_and_nothing_else() {
+    let space = space("updates", &[]);
+    services(
+        &space,
+        &[("web", json!({"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80}]}))],
+    );
+    let (arn, other) =
+        (space.served_target_group("HTTP", 80, "ip").unwrap(), space.target_group("HTTP", 80, "ip").unwrap());
+    let shared = |arn: &str| json!({"targetGroup": {"arn": arn, "sharing": "Shared"}, "serviceRef": {"name": "web", "port": 80}});
+    space.apply(&v1("web", shared(&arn))).ok().unwrap();
+    let patched = |version: &str, patch: Value| {
+        let resource = format!("targetgroupbindings.{version}.elbv2.k8s.aws");
+        let patch = json!({"spec": patch}).to_string();
+        space.kubectl_with(&["patch", &resource, "web", "--type=merge", "--dry-run=server", "-p", &patch], "")
+    };
+    // TGB106, field by field and in the version's words.
+    for (version, patch, path, from_to) in [
+        ("v1", json!({"targetGroup": {"arn": other}}), "spec.targetGroup.arn", arn.as_str()),
+        (
+            "v1",
+            json!({"targetGroup": {"targetType": "instance"}}),
+            "spec.targetGroup.targetType",
+            "from ip to instance",
+        ),
+        ("v1", json!({"targetGroup": {"protocol": "TCP"}}), "spec.targetGroup.protocol", "from HTTP to TCP"),
+        ("v1beta1", json!({"ipAddressType": "ipv6"}), "spec.ipAddressType", "from ipv4 to ipv6"),
+        ("v1beta1", json!({"vpcID": "vpc-00000000"}), "spec.vpcID", "to vpc-00000000"),
+        ("v1alpha1", json!({"targetGroupARN": other}), "spec.targetGroupARN", other.as_str()),
+    ] {
+        let said = patched(version, patch).refused().unwrap();
+        let line = said.lines().find(|line| line.contains("TGB106")).unwrap_or_else(|| panic!("{said}"));
+        assert!(line.contains(&format!("{path}: ")) && line.contains(from_to), "{line}");
+    }
+    // To nothing is back to what it was: D7.
+    patched("v1", json!({"targetGroup": {"protocol": null}})).ok().unwrap();
+    // TGB119: others have targets there.
+    space.change_target("RegisterTargets", &arn, "10.244.0.200:8080").unwrap();
+    let said = patched("v1beta1", json!({"multiClusterTargetGroup": false})).refused().unwrap();
+    assert!(
+        said.contains("spec.multiClusterTargetGroup: TGB119 the target group has 1 targets of others"),
+        "{said}"
+    );
+    space.change_target("DeregisterTargets", &arn, "10.244.0.200:8080").unwrap();
+    eventually(SOON, || patched("v1beta1", json!({"multiClusterTargetGroup": false})).ok()).unwrap();
+
+    // The Service loses the port that the binding names: it stays editable where no rule looks at it …
+    space
+        .kubectl_with(
+            &[
+                "patch",
+                "service",
+                "web",
+                "--type=json",
+                "-p",
+                r#"[{"op": "replace", "path": "/spec/ports/0", "value": {"name": "new", "port": 81}}]"#,
+            ],
+            "",
+        )
+        .ok()
+        .unwrap();
+    space.kubectl("annotate tgb web note=a").ok().unwrap();
+    let sg = json!({"ingress": [{"from": [{"securityGroup": {"groupID": ALL_PORTS_OF_A_GROUP}}]}]});
+    patched("v1", json!({"networking": sg})).ok().unwrap();
+    // … and is told where one does.
+    let said = patched("v1", json!({"serviceRef": {"port": 82}})).refused().unwrap();
+    assert!(
+        said.contains("spec.serviceRef.port: TGB204 Service updates/web has no port 82; it has 81 (new)"),
+        "{said}"
+    );
+    let said = patched("v1", json!({"serviceRef": {"port": 3_000_000_000_u64}})).refused().unwrap();
+    assert!(said.contains("TGB204"), "{said}");
+    // A target group that was deleted and made anew under its name.
+    let name = arn.split('/').nth(1).unwrap().to_owned();
+    let anew = arn.replace(&arn[arn.len() - 16..], "00000000000000aa");
+    space
+        .seed(|aws| {
+            let mut group = aws.target_groups.remove(&arn).unwrap();
+            group.arn = anew.as_str().into();
+            aws.target_groups.insert(anew.as_str().into(), group);
+        })
+        .unwrap();
+    let said = patched("v1", json!({"targetGroup": {"arn": anew.replace("aa", "bb")}})).refused().unwrap();
+    assert!(said.contains("TGB106") && said.contains("TGB110"), "{said}");
+    patched("v1", json!({"targetGroup": {"arn": anew, "name": name}})).ok().unwrap();
+}
+
+#[test]
+fn what_is_left_out_is_filled_in_once_and_applying_again_moves_nothing() {
+    let space = space("defaults", &[]);
+    services(
+        &space,
+        &[(
+            "web",
+            json!({"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}]}),
+        )],
+    );
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    let name = arn.split('/').nth(1).unwrap();
+    let bare = v1("web", json!({"targetGroup": {"name": name}, "serviceRef": {"name": "web"}}));
+    space.apply(&bare).ok().unwrap();
+    let stored = object(&space, "web");
+    assert_eq!(
+        stored["spec"],
+        json!({
+            "targetGroup": {"name": name, "arn": arn, "targetType": "ip", "protocol": "HTTP", "ipAddressType": "ipv4",
+                "vpcID": space.aws().lab().vpc},
+            "serviceRef": {"name": "web", "port": 80},
+        })
+    );
+    let same = |what: &str, version: bool| {
+        let now = object(&space, "web");
+        assert_eq!(now["spec"], stored["spec"], "{what}");
+        assert_eq!(now["metadata"]["generation"], 1, "{what}");
+        if version {
+            assert_eq!(now["metadata"]["resourceVersion"], stored["metadata"]["resourceVersion"], "{what}");
+        }
+    };
+    for _ in 0..2 {
+        assert!(space.apply(&bare).ok().unwrap().contains("unchanged"));
+        same("apply", true);
+    }
+    let replace =
+        |manifest: &Value| space.kubectl_with(&["replace", "-f", "-"], &manifest.to_string()).ok().unwrap();
+    replace(&bare);
+    same("replace", false);
+    for version in ["v1beta1", "v1alpha1"] {
+        let mut old = in_version(&bare, version).unwrap();
+        old["spec"]["serviceRef"]["port"] = 0.into();
+        replace(&old);
+        // LBC's port of zero is a missing one, which is filled in; nothing else differs.
+        same(version, false);
+    }
+    let server_side = |version: &str| {
+        let manifest = in_version(&bare, version).unwrap().to_string();
+        let args = ["apply", "--server-side", "--force-conflicts", "--field-manager=gitops", "-f", "-"];
+        space.kubectl_with(&args, &manifest).ok().unwrap();
+        object(&space, "web")["metadata"]["resourceVersion"].clone()
+    };
+    for version in VERSIONS {
+        let first = server_side(version);
+        same("server-side apply", false);
+        assert_eq!(server_side(version), first, "{version}: a second server-side apply moves nothing");
+    }
+    // Each is tried against a binding that is complete: nothing is asked of AWS.
+    space.server().unwrap().clear_journal(Some(space.aws().account()));
+    assert!(space.apply(&bare).ok().unwrap().contains("configured") || space.calls().is_empty());
+    assert_eq!(space.calls(), []);
+    // D7 takes no ARN along to another name, and no port to another Service.
+    let renamed = v1("web", json!({"targetGroup": {"name": "other"}, "serviceRef": {"name": "web"}}));
+    let said = space.kubectl_with(&["replace", "-f", "-"], &renamed.to_string()).refused().unwrap();
+    assert!(said.contains("TGB110 there is no target group other") && said.contains("TGB106"), "{said}");
+    let moved = v1("web", json!({"targetGroup": {"name": name}, "serviceRef": {"name": "api"}}));
+    let said = space.kubectl_with(&["replace", "-f", "-"], &moved.to_string()).refused().unwrap();
+    assert!(said.contains("TGB201 Service defaults/api does not exist, and the port"), "{said}");
+    // A name that is generated is no name yet.
+    let mut generated = bare.clone();
+    generated["metadata"] = json!({"generateName": "web-"});
+    let said = space.kubectl_with(&["create", "-f", "-"], &generated.to_string()).refused().unwrap();
+    assert!(said.contains("TGB115 defaults/web has this target group already"), "{said}");
+}
+
+#[test]
+fn one_apply_asks_aws_once_and_what_is_known_is_not_asked_again() {
+    let space = space("frugal", &[]);
+    services(&space, &[("web", json!({"selector": {"app": "web"}, "ports": [{"port": 80}]}))]);
+    let calls = || {
+        let mut all: Vec<String> = space.calls().into_iter().map(|call| call.action).collect();
+        all.retain(|action| action != "GetCallerIdentity");
+        space.server().unwrap().clear_journal(Some(space.aws().account()));
+        all
+    };
+    let binding = |name: &str, arn: &str, sharing: &str| {
+        v1(name, json!({"targetGroup": {"arn": arn, "sharing": sharing}, "serviceRef": {"name": "web"}}))
+    };
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    calls();
+    space.apply(&binding("a", &arn, "Shared")).ok().unwrap();
+    assert_eq!(calls(), ["DescribeTargetGroups"]);
+    space.apply(&binding("b", &arn, "Shared")).ok().unwrap();
+    assert_eq!(calls(), [""; 0], "the group is known");
+    let second = space.served_target_group("HTTP", 80, "ip").unwrap();
+    space.apply(&binding("c", &second, "Exclusive")).ok().unwrap();
+    let mut asked = calls();
+    asked.sort();
+    assert_eq!(asked, ["DescribeTargetGroups", "DescribeTargetHealth"], "TGB118 counts targets");
+    // Many at once are one question.
+    let third = space.served_target_group("HTTP", 80, "ip").unwrap();
+    space.fault(Fault::new(Effect::Latency { ms: 700 }).action("DescribeTargetGroups")).unwrap();
+    std::thread::scope(|scope| {
+        for n in 0..8 {
+            let (space, binding) = (&space, binding(&format!("many-{n}"), &third, "Shared"));
+            scope.spawn(move || space.apply(&binding).ok().unwrap());
+        }
+    });
+    space.clear_faults().unwrap();
+    assert_eq!(calls(), ["DescribeTargetGroups"]);
+    // That something is missing is not remembered.
+    let by_name = v1(
+        "late",
+        json!({"targetGroup": {"name": "frugal-3", "sharing": "Shared"}, "serviceRef": {"name": "web"}}),
+    );
+    assert!(space.apply(&by_name).refused().unwrap().contains("TGB110"));
+    let fourth = space.served_target_group("HTTP", 80, "ip").unwrap();
+    assert!(fourth.contains("/frugal-3/"));
+    space.apply(&by_name).ok().unwrap();
+    // A Service that was made a moment ago by the same file.
+    let file = format!(
+        "{}\n---\n{}",
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "new"}, "spec": {"selector": {"app": "web"}, "ports": [{"port": 81}]}}),
+        v1(
+            "new",
+            json!({"targetGroup": {"arn": fourth, "sharing": "Shared"}, "serviceRef": {"name": "new"}})
+        )
+    );
+    space.apply(&file).ok().unwrap();
+    assert_eq!(object(&space, "new")["spec"]["serviceRef"]["port"], 81);
+}
+
+#[test]
+fn aws_that_does_not_answer_holds_up_nothing_that_is_complete() {
+    let space = space("unanswered", &[]);
+    services(&space, &[("web", json!({"selector": {"app": "web"}, "ports": [{"port": 80}]}))]);
+    let vpc = space.aws().lab().vpc.clone();
+    let made = |arn: &str, complete: bool| {
+        let mut group = json!({"arn": arn, "sharing": "Shared"});
+        if complete {
+            group = json!({"arn": arn, "sharing": "Shared", "targetType": "ip", "protocol": "HTTP", "ipAddressType": "ipv4", "vpcID": vpc});
+        }
+        v1("web", json!({"targetGroup": group, "serviceRef": {"name": "web", "port": 80}}))
+    };
+    let tried = |name: &str, effect: &Effect, part: &str, refuse: bool| {
+        let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+        space.fault(Fault::new(effect.clone()).action("DescribeTargetGroups").contains(&arn)).unwrap();
+        let begun = Instant::now();
+        let (complete, bare) = std::thread::scope(|scope| {
+            let space = &space;
+            let apply = |binding: Value| move || try_all(space, &[binding]);
+            let (a, b) = (scope.spawn(apply(made(&arn, true))), scope.spawn(apply(made(&arn, false))));
+            (a.join().unwrap(), b.join().unwrap())
+        });
+        assert!(begun.elapsed() < Duration::from_secs(15), "{name}: {:?}", begun.elapsed());
+        let said = bare.refused().unwrap();
+        assert!(said.contains("TGB601 AWS is needed to fill in") && said.contains(part), "{name}: {said}");
+        let said = complete.stderr.clone();
+        assert!(
+            said.contains("spec.targetGroup.arn: TGB601 not checked against AWS: ") && said.contains(part),
+            "{name}: {said}"
+        );
+        if refuse {
+            complete.refused().unwrap();
+        } else {
+            complete.ok().unwrap();
+        }
+    };
+    let effects = [
+        ("slow", Effect::Latency { ms: 30_000 }, "in time"),
+        ("denying", Effect::Deny, "AccessDenied"),
+        ("unreachable", Effect::Reset, "DescribeTargetGroups"),
+    ];
+    std::thread::scope(|scope| {
+        for (name, effect, part) in &effects {
+            scope.spawn(|| tried(name, effect, part, false));
+        }
+    });
+    // It slows down all that is asked of this account.
+    tried("throttling", &Effect::Throttle, "hrottl", false);
+    space.clear_faults().unwrap();
+    // What is stored and does not touch the target group needs no AWS at all.
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    let mut stored = made(&arn, false);
+    stored["metadata"]["name"] = json!("stored");
+    space.apply(&stored).ok().unwrap();
+    space.fault(Fault::new(Effect::Deny)).unwrap();
+    let patch = r#"{"spec": {"networking": {"ingress": [{"from": [{"securityGroup": {"groupID": "sg-0123456789abcdef0"}}]}]}}}"#;
+    let output = space.kubectl_with(&["patch", "tgb", "stored", "--type=merge", "-p", patch], "");
+    assert!(!output.stderr.contains("TGB601"), "{}", output.stderr);
+    output.ok().unwrap();
+    space.clear_faults().unwrap();
+    let flags = ["--aws-unavailable=deny"];
+    space.webhook().restart_with(&flags).unwrap();
+    space.webhook().until_ready(SOON).unwrap();
+    tried("denying, strictly", &Effect::Deny, "AccessDenied", true);
+    // And back: AWS answers, nothing is left of it.
+    space.clear_faults().unwrap();
+    let output = try_all(&space, &[made(&space.served_target_group("HTTP", 80, "ip").unwrap(), false)]);
+    assert!(!output.stderr.contains("TGB"), "{}", output.stderr);
+    output.ok().unwrap();
+}
+
+#[test]
+fn pods_get_gates_and_server_ids_and_changes_of_services_are_told() {
+    let world = World::shared().unwrap();
+    let prepared = world.prepare("pods").with_readiness_gates();
+    let space = prepared.label("elbv2.k8s.aws/quic-server-id-inject", "enabled").start().unwrap();
+    space.controller().kill().unwrap();
+    let service = |more: Value| {
+        let mut spec = json!({"type": "NodePort", "selector": {"app": "web"}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        spec
+    };
+    services(&space, &[("web", service(json!({}))), ("free", service(json!({})))]);
+    let node_port = space.node_port("web").unwrap();
+    let ip = space.served_target_group("HTTP", 80, "ip").unwrap();
+    let instance = space.served_target_group("HTTP", node_port, "instance").unwrap();
+    space.bind("web", &ip, &json!({})).unwrap();
+    let on_nodes =
+        v1("nodes", json!({"targetGroup": {"arn": instance}, "serviceRef": {"name": "web", "port": "http"}}));
+    space.apply(&on_nodes).ok().unwrap();
+    let pod = |name: &str, app: &str, annotations: Value| {
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": app}, "annotations": annotations},
+            "spec": {"containers": [{"name": "web", "image": "web"}, {"name": "side", "image": "side"}],
+                "readinessGates": [{"conditionType": "example.com/other"}]}})
+    };
+    let injected = |pod: &Value| {
+        space.kubectl_with(&["create", "--dry-run=server", "-o", "json", "-f", "-"], &pod.to_string()).json()
+    };
+    // A gate for the binding with ip targets, beside those that are there; the other Service's pods get none.
+    eventually(SOON, || {
+        let gates = injected(&pod("a", "web", json!({})))?["spec"]["readinessGates"].clone();
+        let wanted = json!([{"conditionType": "example.com/other"}, {"conditionType": "target-health.elbv2.k8s.aws/web"}]);
+        if gates == wanted { Ok(()) } else { Err(gates.to_string()) }
+    })
+    .unwrap();
+    assert_eq!(
+        injected(&pod("b", "other", json!({}))).unwrap()["spec"]["readinessGates"].as_array().unwrap().len(),
+        1
+    );
+    // Server ids, each container its own.
+    let named = json!({"service.beta.kubernetes.io/aws-load-balancer-quic-enabled-containers": "web,side"});
+    let made = injected(&pod("c", "web", named)).unwrap();
+    let id = |n: usize| made["spec"]["containers"][n]["env"][0].clone();
+    assert_eq!(id(0)["name"], "AWS_LBC_QUIC_SERVER_ID");
+    assert_eq!(id(0)["value"].as_str().unwrap().len(), 12, "8 bytes in base64");
+    assert_ne!(id(0)["value"], id(1)["value"]);
+    assert_eq!(made["spec"]["containers"][0]["env"].as_array().unwrap().len(), 1);
+    let without = injected(&pod("d", "web", json!({}))).unwrap();
+    assert_eq!(without["spec"]["containers"][0].get("env"), None);
+
+    // TGB501 names who would lose what.
+    let told = |service: &str, patch: Value| {
+        let args = ["patch", "service", service, "--type=json", "--dry-run=server", "-p", &patch.to_string()];
+        let output = space.kubectl_with(&args, "");
+        let said = output.stderr.clone();
+        output.ok().unwrap();
+        said
+    };
+    let replace = |path: &str, value: Value| json!([{"op": "replace", "path": path, "value": value}]);
+    let other_port = json!({"name": "new", "port": 81, "targetPort": 8080});
+    for (patch, parts) in [
+        (
+            replace("/spec/ports/0", other_port.clone()),
+            [
+                "spec.ports: TGB501 TargetGroupBinding nodes uses port 80 (http), which goes away",
+                "TargetGroupBinding web uses port 80",
+            ],
+        ),
+        (
+            replace("/spec/selector", Value::Null),
+            [
+                "spec.selector: TGB501 TargetGroupBinding nodes",
+                "TargetGroupBinding web uses this Service, which will select no pods",
+            ],
+        ),
+        (
+            replace("/spec/ports/0/nodePort", json!(node_port ^ 1)),
+            ["TGB501 TargetGroupBinding nodes uses nodePort", &format!("which becomes {}", node_port ^ 1)],
+        ),
+        (
+            replace("/spec/type", json!("ClusterIP")),
+            ["TGB501 TargetGroupBinding nodes uses nodePort", "which goes away"],
+        ),
+    ] {
+        let said = told("web", patch);
+        assert!(parts.iter().all(|part| said.contains(part)), "{parts:?} is not in: {said}");
+    }
+    assert_eq!(told("free", replace("/spec/ports/0", other_port.clone())), "");
+    assert_eq!(told("web", json!([{"op": "add", "path": "/metadata/labels", "value": {"a": "b"}}])), "");
+    let deleted = space.kubectl("delete service web --dry-run=server");
+    assert!(
+        deleted
+            .stderr
+            .contains("TGB501 TargetGroupBinding web uses this Service; its targets will be deregistered"),
+        "{}",
+        deleted.stderr
+    );
+
+    // Nobody waits for a webhook that is down: not what is none of its business, and not clean-up.
+    space
+        .kubectl_with(
+            &[
+                "patch",
+                "tgb",
+                "web",
+                "--type=merge",
+                "-p",
+                r#"{"metadata": {"finalizers": ["example.com/held"]}}"#,
+            ],
+            "",
+        )
+        .ok()
+        .unwrap();
+    space.webhook().kill().unwrap();
+    space.kubectl_with(&["create", "-f", "-"], &pod("e", "web", json!({})).to_string()).ok().unwrap();
+    let moved = replace("/spec/ports/0", other_port).to_string();
+    space.kubectl_with(&["patch", "service", "free", "--type=json", "-p", &moved], "").ok().unwrap();
+    space.kubectl("delete service free").ok().unwrap();
+    space.kubectl("label tgb web team=a").ok().unwrap();
+    space.kubectl("annotate tgb web note=a").ok().unwrap();
+    let refused = space
+        .apply(&v1("late", json!({"targetGroup": {"arn": ip}, "serviceRef": {"name": "web"}})))
+        .refused()
+        .unwrap();
+    assert!(refused.contains("failed calling webhook"), "{refused}");
+    space.kubectl("delete tgb web --wait=false").ok().unwrap();
+    space
+        .kubectl_with(
+            &["patch", "tgb", "web", "--type=merge", "-p", r#"{"metadata": {"finalizers": null}}"#],
+            "",
+        )
+        .ok()
+        .unwrap();
+    space.kubectl("delete tgb nodes --timeout=30s").ok().unwrap();
+    space.kubectl("wait --for=delete tgb/web --timeout=30s").ok().unwrap();
+}
+
+#[test]
+fn the_operator_sets_rules_apart_and_softens_policy_and_no_foreign_role_is_assumed() {
+    let space = space(
+        "settings",
+        &["--rules=TGB204=warn,TGB306=off,TGB116=deny", "--assume-role-allow=arn:aws:iam::*:role/tgb-*"],
+    );
+    services(
+        &space,
+        &[(
+            "web",
+            json!({"type": "NodePort", "selector": {"app": "web"}, "ports": [{"name": "http", "port": 80}]}),
+        )],
+    );
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    let unserved = space.target_group("HTTP", 80, "ip").unwrap();
+    let node_port = space.node_port("web").unwrap();
+    let instance = space.served_target_group("HTTP", node_port ^ 1, "instance").unwrap();
+    let open = json!({"ingress": [{"from": [{"ipBlock": {"cidr": "0.0.0.0/0"}}]}]});
+    let binding = |arn: &str, port: Value| json!({"targetGroup": {"arn": arn}, "serviceRef": {"name": "web", "port": port}});
+    let said = |output: Output, refused: bool| {
+        let text = output.stderr.clone();
+        if refused {
+            drop(output.refused().unwrap())
+        } else {
+            drop(output.ok().unwrap())
+        };
+        text
+    };
+    let mut spec = binding(&arn, json!(8080));
+    spec["networking"] = open;
+    let text = said(try_all(&space, &[v1("web", spec)]), false);
+    assert!(text.contains("Warning: spec.serviceRef.port: TGB204") && !text.contains("TGB306"), "{text}");
+    let text = said(try_all(&space, &[v1("web", binding(&unserved, json!(80)))]), true);
+    assert!(text.contains("TGB116"), "{text}");
+    // node-port-mismatch, by annotation.
+    let mut mismatch = v1("web", binding(&instance, json!("http")));
+    let text = said(try_all(&space, &[mismatch.clone()]), true);
+    assert!(
+        text.contains(&format!("TGB206 port 80 (http) of Service settings/web has nodePort {node_port}")),
+        "{text}"
+    );
+    mismatch["metadata"]["annotations"] = json!({"elbv2.k8s.aws/node-port-mismatch": "warn"});
+    let text = said(try_all(&space, &[mismatch.clone()]), false);
+    assert!(text.contains("Warning: spec.serviceRef.port: TGB206"), "{text}");
+    mismatch["metadata"]["annotations"] = json!({"elbv2.k8s.aws/node-port-mismatch": "ignore"});
+    assert_eq!(said(try_all(&space, &[mismatch.clone()]), false), "");
+
+    // Roles: one that is not allowed is never assumed, not even to fill something in; one that is, is.
+    let foreign = space.served_target_group("HTTP", 80, "ip").unwrap();
+    let assume = |role: &str, group: Value| {
+        let mut spec = binding(&foreign, json!(80));
+        spec["targetGroup"] = group;
+        spec["targetGroup"]["assumeRole"] = json!({"roleARN": role, "externalID": "secret-of-the-shop"});
+        v1("foreign", spec)
+    };
+    let role = format!("arn:aws:iam::{}:role/tgb-shop", space.aws().account());
+    let (denied, server) = (role.replace("tgb-shop", "admin"), space.server().unwrap());
+    for arn in [&role, &denied] {
+        let trusts = vec!["*".to_owned()];
+        server.add_role(awsim::Role {
+            arn: arn.clone(),
+            trusts,
+            external_id: Some("secret-of-the-shop".into()),
+            max_duration: 0,
+        });
+    }
+    let by_name = json!({"name": foreign.split('/').nth(1).unwrap()});
+    for group in [json!({"arn": foreign}), by_name.clone()] {
+        let text = said(try_all(&space, &[assume(&denied, group)]), true);
+        assert!(text.contains("TGB402") && text.contains("may not be assumed; allowed are"), "{text}");
+    }
+    assert_eq!(space.count("AssumeRole"), 0);
+    assert_eq!(said(try_all(&space, &[assume(&role, by_name)]), false), "");
+    assert_eq!(space.count("AssumeRole"), 1);
+    assert!(!space.webhook().log().contains("secret-of-the-shop"));
+
+    // What was found is counted by rule and outcome.
+    let counted = |rule: &str, outcome: &str| {
+        let labels = [format!("rule=\"{rule}\""), format!("outcome=\"{outcome}\"")];
+        space
+            .webhook()
+            .metric("tgb_findings_total", &labels.iter().map(String::as_str).collect::<Vec<_>>())
+            .unwrap()
+    };
+    assert_eq!((counted("TGB402", "refused"), counted("TGB204", "warned")), (2.0, 1.0));
+
+    // --enforce=warn: policy only warns, shape still refuses.
+    space.webhook().restart_with(&["--enforce=warn", "--rules="]).unwrap();
+    space.webhook().until_ready(SOON).unwrap();
+    let text = said(try_all(&space, &[v1("web", binding(&arn, json!(8080)))]), false);
+    assert!(text.contains("Warning: spec.serviceRef.port: TGB204"), "{text}");
+    let mut both = binding(&arn, json!(8080));
+    both["networking"] = json!({"ingress": [{"from": []}]});
+    let text = said(try_all(&space, &[v1("web", both)]), true);
+    assert!(text.contains("TGB302") && text.contains("Warning: spec.serviceRef.port: TGB204"), "{text}");
+}
+
+#[test]
+fn whoever_misbehaves_holds_up_nobody_else_and_ends_nothing() {
+    let space = World::shared().unwrap().space("hostile").unwrap();
+    let log = space.webhook().log();
+    let https =
+        log.split_once("https=Some(").and_then(|(_, rest)| rest.split_once(')')).unwrap().0.to_owned();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/hostile.py");
+    let python = space.cluster().programs().python("python");
+    let output =
+        std::process::Command::new(python).args([script, &https, space.webhook().http()]).output().unwrap();
+    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{text}{errors}");
+    println!("{text}");
+    let seen: Value = serde_json::from_str(&text).unwrap();
+    for (what, codes) in seen["bad"].as_object().unwrap() {
+        assert_eq!(*codes, json!([400, 400, 400, 400]), "{what}");
+    }
+    assert_eq!(seen["unknown_path"], 404);
+    assert_eq!((&seen["deep_object"], &seen["deep_conversion"]), (&json!(200), &json!([200, "Failure"])));
+    assert_eq!(seen["too_large"], json!([413, 413]));
+    assert!(seen["too_large_in_pieces"] != 200 && seen["large_headers"] != 200);
+    for (meanwhile, slowest) in seen["others_ms"].as_object().unwrap() {
+        assert!(slowest.as_f64().is_some_and(|ms| ms < 3000.0), "{meanwhile}: {seen}");
+    }
+    assert!(seen["slow_headers_cut_after_s"].as_f64().is_some_and(|seconds| seconds < 20.0), "{seen}");
+    assert!(seen["memory_mib"]["after"].as_u64().is_some_and(|mib| mib < 800), "{seen}");
+    assert_eq!(seen["5000_objects_come_back"], true);
+    // It still is the same process, and the API server's connections work.
+    assert_eq!(space.webhook().log().matches("listening").count(), 1);
+    space.deploy("web", 0).unwrap();
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    space.bind("web", &arn, &json!({})).unwrap();
+}
