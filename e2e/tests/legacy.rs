@@ -1,0 +1,277 @@
+//! A cluster that has bindings of the AWS Load Balancer Controller from before: its own definition, no rules, anything
+//! that its schema takes. Ours comes over it, storage goes to v1 and back, and the API server restarts in between.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
+
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use tgb_e2e::{Aws, Cluster, Options, Product, Settings, eventually, run_program};
+
+const SOON: Duration = Duration::from_secs(120);
+const AT_ONCE: usize = 10;
+
+/// How many bindings there are: `TGB_PROVE_OBJECTS`, as `make prove` sets it; a multiple of [`AT_ONCE`] times the kinds.
+fn count() -> usize {
+    std::env::var("TGB_PROVE_OBJECTS").ok().and_then(|text| text.parse().ok()).unwrap_or(200)
+}
+
+/// What the controller of before ships: two versions, no conversion, no rules of ours.
+fn definition() -> Value {
+    fn plain(schema: &mut Value) {
+        match schema {
+            Value::Object(members) => {
+                members.retain(|key, _| {
+                    !["x-kubernetes-validations", "maxLength", "maxItems"].contains(&key.as_str())
+                });
+                members.values_mut().for_each(plain);
+            }
+            Value::Array(items) => items.iter_mut().for_each(plain),
+            _ => {}
+        }
+    }
+    let ours = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/targetgroupbinding/files/crd.yaml");
+    let mut crd: Value = serde_json::from_str(&std::fs::read_to_string(ours).unwrap()).unwrap();
+    let versions = crd["spec"]["versions"].as_array_mut().unwrap();
+    versions.retain(|version| version["name"] != "v1");
+    for version in versions {
+        plain(&mut version["schema"]);
+        version["storage"] = (version["name"] == "v1beta1").into();
+    }
+    crd["spec"]["conversion"] = json!({"strategy": "None"});
+    crd["spec"]["names"].as_object_mut().unwrap().remove("shortNames");
+    // So that helm takes it over.
+    crd["metadata"]["labels"] = json!({"app.kubernetes.io/managed-by": "Helm"});
+    crd["metadata"]["annotations"] =
+        json!({"meta.helm.sh/release-name": "tgb", "meta.helm.sh/release-namespace": "tgb-system"});
+    crd
+}
+
+/// Specs that its schema takes, good ones and such that no rule would let pass today.
+fn specs() -> Vec<Value> {
+    let arn = "arn:aws:elasticloadbalancing:us-west-2:123456789012:targetgroup/web/1ce5b7da835c9ffb";
+    let service = json!({"name": "web", "port": 80});
+    let peer = json!({"securityGroup": {"groupID": "sg-0123456789abcdef0"}});
+    vec![
+        json!({"targetGroupARN": arn, "targetType": "instance", "serviceRef": service}),
+        json!({"targetGroupARN": arn, "targetType": "ip", "serviceRef": {"name": "web", "port": "http"}, "multiClusterTargetGroup": true,
+            "targetGroupProtocol": "TCP", "ipAddressType": "ipv4", "vpcID": "vpc-0123456789abcdef0",
+            "networking": {"ingress": [{"from": [peer], "ports": [{"protocol": "TCP", "port": 8080}]}]}}),
+        json!({"targetGroupARN": arn, "serviceRef": service, "networking": {"ingress": [{"from": [peer], "ports": null}]}}),
+        json!({"targetGroupARN": arn, "targetType": "ip", "serviceRef": service, "nodeSelector": {"matchLabels": {"a": "b"}}}),
+        json!({"targetGroupARN": arn, "targetType": "instance", "serviceRef": service, "iamRoleArnToAssume": "admin", "assumeRoleExternalId": "x"}),
+        json!({"serviceRef": service}),
+        json!({"targetGroupARN": "", "targetGroupName": "", "vpcID": "", "serviceRef": {"name": "", "port": 0}, "multiClusterTargetGroup": false}),
+        json!({"targetGroupARN": "nonsense".repeat(50), "targetType": "instance", "serviceRef": {"name": "w".repeat(300), "port": 3_000_000_000_u64}}),
+        json!({"targetGroupARN": arn, "targetGroupProtocol": "QUIC", "targetType": "instance", "serviceRef": service, "assumeRoleExternalId": "alone"}),
+        json!({"targetGroupARN": arn, "targetType": "instance", "serviceRef": service, "networking": {"ingress": [
+            {"from": [], "ports": []}, {"from": [{}], "ports": [{"port": 0}]},
+            {"from": [{"ipBlock": {"cidr": "everything"}, "securityGroup": {"groupID": "web"}}], "ports": [{"port": "http", "protocol": "UDP"}]},
+            {"from": vec![peer.clone(); 60], "ports": vec![json!({"port": 80}); 60]}]}}),
+    ]
+}
+
+fn name(n: usize) -> String {
+    format!("old-{n:04}")
+}
+
+/// All bindings by name, as a version shows them, without what every write moves; a null member is an absent one.
+fn all(cluster: &Cluster, version: &str) -> BTreeMap<String, Value> {
+    fn without_null(value: &mut Value) {
+        match value {
+            Value::Object(members) => {
+                members.retain(|_, member| !member.is_null());
+                members.values_mut().for_each(without_null);
+            }
+            Value::Array(items) => items.iter_mut().for_each(without_null),
+            _ => {}
+        }
+    }
+    let list = cluster
+        .kubectl(&["get", &format!("targetgroupbindings.{version}.elbv2.k8s.aws"), "-n", "old", "-o", "json"])
+        .json()
+        .unwrap();
+    let items = list["items"].as_array().cloned().unwrap();
+    let whole = |mut item: Value| {
+        let metadata = item["metadata"].as_object_mut().unwrap();
+        metadata.remove("resourceVersion");
+        metadata.remove("managedFields");
+        without_null(&mut item);
+        (item["metadata"]["name"].as_str().unwrap().to_owned(), item)
+    };
+    items.into_iter().map(whole).collect()
+}
+
+fn same(what: &str, now: &BTreeMap<String, Value>, before: &BTreeMap<String, Value>) {
+    assert_eq!(now.len(), before.len(), "{what}");
+    for (name, object) in before {
+        assert_eq!(now.get(name), Some(object), "{what}: {name}");
+    }
+}
+
+#[test]
+fn what_is_stored_from_before_stays_usable_and_storage_moves_there_and_back_without_loss() {
+    let cluster = Cluster::start(Options::default()).unwrap();
+    let aws = Aws::awsim().unwrap();
+    cluster
+        .kubectl_with(
+            &["apply", "--server-side", "--field-manager=helm", "-f", "-"],
+            &definition().to_string(),
+        )
+        .ok()
+        .unwrap();
+    cluster
+        .kubectl(&[
+            "wait",
+            "--for=condition=Established",
+            "crd",
+            "targetgroupbindings.elbv2.k8s.aws",
+            "--timeout=60s",
+        ])
+        .ok()
+        .unwrap();
+    cluster.namespace("old", &BTreeMap::new()).unwrap();
+    let (specs, count) = (specs(), count());
+    std::thread::scope(|scope| {
+        for part in 0..AT_ONCE {
+            let (cluster, specs) = (&cluster, &specs);
+            scope.spawn(move || {
+                let each = count / AT_ONCE;
+                let items: Vec<Value> = (part * each..(part + 1) * each)
+                    .map(|n| {
+                        let version = if n % specs.len() == 0 { "v1alpha1" } else { "v1beta1" };
+                        json!({"apiVersion": format!("elbv2.k8s.aws/{version}"), "kind": "TargetGroupBinding",
+                            "metadata": {"name": name(n), "namespace": "old", "labels": {"n": n.to_string()}, "annotations": {"note": "kept"}},
+                            "spec": specs[n % specs.len()]})
+                    })
+                    .collect();
+                let list = json!({"apiVersion": "v1", "kind": "List", "items": items}).to_string();
+                eventually(SOON, || cluster.kubectl_with(&["create", "-f", "-"], &list).ok()).unwrap();
+            });
+        }
+    });
+    let status = r#"{"status": {"observedGeneration": 1, "conditions": [{"type": "Ready", "status": "False", "reason": "FailedCleanup", "message": "m", "lastTransitionTime": "2026-01-02T03:04:05Z"}]}}"#;
+    cluster
+        .kubectl(&[
+            "-n",
+            "old",
+            "patch",
+            "targetgroupbinding",
+            &name(1),
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            status,
+        ])
+        .ok()
+        .unwrap();
+    let before = all(&cluster, "v1beta1");
+    assert_eq!(before.len(), count);
+
+    // Ours over it; storage stays what it was. The controller looks elsewhere.
+    let settings = Settings {
+        values: vec!["crd.storageVersion=v1beta1".to_owned()],
+        controller: vec!["--watch-namespaces=tgb-nowhere".to_owned(), "--rule-owner=nobody".to_owned()],
+        ..Settings::default()
+    };
+    let product = Product::start(&cluster, &aws, &settings).unwrap();
+    same("the new definition", &all(&cluster, "v1beta1"), &before);
+    let as_v1 = all(&cluster, "v1");
+    assert_eq!((as_v1.len(), all(&cluster, "v1alpha1").len()), (count, count));
+    assert_eq!(as_v1[&name(1)]["spec"]["targetGroup"]["sharing"], "Shared");
+
+    // One of each kind can be labelled, annotated and held by a finalizer, in every version …
+    let kinds: Vec<String> = (0..specs.len()).map(name).collect();
+    for version in ["v1", "v1beta1", "v1alpha1"] {
+        let objects: Vec<String> =
+            kinds.iter().map(|name| format!("targetgroupbindings.{version}.elbv2.k8s.aws/{name}")).collect();
+        let objects: Vec<&str> = objects.iter().map(String::as_str).collect();
+        let label = format!("seen-{version}=yes");
+        cluster.kubectl(&[&["-n", "old", "label"], &objects[..], &[&label]].concat()).ok().unwrap();
+        cluster.kubectl(&[&["-n", "old", "annotate"], &objects[..], &[&label]].concat()).ok().unwrap();
+    }
+    let finalizers = |value: Value| {
+        let patch = json!({"metadata": {"finalizers": value}}).to_string();
+        for name in &kinds {
+            cluster.kubectl(&["-n", "old", "patch", "tgb", name, "--type=merge", "-p", &patch]).ok().unwrap();
+        }
+    };
+    finalizers(json!(["elbv2.k8s.aws/resources"]));
+    // … and what breaks a rule is told where it is touched.
+    let port = r#"{"spec": {"serviceRef": {"port": "other"}}}"#;
+    let refused = cluster.kubectl(&[
+        "-n",
+        "old",
+        "patch",
+        "targetgroupbindings.v1beta1.elbv2.k8s.aws",
+        &name(3),
+        "--type=merge",
+        "-p",
+        r#"{"spec": {"targetGroupARN": "web"}}"#,
+    ]);
+    let said = refused.refused().unwrap();
+    assert!(said.contains("spec.targetGroupARN: TGB102") || said.contains("TGB102"), "{said}");
+    cluster
+        .kubectl(&[
+            "-n",
+            "old",
+            "patch",
+            "targetgroupbindings.v1beta1.elbv2.k8s.aws",
+            &name(3),
+            "--type=merge",
+            "-p",
+            port,
+        ])
+        .ok()
+        .unwrap();
+
+    // Storage to v1 and back, every object rewritten each time.
+    let before = all(&cluster, "v1beta1");
+    let crd = || {
+        cluster.kubectl(&["get", "crd", "targetgroupbindings.elbv2.k8s.aws", "-o", "json"]).json().unwrap()
+    };
+    let kubeconfig = format!("--kubeconfig={}", cluster.kubeconfig().display());
+    let store = |version: &str| {
+        let versions = crd()["spec"]["versions"].as_array().cloned().unwrap();
+        let set = |(n, each): (usize, &Value)| json!({"op": "replace", "path": format!("/spec/versions/{n}/storage"), "value": each["name"] == version});
+        let patch: Value = versions.iter().enumerate().map(set).collect();
+        cluster
+            .kubectl(&[
+                "patch",
+                "crd",
+                "targetgroupbindings.elbv2.k8s.aws",
+                "--type=json",
+                "-p",
+                &patch.to_string(),
+            ])
+            .ok()
+            .unwrap();
+        // The API server takes the change up a moment later.
+        eventually(SOON, || {
+            run_program("tgb-controller", &["migrate-storage", &kubeconfig], "")?.ok()?;
+            let stored = crd()["status"]["storedVersions"].clone();
+            if stored == json!([version]) { Ok(()) } else { Err(stored.to_string()) }
+        })
+        .unwrap();
+        same(version, &all(&cluster, "v1beta1"), &before);
+    };
+    store("v1");
+    store("v1beta1");
+
+    // The API server, which has to convert all of them to start, and the webhook start at the same moment.
+    product.webhook().kill().unwrap();
+    cluster.processes().restart("kube-apiserver").unwrap();
+    product.webhook().restart().unwrap();
+    eventually(SOON, || cluster.kubectl(&["get", "--raw", "/readyz"]).ok()).unwrap();
+    eventually(SOON, || cluster.kubectl(&["get", "tgb", "-n", "old", &name(7)]).ok()).unwrap();
+    same("a restart", &all(&cluster, "v1beta1"), &before);
+
+    // And they can go.
+    let kinds_: Vec<&str> = kinds.iter().map(String::as_str).collect();
+    cluster.kubectl(&[&["-n", "old", "delete", "tgb", "--wait=false"], &kinds_[..]].concat()).ok().unwrap();
+    finalizers(Value::Null);
+    eventually(SOON, || {
+        let left = all(&cluster, "v1beta1").len();
+        if left == count - kinds.len() { Ok(()) } else { Err(left) }
+    })
+    .unwrap();
+}
