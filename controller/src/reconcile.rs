@@ -58,7 +58,7 @@ pub(crate) async fn work(ctx: Arc<Ctx>, key: Key, wake: Arc<Wake>) {
             worker.memory.failures = 0;
         }
         let ctx = Arc::clone(&worker.ctx);
-        // Boxed, since the calls in a pass make it 50 kB large, which a worker that waits would keep.
+        // Boxed, so that a worker that waits keeps nothing of the calls of its last pass.
         let next = tokio::select! {
             next = Box::pin(worker.pass()) => next,
             () = given_up(&ctx) => break,
