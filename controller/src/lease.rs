@@ -22,6 +22,9 @@ const RENEWS: Duration = Duration::from_secs(2);
 /// Short, so that a lease that is given back is taken within a second.
 const LOOKS: Duration = Duration::from_secs(1);
 const CALL: Duration = Duration::from_secs(4);
+/// How long an answer to a write or a read may take to begin. A list of everything takes longer than one object.
+const WRITE: Duration = Duration::from_secs(10);
+const READ: Duration = Duration::from_secs(60);
 
 /// Every lease of this program carries this label, so that they are found among those of nodes and others.
 const LABEL: (&str, &str) = ("elbv2.k8s.aws/leader", "tgb-controller");
@@ -268,16 +271,20 @@ fn won(answer: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
 }
 
 /// The same client, which writes nothing unless `may_write` says so at that moment: a process that stood still must not
-/// go on with what it had begun.
+/// go on with what it had begun. Nor does it wait for ever: a connection that died silently would stop a binding's worker.
 pub(crate) fn fenced(client: Client, may_write: impl Fn() -> bool + Clone + Send + 'static) -> Client {
     let namespace = client.default_namespace().to_owned();
     let service = tower::service_fn(move |request: ::http::Request<kube::client::Body>| {
         let writes = request.method() != ::http::Method::GET;
         let (client, is_open) = (client.clone(), !writes || may_write());
         async move {
-            match is_open {
-                true => client.send(request).await,
-                false => Err(kube::Error::Service("this replica may not write now".into())),
+            if !is_open {
+                return Err(kube::Error::Service("this replica may not write now".into()));
+            }
+            let patience = if writes { WRITE } else { READ };
+            match timeout(patience, client.send(request)).await {
+                Ok(answer) => answer,
+                Err(_) => Err(kube::Error::Service("the API server did not answer in time".into())),
             }
         }
     });

@@ -332,6 +332,21 @@ fn gated_pods_become_more_and_fewer() {
 }
 
 #[test]
+fn a_write_that_is_never_answered_holds_up_its_binding_for_seconds_only() {
+    let stage = stage("unanswered");
+    let arn = stage.space.served_target_group("HTTP", 80, "ip").unwrap();
+    stage.space.deploy("web", 1).unwrap();
+    stage.space.bind("web", &arn, &json!({})).unwrap();
+    let end = End { bound: vec![("web", arn)], ..End::default() };
+    stage.until(&end, "one pod");
+    stage.gate.stop_after(0);
+    stage.space.kubectl("delete service web").ok().unwrap();
+    eventually(SOON, || stage.gate.reached().ok_or("no write yet")).unwrap();
+    stage.space.deploy("web", 3).unwrap();
+    stage.until(&end, "the write still waits");
+}
+
+#[test]
 fn a_rule_of_a_full_group_becomes_another_and_back() {
     let stage = stage("changes");
     let arn = stage.space.served_target_group("HTTP", 80, "ip").unwrap();
