@@ -15,6 +15,7 @@ const LAG: Duration = Duration::from_secs(1);
 struct Endpoint {
     address: SocketAddr,
     probes: String,
+    was_ready: bool,
     unready_since: Option<Instant>,
 }
 
@@ -60,6 +61,7 @@ impl Balancer {
                     let ready =
                         get(&probes, "/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"));
                     if let Some(endpoint) = lock(&known).get_mut(&name) {
+                        endpoint.was_ready |= ready;
                         endpoint.unready_since = if ready {
                             None
                         } else {
@@ -78,9 +80,9 @@ impl Balancer {
         self.address
     }
 
-    /// Adds an endpoint that is ready; `probes` is where its `/readyz` is.
+    /// Adds an endpoint, which gets connections once it is ready; `probes` is where its `/readyz` is.
     pub fn add(&self, name: &str, address: SocketAddr, probes: &str) {
-        let endpoint = Endpoint { address, probes: probes.to_owned(), unready_since: None };
+        let endpoint = Endpoint { address, probes: probes.to_owned(), was_ready: false, unready_since: None };
         lock(&self.endpoints).insert(name.to_owned(), endpoint);
     }
 
@@ -91,7 +93,7 @@ impl Balancer {
 }
 
 fn serves(endpoint: &Endpoint) -> bool {
-    endpoint.unready_since.is_none_or(|since| since.elapsed() < LAG)
+    endpoint.was_ready && endpoint.unready_since.is_none_or(|since| since.elapsed() < LAG)
 }
 
 /// Carries bytes both ways until either side ends.

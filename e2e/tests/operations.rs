@@ -396,18 +396,21 @@ fn replicas_that_start_at_once_agree_on_one_authority_and_write_it_once() {
     let stage = &*STAGE;
     let bundles: BTreeSet<String> = stage.bundles().iter().map(Value::to_string).collect();
     assert_eq!(bundles.len(), 1, "{bundles:?}");
-    let before: Vec<Value> = ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"]
-        .map(|kind| stage.get_json(&format!("get {kind} {NAME}"))["metadata"]["resourceVersion"].clone())
-        .into();
-    // Another replica comes, and reads everything.
-    stage.spawn_webhook("webhook-c", &["--shutdown-delay=0s"]).unwrap();
-    stage.ready("webhook-c").unwrap();
-    stage.balancer.remove("webhook-c");
-    assert!(stage.cluster.processes().stop("webhook-c", SOON).unwrap().success());
-    let after: Vec<Value> = ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"]
-        .map(|kind| stage.get_json(&format!("get {kind} {NAME}"))["metadata"]["resourceVersion"].clone())
-        .into();
-    assert_eq!(before, after, "nothing had changed");
+    let versions = || {
+        ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"]
+            .map(|kind| stage.get_json(&format!("get {kind} {NAME}"))["metadata"]["resourceVersion"].clone())
+    };
+    // Another replica comes, and reads everything. An authority that another test left may still be on its way out.
+    eventually(3 * SOON, || {
+        let before = versions();
+        stage.spawn_webhook("webhook-c", &["--shutdown-delay=0s"])?;
+        stage.ready("webhook-c")?;
+        stage.balancer.remove("webhook-c");
+        assert!(stage.cluster.processes().stop("webhook-c", SOON)?.success());
+        let after = versions();
+        if before == after { Ok(()) } else { Err(format!("written anew: {before:?}, {after:?}")) }
+    })
+    .unwrap();
     let once = [
         "create secrets",
         "patch customresourcedefinitions",
@@ -919,7 +922,9 @@ fn the_roles_allow_what_was_done_and_nothing_else() {
                     };
                     for resource in words("resources") {
                         for verb in words("verbs") {
-                            if !used.contains(&(verb.as_str(), resource.as_str())) {
+                            // An event that repeats is patched; whether one does is a matter of time.
+                            let is_chance = (verb.as_str(), resource.as_str()) == ("patch", "events");
+                            if !is_chance && !used.contains(&(verb.as_str(), resource.as_str())) {
                                 unused.insert(format!("{} {verb} {resource}", role["metadata"]["name"]));
                             }
                         }

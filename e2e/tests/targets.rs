@@ -736,9 +736,10 @@ fn where_aws_has_no_room_unwanted_targets_go_first() {
     .unwrap();
     space.attribute(&arn, "deregistration_delay.timeout_seconds", "0").unwrap();
     space.deploy("green", 5).unwrap();
+    until_endpoints(&space, "green", 5);
     space.bind("web", &arn, &json!({"serviceRef": {"name": "green"}})).unwrap();
-    let message = until(&space, "TargetsRegistered", "False", "TargetLimitReached");
-    assert!(message.contains("no room for 2 targets"), "{message}");
+    until(&space, "TargetsRegistered", "False", "TargetLimitReached");
+    until_message(&space, "TargetsRegistered", "no room for 2 targets");
     let green = space.pods("green", 8080).unwrap();
     let there = space.targets(&arn).unwrap();
     assert!(there.len() == 3 && there.is_subset(&green), "{there:?}");
