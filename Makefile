@@ -66,7 +66,8 @@ e2e: control-plane ## scenarios on a real control plane
 	@echo '== scenarios on a real control plane'
 	@cargo build $(WORKSPACE) --bins
 	@rm -rf target/awsim
-	@TGB_RECORD=$(CURDIR)/target/awsim cargo test $(WORKSPACE) --test '*'
+	@cargo test $(WORKSPACE) --test '*' --no-run --message-format=json >target/suites.json
+	@TGB_RECORD=$(CURDIR)/target/awsim e2e/suites.py <target/suites.json
 	@$(CACHE)/venv/bin/python e2e/awsim/tests/fidelity.py --replay target/awsim/*.jsonl
 
 .PHONY: bench

@@ -101,15 +101,20 @@ impl Output {
         if self.code == 0 { Ok(self.stdout) } else { Err(format!("$ {}\n{}", self.command, self.stderr)) }
     }
 
-    /// The standard error of a command that must fail.
+    /// The standard error of a command that must be refused: by a decision, not by a server that was away.
     ///
     /// # Errors
-    /// The command and its output if it succeeded.
+    /// The command and its output if it succeeded, or if nobody decided.
     pub fn refused(self) -> Result<String> {
-        if self.code != 0 {
-            return Ok(self.stderr);
+        let undecided =
+            ["failed calling webhook", "conversion webhook for", "Unable to connect", "was refused - "];
+        if self.code == 0 {
+            return Err(format!("$ {}\n{}: this was to be refused", self.command, self.stdout));
         }
-        Err(format!("$ {}\n{}: this was to be refused", self.command, self.stdout))
+        if undecided.iter().any(|said| self.stderr.contains(said)) {
+            return Err(format!("$ {}\n{}: nobody decided", self.command, self.stderr));
+        }
+        Ok(self.stderr)
     }
 
     /// The standard output as JSON.

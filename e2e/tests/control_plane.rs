@@ -118,7 +118,7 @@ fn while_etcd_is_paused_nothing_is_written_and_afterwards_everything_goes_on() {
         what(space.cluster().processes(), "etcd").unwrap();
     };
     etcd(tgb_e2e::Processes::pause);
-    space.kubectl("scale deployment web --replicas=3 --request-timeout=2s").refused().unwrap();
+    assert_ne!(space.kubectl("scale deployment web --replicas=3 --request-timeout=2s").code, 0);
     etcd(tgb_e2e::Processes::resume);
     eventually(SOON, || space.kubectl("scale deployment web --replicas=4").ok()).unwrap();
     eventually(SOON, || {
