@@ -136,7 +136,7 @@ impl Aws {
                     .operation_attempt_timeout(ATTEMPT_TIMEOUT)
                     .build(),
             );
-        if let Some(region) = settings.region.filter(|region| !region.is_empty()) {
+        if let Some(region) = settings.region.clone().filter(|region| !region.is_empty()) {
             loader = loader.region(aws_config::Region::new(region));
         }
         let config = loader.load().await;
@@ -145,6 +145,11 @@ impl Aws {
             code: "NoRegion".to_owned(),
             message: "no AWS region is known; give --aws-region or set AWS_REGION".to_owned(),
         })?;
+        Ok(Self::over(config, region, settings))
+    }
+
+    /// A handle on what this configuration leads to.
+    pub(crate) fn over(config: aws_config::SdkConfig, region: String, settings: Settings) -> Self {
         let given = settings.vpc_id.filter(|id| !id.is_empty());
         let inner = Inner {
             own: aws_sdk_elasticloadbalancingv2::Client::new(&config),
@@ -164,7 +169,7 @@ impl Aws {
             ec2_health: Health::default(),
             recovered: watch::Sender::new(0),
         };
-        Ok(Self { inner: Arc::new(inner), urgent: false })
+        Self { inner: Arc::new(inner), urgent: false }
     }
 
     /// The same, whose reads go before those of others when the budget is short. Writes always do.

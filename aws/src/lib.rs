@@ -10,6 +10,8 @@ mod client;
 mod ec2;
 mod elb;
 mod error;
+#[cfg(test)]
+mod fuzz;
 mod limits;
 mod metrics;
 mod role;
