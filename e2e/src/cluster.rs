@@ -6,11 +6,11 @@ use crate::{Output, Processes, Programs, Result, Spec, eventually, run};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 const START: Duration = Duration::from_secs(60);
@@ -415,19 +415,43 @@ pub(crate) fn shown(program: &str, args: &[&str]) -> String {
     line
 }
 
-/// Ports that are free at this moment; all are taken together, so that they differ.
+/// Ports that nobody else gets while this process lives, each only once.
+///
+/// They are below those that a system gives to outgoing connections, so that none of these takes one before the program
+/// that it was meant for has started; and in blocks that harnesses side by side lock by a file.
 ///
 /// # Errors
 /// When there are not so many.
 pub fn free_ports<const N: usize>() -> Result<[u16; N]> {
-    let mut listeners = Vec::with_capacity(N);
+    const BLOCK: u16 = 64;
+    const BLOCKS: u16 = 300;
+    const FIRST: u16 = 10_240;
+    /// What is left of the newest block, and the files of all of them.
+    static MINE: Mutex<(std::ops::Range<u16>, Vec<File>)> = Mutex::new((0..0, Vec::new()));
+    let failed = |error: std::io::Error| format!("no ports on this machine can be claimed: {error}");
+    let mut mine = MINE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut ports = [0; N];
     for port in &mut ports {
-        let listener = TcpListener::bind(("127.0.0.1", 0))
-            .and_then(|listener| listener.local_addr().map(|address| (listener, address)))
-            .map_err(|error| format!("no free port on 127.0.0.1: {error}"))?;
-        *port = listener.1.port();
-        listeners.push(listener.0);
+        *port = loop {
+            if let Some(port) = mine.0.next() {
+                if TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
+                    break port;
+                }
+                continue;
+            }
+            let dir = std::env::temp_dir().join("tgb-ports");
+            fs::create_dir_all(&dir).map_err(failed)?;
+            // Those that ended a moment ago are not begun with.
+            let begin = u16::try_from(std::process::id() % u32::from(BLOCKS)).unwrap_or_default();
+            let claim = |n: u16| {
+                let first = FIRST + (begin + n) % BLOCKS * BLOCK;
+                let file = File::create(dir.join(first.to_string())).ok()?;
+                file.try_lock().ok().map(|()| (first..first + BLOCK, file))
+            };
+            let (block, file) = (0..BLOCKS).find_map(claim).ok_or("all blocks of ports are taken")?;
+            mine.0 = block;
+            mine.1.push(file);
+        };
     }
     Ok(ports)
 }

@@ -79,6 +79,16 @@ use std::time::{Duration, Instant};
 /// What went wrong, as one line for people.
 pub type Result<T> = std::result::Result<T, String>;
 
+/// What kubectl says when a server, or the webhook behind it, was not there to decide.
+const UNDECIDED: [&str; 6] = [
+    "failed calling webhook",
+    "conversion webhook for",
+    "Unable to connect",
+    "was refused - ",
+    "request timed out",
+    "context deadline exceeded",
+];
+
 /// What a command has printed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
@@ -106,15 +116,24 @@ impl Output {
     /// # Errors
     /// The command and its output if it succeeded, or if nobody decided.
     pub fn refused(self) -> Result<String> {
-        let undecided =
-            ["failed calling webhook", "conversion webhook for", "Unable to connect", "was refused - "];
-        if self.code == 0 {
-            return Err(format!("$ {}\n{}: this was to be refused", self.command, self.stdout));
+        let undecided = UNDECIDED.iter().any(|said| self.stderr.contains(said));
+        self.failed("to be refused", !undecided)
+    }
+
+    /// The standard error of a command that must fail because who decides about it is away.
+    ///
+    /// # Errors
+    /// The command and its output if it succeeded, or if somebody decided.
+    pub fn undecided(self) -> Result<String> {
+        let undecided = UNDECIDED.iter().any(|said| self.stderr.contains(said));
+        self.failed("not to be decided", undecided)
+    }
+
+    fn failed(self, expected: &str, is_so: bool) -> Result<String> {
+        if self.code != 0 && is_so {
+            return Ok(self.stderr);
         }
-        if undecided.iter().any(|said| self.stderr.contains(said)) {
-            return Err(format!("$ {}\n{}: nobody decided", self.command, self.stderr));
-        }
-        Ok(self.stderr)
+        Err(format!("$ {}\n{}{}: this was {expected}", self.command, self.stdout, self.stderr))
     }
 
     /// The standard output as JSON.

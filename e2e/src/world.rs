@@ -294,10 +294,25 @@ impl Space<'_> {
              ports: [{{name: http, port: 80, targetPort: 8080}}]}}}}"
         ))
         .ok()?;
+        // All of what the product will look at: the pods, and the slices that tell of them.
         eventually(SOON, || {
             let pods = self.pods(name, 8080)?;
-            if pods.len() == replicas { Ok(()) } else { Err(format!("{pods:?}, not {replicas} pods")) }
+            let listed = self.listed(name)?;
+            let all = pods.len() == replicas && listed.len() == replicas;
+            if all { Ok(()) } else { Err(format!("{pods:?}, in slices {listed:?}, not {replicas} pods")) }
         })
+    }
+
+    /// The addresses of a Service in its endpoint slices, those that are not ready, too.
+    fn listed(&self, service: &str) -> Result<BTreeSet<String>> {
+        let line = format!("get endpointslices -l kubernetes.io/service-name={service} -o json");
+        let slices = self.kubectl(&line).json()?;
+        let list = |value: &Value, path: &str| {
+            value.pointer(path).and_then(Value::as_array).cloned().unwrap_or_default()
+        };
+        let endpoints = list(&slices, "/items").into_iter().flat_map(|slice| list(&slice, "/endpoints"));
+        let addresses = endpoints.flat_map(|endpoint| list(&endpoint, "/addresses"));
+        Ok(addresses.filter_map(|address| address.as_str().map(str::to_owned)).collect())
     }
 
     /// A Deployment of so many pods and a Service, both `web`, bound to a target group (HTTP, ip) that a load balancer

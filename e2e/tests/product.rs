@@ -20,7 +20,7 @@ fn a_stopped_webhook_holds_up_no_clean_up_and_nobody_else() {
     space.kubectl("label tgb web team=a").ok().unwrap();
     space.kubectl("annotate tgb web note=b").ok().unwrap();
     let spec = r#"{"spec": {"serviceRef": {"port": "http"}}}"#;
-    space.kubectl_with(&["patch", "tgb", "web", "--type=merge", "-p", spec], "").refused().unwrap();
+    space.kubectl_with(&["patch", "tgb", "web", "--type=merge", "-p", spec], "").undecided().unwrap();
     space.kubectl("scale deployment web --replicas=2").ok().unwrap();
     space.until_pods_are_targets(&arn, "web", 2).unwrap();
     space.kubectl("delete tgb web --timeout=30s").ok().unwrap();

@@ -394,8 +394,9 @@ fn a_renamed_binding_never_loses_a_target() {
     let arn = bound(&space, 2);
     let pods = space.pods("web", 8080).unwrap();
     bypass_webhook(&space); // TGB115 would ask to delete the old one first
-    space.bind("new", &arn, &json!({"serviceRef": {"name": "web"}})).unwrap();
-    eventually(SOON, || match condition(&space, "new", "Ready")? {
+    // Of two from the same second the first by name is the owner.
+    space.bind("web-new", &arn, &json!({"serviceRef": {"name": "web"}})).unwrap();
+    eventually(SOON, || match condition(&space, "web-new", "Ready")? {
         (_, reason, message) if reason == "InUseByAnotherBinding" => {
             assert!(message.contains("TGB115") && message.contains("renamed/web"), "{message}");
             Ok(())
@@ -403,9 +404,9 @@ fn a_renamed_binding_never_loses_a_target() {
         other => Err(format!("{other:?}")),
     })
     .unwrap();
-    assert_eq!(condition(&space, "new", "Stalled").unwrap().0, "True");
+    assert_eq!(condition(&space, "web-new", "Stalled").unwrap().0, "True");
     space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
-    eventually(SOON, || match condition(&space, "new", "Ready")? {
+    eventually(SOON, || match condition(&space, "web-new", "Ready")? {
         (status, ..) if status == "True" => Ok(()),
         other => Err(format!("{other:?}")),
     })
@@ -413,8 +414,8 @@ fn a_renamed_binding_never_loses_a_target() {
     assert_eq!(space.targets(&arn).unwrap(), pods);
     assert_eq!((space.count("RegisterTargets"), space.count("DeregisterTargets")), (1, 0));
     // and a loser that goes takes nothing with it
-    space.bind("loser", &arn, &json!({"serviceRef": {"name": "web"}})).unwrap();
-    space.kubectl("delete tgb loser --timeout=60s").ok().unwrap();
+    space.bind("web-loser", &arn, &json!({"serviceRef": {"name": "web"}})).unwrap();
+    space.kubectl("delete tgb web-loser --timeout=60s").ok().unwrap();
     assert_eq!(space.targets(&arn).unwrap(), pods);
 }
 
@@ -618,8 +619,12 @@ fn targets_of_another_account_are_registered_with_a_role() {
     space.bind("web", &arn, &spec).unwrap();
     until(&space, "Ready", "True", "Reconciled");
     let pods = space.pods("web", 8080).unwrap();
-    let there = server.targets(theirs, "us-west-2", &arn);
-    assert_eq!(there.iter().map(|t| format!("{}:{}", t.id, t.port)).collect::<BTreeSet<_>>(), pods);
+    let there = eventually(SOON, || {
+        let there = server.targets(theirs, "us-west-2", &arn);
+        let all = there.iter().map(|t| format!("{}:{}", t.id, t.port)).collect::<BTreeSet<_>>();
+        if all == pods { Ok(there) } else { Err(format!("{all:?}, not {pods:?}")) }
+    })
+    .unwrap();
     assert!(there.iter().all(|target| target.zone.as_deref() == Some("all")), "{there:?}");
     assert!(!space.controller().log().contains("a-secret-id"), "the external id is logged");
     space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
