@@ -43,6 +43,9 @@ use tgb_process::{Logging, duration};
 const EXIT_CODES: &str = "Exit codes: 0 done, or a clean stop after SIGTERM; 1 something is missing at start, the lease is lost, or a command \
     failed, and stderr says which; 2 wrong flags.";
 
+/// Lists of thousands of pods are read while the lease is renewed and AWS is called.
+const THREADS: usize = 2;
+
 /// Keeps target groups and security groups as TargetGroupBindings say.
 ///
 /// Every flag can be given by its environment variable as well.
@@ -257,7 +260,7 @@ fn main() -> ExitCode {
         | Command::PrepareUninstall { cluster, .. } => &cluster.logging,
     }
     .clone();
-    tgb_process::main("tgb-controller", &logging, execute(command))
+    tgb_process::main("tgb-controller", THREADS, &logging, execute(command))
 }
 
 async fn execute(command: Command) -> Result<(), String> {

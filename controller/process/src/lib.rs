@@ -43,8 +43,12 @@ pub struct Logging {
 }
 
 /// Runs a program's work to its end: 0 if that is well, otherwise 1 and the sentence on stderr.
+///
+/// `threads` take turns at all tasks, whatever the node has: each one more makes requests dearer, since one that comes alone
+/// wakes several, and costs memory. Long work belongs into `spawn_blocking` or `block_in_place`.
 pub fn main(
     program: &'static str,
+    threads: usize,
     logging: &Logging,
     work: impl Future<Output = Result<(), String>>,
 ) -> ExitCode {
@@ -52,6 +56,7 @@ pub fn main(
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let done = || -> Result<(), String> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(threads)
             .enable_all()
             .build()
             .map_err(|error| format!("no runtime: {error}"))?;
