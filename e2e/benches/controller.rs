@@ -84,19 +84,16 @@ async fn api(stage: &Stage) -> Result<Connection> {
 /// Waits until nothing was called for `quiet`.
 async fn settled(server: &Server, quiet: Duration, deadline: Duration) -> Result<()> {
     let begun = Instant::now();
-    let changes = || {
-        let polls = |call: &&Call| call.action != "DescribeTargetHealth";
-        server.journal().iter().filter(polls).count()
-    };
-    let (mut count, mut since) = (changes(), Instant::now());
+    let (mut seen, mut since) = (server.journal().len(), Instant::now());
     while since.elapsed() < quiet {
         if begun.elapsed() > deadline {
             return Err(format!("AWS is still called after {} s", deadline.as_secs()));
         }
         sleep(Duration::from_millis(250)).await;
-        let now = changes();
-        if now != count {
-            (count, since) = (now, Instant::now());
+        let new = server.journal_after(seen);
+        seen += new.len();
+        if new.iter().any(|call| call.action != "DescribeTargetHealth") {
+            since = Instant::now();
         }
     }
     Ok(())
@@ -110,6 +107,14 @@ fn about(server: &Server, arn: &str) -> Vec<String> {
         arns.is_empty() || arns.iter().any(|other| *other == arn)
     };
     server.journal().iter().filter(|call| concerns(call)).map(|call| call.action.clone()).collect()
+}
+
+/// How many of these there are, the first RegisterTargets included.
+fn until_register(server: &Server, arn: &str) -> usize {
+    let mut made = about(server, arn);
+    made.truncate(made.iter().position(|action| action == "RegisterTargets").map_or(0, |at| at + 1));
+    eprintln!("      {}", made.join(", "));
+    made.len()
 }
 
 async fn until_registered(server: &Server, arn: &str, count: usize) -> Result<()> {
@@ -167,16 +172,8 @@ async fn calls(table: &mut Table, stage: &Stage, server: &Server, fleet: &mut Fl
     );
 
     until_registered(server, &arn, 2).await?;
-    let mut made = about(server, &arn);
-    made.truncate(made.iter().position(|action| action == "RegisterTargets").map_or(0, |at| at + 1));
-    eprintln!("      {}", made.join(", "));
-    table.add(
-        "calls-create",
-        "AWS calls from create to registered",
-        made.len() as f64,
-        "calls",
-        Limit::Most(3.0),
-    );
+    let made = until_register(server, &arn);
+    table.add("calls-create", "AWS calls from create to registered", made as f64, "calls", Limit::Most(3.0));
 
     settled(server, Duration::from_secs(3), Duration::from_secs(60)).await?;
     fleet.pod(n, EXTRA - 8).await?;
@@ -186,24 +183,24 @@ async fn calls(table: &mut Table, stage: &Stage, server: &Server, fleet: &mut Fl
     fleet.endpoints(n, &[EXTRA - 10, EXTRA - 9, EXTRA - 8]).await?;
     fleet.flush().await?;
     until_registered(server, &arn, 3).await?;
-    let mut made = about(server, &arn);
-    made.truncate(made.iter().position(|action| action == "RegisterTargets").map_or(0, |at| at + 1));
-    eprintln!("      {}", made.join(", "));
-    table.add(
-        "calls-endpoint",
-        "AWS calls per change of endpoints",
-        made.len() as f64,
-        "calls",
-        Limit::Most(1.0),
-    );
+    let made = until_register(server, &arn);
+    table.add("calls-endpoint", "AWS calls per change of endpoints", made as f64, "calls", Limit::Most(1.0));
     Ok(())
 }
 
-/// The groups whose health was read.
-fn compared(server: &Server) -> usize {
-    let journal = server.journal();
-    let reads = journal.iter().filter(|call| call.action == "DescribeTargetHealth");
-    reads.filter_map(|call| call.parameters.get("TargetGroupArn")).collect::<BTreeSet<_>>().len()
+/// Waits until the health of so many groups was read since the journal was cleared, or for `most`. How many there were.
+async fn compared(server: &Server, groups: usize, most: Duration) -> usize {
+    let (begun, mut seen, mut read) = (Instant::now(), 0, BTreeSet::new());
+    loop {
+        let new = server.journal_after(seen);
+        seen += new.len();
+        let reads = new.into_iter().filter(|call| call.action == "DescribeTargetHealth");
+        read.extend(reads.filter_map(|mut call| call.parameters.remove("TargetGroupArn")));
+        if read.len() >= groups || begun.elapsed() > most {
+            return read.len();
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
 }
 
 async fn comparison(table: &mut Table, stage: &Stage, server: &Server) -> Result<()> {
@@ -212,11 +209,9 @@ async fn comparison(table: &mut Table, stage: &Stage, server: &Server) -> Result
     server.clear_journal(None);
     processes.restart(CONTROLLER)?;
     let begun = Instant::now();
-    while compared(server) < 101 && begun.elapsed() < Duration::from_secs(90) {
-        sleep(Duration::from_millis(100)).await;
-    }
+    let groups = compared(server, 101, Duration::from_secs(90)).await;
     let what = "after a restart, groups of 101 compared with AWS";
-    table.add("compared", what, compared(server) as f64, "groups", Limit::Least(101.0));
+    table.add("compared", what, groups as f64, "groups", Limit::Least(101.0));
     let what = "the same, until all are, within AWS's allowance of calls";
     table.add("compared-time", what, begun.elapsed().as_secs_f64(), "s", Limit::None);
     settled(server, Duration::from_secs(3), Duration::from_secs(90)).await
@@ -301,8 +296,9 @@ impl Scale<'_> {
         let pid = |stage: &Stage| stage.pid(CONTROLLER);
         let ready = restart(self.stage, CONTROLLER, self.stage.product.controller().http())?;
         let begun = Instant::now();
-        while compared(self.server) < count && begun.elapsed() < Duration::from_secs(600) {
-            sleep(Duration::from_millis(50)).await;
+        let groups = compared(self.server, count, Duration::from_secs(600)).await;
+        if groups < count {
+            return Err(format!("{groups} groups of {count} were compared in 10 minutes"));
         }
         let cold = ready + begun.elapsed();
         settled(self.server, Duration::from_secs(8), Duration::from_secs(600)).await?;

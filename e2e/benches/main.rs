@@ -4,6 +4,7 @@
 //!
 //! - [`webhook`]: admission, conversion, start, memory; [`controller`]: calls, latencies, scale;
 //! - [`soak`]: an hour of mixed change with faults (`make soak`);
+//! - [`floor`]: a server that does nothing, beside the webhook;
 //! - [`fleet`]: thousands of bindings; [`http`]: the client; [`machine`]: CPU and memory of processes; [`table`].
 //!
 //! `ONLY=webhook|controller` runs one part, `FULL=1` adds 5,000 bindings and the rolling change of 20,000 pods.
@@ -12,6 +13,7 @@
 
 mod controller;
 mod fleet;
+mod floor;
 mod http;
 mod machine;
 mod soak;
@@ -73,12 +75,12 @@ fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     // One thread, so that the client takes no more than one core from what it measures.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let soaking = std::env::args().nth(1).as_deref() == Some("soak");
-    let done = match runtime {
-        Ok(runtime) if soaking => runtime.block_on(soak::run()),
-        Ok(runtime) => runtime.block_on(bench()),
-        Err(error) => Err(error.to_string()),
-    };
+    let part = std::env::args().nth(1);
+    let done = runtime.map_err(|error| error.to_string()).and_then(|runtime| match part.as_deref() {
+        Some("soak") => runtime.block_on(soak::run()),
+        Some("floor") => runtime.block_on(floor::run()),
+        _ => runtime.block_on(bench()),
+    });
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {

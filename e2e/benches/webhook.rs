@@ -1,6 +1,7 @@
 //! The webhook's figures, over real TLS connections to the real process.
 
 use crate::fleet::{self, Fleet};
+use crate::floor::Floor;
 use crate::http::Place;
 use crate::table::{Limit, Table};
 use crate::{Stage, machine};
@@ -25,8 +26,10 @@ pub(crate) async fn run(table: &mut Table) -> Result<()> {
     fleet.bindings(0..100, 2).await?;
     let place = place(&stage)?;
 
-    admission(table, &stage, &place, &fleet).await?;
-    conversion(table, &stage, &place).await?;
+    let floor = Floor::start()?;
+    admission(table, &stage, &place, &floor, &fleet).await?;
+    conversion(table, &stage, &place, &floor).await?;
+    drop(floor);
     start(table, &stage, "start-webhook", WEBHOOK, stage.product.webhook().http(), 200.0)?;
     // As it stands after its start and some traffic, with everything cached.
     let mut connection = place.connect().await?;
@@ -101,7 +104,56 @@ fn review(fleet: &Fleet, n: usize) -> Bytes {
     Bytes::from(review.to_string())
 }
 
-async fn admission(table: &mut Table, stage: &Stage, place: &Place, fleet: &Fleet) -> Result<()> {
+/// What requests one after another cost, µs: the webhook's of `count` on one connection, the floor's of as many with the
+/// same bodies, and the seconds that the webhook's took. Both in turn, so that whatever else runs is beside both.
+async fn costs(
+    pid: u32,
+    place: &Place,
+    floor: &Floor,
+    count: usize,
+    request: impl Fn(usize) -> (&'static str, Bytes),
+) -> Result<(f64, f64, f64)> {
+    let (mut ours, mut theirs) = (place.connect().await?, floor.place.connect().await?);
+    let (path, body) = request(0);
+    let (_, answer) = ours.send("POST", path, JSON, body).await?;
+    let bytes = format!("/{}", answer.len());
+    let (mut costs, mut floors, mut times) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 0..7 {
+        let (before, begun) = (machine::cpu(pid), Instant::now());
+        for n in 0..count {
+            let (path, body) = request(n);
+            ours.send("POST", path, JSON, body).await?;
+        }
+        let (cost, time) = (machine::cpu(pid) - before, begun.elapsed());
+        let before = floor.cpu();
+        for n in 0..count {
+            theirs.send("POST", &bytes, JSON, request(n).1).await?;
+        }
+        // the first round fills what is filled once
+        if round > 0 {
+            costs.push(cost.as_secs_f64() * 1e6 / count as f64);
+            floors.push((floor.cpu() - before).as_secs_f64() * 1e6 / count as f64);
+            times.push(time.as_secs_f64());
+        }
+    }
+    let middle = |values: &mut [f64]| machine::quantile(values, 0.5);
+    Ok((middle(&mut costs), middle(&mut floors), middle(&mut times)))
+}
+
+fn beside(table: &mut Table, id: &str, what: &str, (ours, floor): (f64, f64), most: f64) {
+    table.add(id, &format!("{what}, CPU"), ours, "µs", Limit::Most(most));
+    let nothing = "a server that reads the same bytes over TLS, answers as many and does nothing else, CPU";
+    table.add(&format!("{id}-floor"), nothing, floor, "µs", Limit::None);
+    table.add(&format!("{id}-ratio"), "ours in that", 100.0 * ours / floor, "%", Limit::None);
+}
+
+async fn admission(
+    table: &mut Table,
+    stage: &Stage,
+    place: &Place,
+    floor: &Floor,
+    fleet: &Fleet,
+) -> Result<()> {
     let pid = stage.pid(WEBHOOK);
     let bodies: Vec<Bytes> = (0..100).map(|n| review(fleet, n)).collect();
     let mut connection = place.connect().await?;
@@ -110,21 +162,10 @@ async fn admission(table: &mut Table, stage: &Stage, place: &Place, fleet: &Flee
     if answer["response"]["allowed"] != true || !answer["response"]["warnings"].is_null() {
         return Err(format!("an update that is fine is not: {answer}"));
     }
-    let mut costs = Vec::new();
-    for round in 0..6 {
-        let before = machine::cpu(pid);
-        for n in 0..2_000 {
-            let path = if n % 2 == 0 { MUTATE } else { VALIDATE };
-            connection.send("POST", path, JSON, bodies[n / 2 % 100].clone()).await?;
-        }
-        // the first round fills what is filled once
-        if round > 0 {
-            costs.push((machine::cpu(pid) - before).as_secs_f64() * 1e6 / 2_000.0);
-        }
-    }
-    let bytes = bodies[0].len();
-    let what = format!("one admission request (update of a binding, {bytes} bytes), CPU");
-    table.add("admission-cpu", &what, machine::quantile(&mut costs, 0.5), "µs", Limit::Most(50.0));
+    let request = |n: usize| (if n % 2 == 0 { MUTATE } else { VALIDATE }, bodies[n / 2 % 100].clone());
+    let (ours, least, _) = costs(pid, place, floor, 2_000, request).await?;
+    let what = format!("one admission request (update of a binding, {} bytes)", bodies[0].len());
+    beside(table, "admission-cpu", &what, (ours, least), 50.0);
 
     let clients = (0..8).map(|client| {
         let bodies = &bodies;
@@ -189,7 +230,7 @@ fn conversion_review(objects: &[Value]) -> Bytes {
     Bytes::from(review.to_string())
 }
 
-async fn conversion(table: &mut Table, stage: &Stage, place: &Place) -> Result<()> {
+async fn conversion(table: &mut Table, stage: &Stage, place: &Place, floor: &Floor) -> Result<()> {
     let pid = stage.pid(WEBHOOK);
     let mut connection = place.connect().await?;
     let bodies: Vec<Bytes> = (0..100).map(|n| conversion_review(&[old_binding(n)])).collect();
@@ -198,21 +239,12 @@ async fn conversion(table: &mut Table, stage: &Stage, place: &Place) -> Result<(
     if answer["response"]["convertedObjects"][0]["spec"]["targetGroup"]["targetType"] != "ip" {
         return Err(format!("a conversion went wrong: {answer}"));
     }
-    let (mut costs, mut times) = (Vec::new(), Vec::new());
-    for round in 0..4 {
-        let (before, begun) = (machine::cpu(pid), Instant::now());
-        for n in 0..5_000 {
-            connection.send("POST", "/convert", JSON, bodies[n % 100].clone()).await?;
-        }
-        if round > 0 {
-            costs.push((machine::cpu(pid) - before).as_secs_f64() * 1e6 / 5_000.0);
-            times.push(begun.elapsed().as_secs_f64());
-        }
-    }
-    let what = format!("conversion of one object per review ({} bytes), CPU", bodies[0].len());
-    table.add("conversion-cpu", &what, machine::quantile(&mut costs, 0.5), "µs", Limit::Most(40.0));
+    let request = |n: usize| ("/convert", bodies[n % 100].clone());
+    let (ours, least, time) = costs(pid, place, floor, 5_000, request).await?;
+    let what = format!("conversion of one object per review ({} bytes)", bodies[0].len());
+    beside(table, "conversion-cpu", &what, (ours, least), 40.0);
     let what = "5,000 such reviews one after another on one connection";
-    table.add("conversion-5000", what, machine::quantile(&mut times, 0.5), "s", Limit::Most(2.0));
+    table.add("conversion-5000", what, time, "s", Limit::Most(2.0));
 
     let objects: Vec<Value> = (0..5_000).map(old_binding).collect();
     let body = conversion_review(&objects);

@@ -212,6 +212,13 @@ impl Server {
         self.world.journal(None)
     }
 
+    /// The calls after the first `seen`, for who looks often: to read a long journal takes time, in which no call is
+    /// answered.
+    #[must_use]
+    pub fn journal_after(&self, seen: usize) -> Vec<Call> {
+        self.world.journal_after(seen)
+    }
+
     /// The calls of an account.
     #[must_use]
     pub fn journal_of(&self, account: &str) -> Vec<Call> {

@@ -540,6 +540,10 @@ impl World {
             .collect()
     }
 
+    pub(crate) fn journal_after(&self, seen: usize) -> Vec<Call> {
+        lock(&self.journal).iter().skip(seen).map(Line::read).collect()
+    }
+
     pub(crate) fn record_to(&self, file: std::fs::File) {
         *lock(&self.record) = Some(file);
     }
