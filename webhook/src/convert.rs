@@ -108,10 +108,9 @@ pub(crate) fn review(body: &[u8]) -> Result<(Vec<u8>, Converted), String> {
     }
     let request = review.request.ok_or("the review has no request")?;
     let objects = request.objects.ok_or("the request has no objects")?.0;
-    let span = tracing::Span::current();
-    span.record("uid", tracing::field::display(&request.uid));
-    span.record("to", &*request.desired).record("objects", objects.len());
-    let uid = serde_json::to_string(&request.uid).map_err(|error| error.to_string())?;
+    let (uid, to) = (request.uid.as_str(), request.desired.as_str());
+    let _span = tracing::info_span!("conversion", uid, to, objects = objects.len()).entered();
+    let uid = serde_json::to_string(uid).map_err(|error| error.to_string())?;
 
     let mut out = Vec::with_capacity(body.len() + body.len() / 8 + 256);
     out.extend_from_slice(

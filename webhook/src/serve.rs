@@ -352,22 +352,8 @@ async fn around(State(app): Shared, request: axum::extract::Request, next: Next)
     let path = request.uri().path();
     let path = PATHS.into_iter().find(|known| *known == path).unwrap_or("other");
     let version = request.version();
-    // What the request is about is recorded where it is read.
-    let span = match path {
-        CONVERT => tracing::info_span!("conversion", uid = Empty, to = Empty, objects = Empty),
-        _ => {
-            tracing::info_span!(
-                "admission",
-                path,
-                uid = Empty,
-                operation = Empty,
-                object = Empty,
-                arn = Empty
-            )
-        }
-    };
     let mut response = match app.places.try_acquire() {
-        Ok(_place) => match tokio::time::timeout(LONGEST, next.run(request).instrument(span)).await {
+        Ok(_place) => match tokio::time::timeout(LONGEST, next.run(request)).await {
             Ok(response) => response,
             Err(_) => (StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response(),
         },
@@ -520,19 +506,26 @@ async fn answered(
         Ok(request) => request,
         Err(message) => return bad(message),
     };
-    let span = tracing::Span::current();
-    span.record("uid", request.uid()).record("operation", request.operation());
-    span.record(
-        "object",
-        tracing::field::display(format_args!("{}/{}", request.namespace(), request.name())),
+    let (namespace, name) = (request.namespace(), request.name());
+    let span = tracing::info_span!(
+        "admission",
+        webhook,
+        uid = request.uid(),
+        operation = request.operation(),
+        object = %format_args!("{namespace}/{name}"),
+        arn = Empty
     );
     let begun = Instant::now();
-    let answer = review(&request).await;
-    app.metrics.reviewed(webhook, &request, answer.as_ref().ok(), begun.elapsed());
-    match answer.and_then(|answer| answer.review(&request)) {
-        Ok(review) => json(review),
-        Err(message) => failed(message),
+    async {
+        let answer = review(&request).await;
+        app.metrics.reviewed(webhook, &request, answer.as_ref().ok(), begun.elapsed());
+        match answer.and_then(|answer| answer.review(&request)) {
+            Ok(review) => json(review),
+            Err(message) => failed(message),
+        }
     }
+    .instrument(span)
+    .await
 }
 
 async fn in_time(
