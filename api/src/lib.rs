@@ -9,6 +9,7 @@
 //! - [`crd`]: the CustomResourceDefinition with all versions.
 //! - [`convert`]: the conversion between versions, on JSON.
 //! - [`defaulting`], [`rules`]: what admission fills in, refuses and warns of.
+//! - [`objects`]: Kubernetes' own objects, as far as they are read.
 //! - [`names`]: names that are shared with the AWS Load Balancer Controller and must stay.
 
 pub mod arn;
@@ -18,6 +19,7 @@ pub mod defaulting;
 #[cfg(test)]
 mod fuzz;
 pub mod names;
+pub mod objects;
 pub mod rules;
 pub mod service;
 pub mod target_group;

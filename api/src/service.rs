@@ -1,7 +1,7 @@
 //! A Service and its ports, as bindings refer to them.
 
+use crate::objects;
 use crate::target_group::Protocol;
-use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::collections::BTreeMap;
 
@@ -45,7 +45,7 @@ pub struct ServicePort {
 
 impl Service {
     /// Reads a Service. Numbers outside of 1–65535 are left out; the API server admits none.
-    pub fn read(service: &core::Service) -> Self {
+    pub fn read(service: &objects::Service) -> Self {
         let spec = service.spec.as_ref();
         let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
         Self {
@@ -58,7 +58,7 @@ impl Service {
                 .filter_map(|port| {
                     Some(ServicePort {
                         name: port.name.clone().filter(|name| !name.is_empty()),
-                        port: number(Some(port.port))?,
+                        port: number(port.port)?,
                         protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
                         target_port: port.target_port.clone(),
                         node_port: number(port.node_port),

@@ -24,7 +24,7 @@ pub struct TargetGroupBinding {
     #[serde(default = "kind")]
     pub kind: String,
     /// Name, namespace, labels, …
-    #[serde(default)]
+    #[serde(default, deserialize_with = "crate::objects::metadata")]
     pub metadata: ObjectMeta,
     /// What the user wants.
     #[serde(default)]

@@ -392,7 +392,6 @@ fn is_usual(labels: &BTreeMap<String, String>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::api::core::v1 as core;
     use serde::de::DeserializeOwned;
     use serde_json::{Value, json};
     use tgb_api::arn::TargetGroupArn;
@@ -619,7 +618,7 @@ mod tests {
         found.targets.keys().map(ToString::to_string).collect()
     }
 
-    fn node_port_service() -> core::Service {
+    fn node_port_service() -> tgb_api::objects::Service {
         read(service(
             json!({"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30080}]}),
         ))

@@ -3,7 +3,6 @@
 use crate::context::Ctx;
 use crate::index::{Index, Key};
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
@@ -11,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tgb_api::names;
+use tgb_api::objects::Pod;
 use tgb_aws::values::{ObservedTarget, TargetState};
 use tokio::time::Instant;
 use tracing::warn;

@@ -4,8 +4,6 @@
 //! to look at; [`crate::desired`] reads it.
 
 use base64::Engine;
-use k8s_openapi::api::core::v1 as core;
-use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -14,6 +12,7 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 use tgb_api::names;
+use tgb_api::objects;
 use tgb_api::service::Service;
 use tgb_api::target_group::TargetType;
 use tgb_api::v1::TargetGroupBinding;
@@ -254,7 +253,6 @@ impl Index {
     pub(crate) fn put_binding(&mut self, mut binding: TargetGroupBinding) -> Concerned {
         let key = Key::of(&binding.metadata);
         self.unreadable.remove(&key);
-        binding.metadata.managed_fields = None;
         if let Some(annotations) = &mut binding.metadata.annotations {
             annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
         }
@@ -299,7 +297,7 @@ impl Index {
         concerned
     }
 
-    pub(crate) fn put_service(&mut self, service: &core::Service) -> Concerned {
+    pub(crate) fn put_service(&mut self, service: &objects::Service) -> Concerned {
         let key = Key::of(&service.metadata);
         let read = Service::read(service);
         self.unlink_service(&key);
@@ -316,7 +314,7 @@ impl Index {
         self.users(key)
     }
 
-    pub(crate) fn put_slice(&mut self, slice: &discovery::EndpointSlice) -> Concerned {
+    pub(crate) fn put_slice(&mut self, slice: &objects::EndpointSlice) -> Concerned {
         let key = Key::of(&slice.metadata);
         let label = slice.metadata.labels.as_ref().and_then(|labels| labels.get(names::SERVICE_NAME_LABEL));
         let Some(service) = label.map(|name| Key::new(&key.namespace, name)) else {
@@ -354,7 +352,7 @@ impl Index {
         self.users(&service)
     }
 
-    pub(crate) fn put_pod(&mut self, pod: &core::Pod) -> Concerned {
+    pub(crate) fn put_pod(&mut self, pod: &objects::Pod) -> Concerned {
         let mut key = Key::of(&pod.metadata);
         let mut read = read_pod(pod);
         if self.pods.get(&key) == Some(&read) {
@@ -382,7 +380,7 @@ impl Index {
         concerned
     }
 
-    pub(crate) fn put_namespace(&mut self, namespace: &core::Namespace) -> Concerned {
+    pub(crate) fn put_namespace(&mut self, namespace: &objects::Namespace) -> Concerned {
         let name: Arc<str> = Arc::from(namespace.metadata.name.as_deref().unwrap_or_default());
         let label = namespace.metadata.labels.as_ref().and_then(|labels| labels.get(names::INJECT_LABEL));
         let read = Namespace {
@@ -400,7 +398,7 @@ impl Index {
         Concerned::new()
     }
 
-    pub(crate) fn put_node(&mut self, node: &core::Node) -> Concerned {
+    pub(crate) fn put_node(&mut self, node: &objects::Node) -> Concerned {
         let name: Arc<str> = Arc::from(node.metadata.name.as_deref().unwrap_or_default());
         let read = read_node(node);
         if self.nodes.get(&name) == Some(&read) {
@@ -587,7 +585,7 @@ fn port(number: Option<i32>) -> Option<u16> {
     number.and_then(|number| u16::try_from(number).ok()).filter(|number| *number != 0)
 }
 
-fn read_slice(slice: &discovery::EndpointSlice) -> Slice {
+fn read_slice(slice: &objects::EndpointSlice) -> Slice {
     let ports = slice.ports.as_deref().unwrap_or_default().iter().filter_map(|entry| {
         Some(SlicePort {
             name: entry.name.clone().unwrap_or_default(),
@@ -596,7 +594,7 @@ fn read_slice(slice: &discovery::EndpointSlice) -> Slice {
         })
     });
     let endpoints = slice.endpoints.as_deref().unwrap_or_default().iter().map(|endpoint| Endpoint {
-        addresses: endpoint.addresses.iter().filter_map(|text| text.parse().ok()).collect(),
+        addresses: endpoint.addresses.iter().flatten().filter_map(|text| text.parse().ok()).collect(),
         ready: endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(true),
         pod: endpoint
             .target_ref
@@ -609,7 +607,7 @@ fn read_slice(slice: &discovery::EndpointSlice) -> Slice {
     Slice { address_type: slice.address_type.clone(), ports: ports.collect(), endpoints: endpoints.collect() }
 }
 
-fn read_pod(pod: &core::Pod) -> Pod {
+fn read_pod(pod: &objects::Pod) -> Pod {
     let spec = pod.spec.as_ref();
     let status = pod.status.as_ref();
     let conditions = status.and_then(|status| status.conditions.as_deref()).unwrap_or_default();
@@ -619,7 +617,7 @@ fn read_pod(pod: &core::Pod) -> Pod {
         .and_then(|status| status.pod_ips.as_deref())
         .unwrap_or_default()
         .iter()
-        .filter_map(|entry| entry.ip.parse().ok())
+        .filter_map(|entry| entry.ip.as_deref()?.parse().ok())
         .collect();
     if let (true, Some(ip)) = (ips.is_empty(), status.and_then(|status| status.pod_ip.as_deref())) {
         ips.extend(ip.parse::<IpAddr>());
@@ -639,7 +637,7 @@ fn read_pod(pod: &core::Pod) -> Pod {
             });
             (kind.clone(), state)
         });
-    let containers = spec.map(|spec| spec.containers.as_slice()).unwrap_or_default();
+    let containers = spec.and_then(|spec| spec.containers.as_deref()).unwrap_or_default();
     let mut ports = BTreeMap::new();
     let mut quic = BTreeMap::new();
     for container in containers {
@@ -653,7 +651,7 @@ fn read_pod(pod: &core::Pod) -> Pod {
             quic.entry(0).or_insert_with(|| id.clone());
         }
         for entry in container.ports.iter().flatten() {
-            let Some(number) = port(Some(entry.container_port)) else { continue };
+            let Some(number) = port(entry.container_port) else { continue };
             if let Some(name) = &entry.name {
                 ports.insert(name.clone(), number);
             }
@@ -688,7 +686,7 @@ fn quic_server_id(value: &str) -> Option<String> {
     (bytes.len() == 8).then(|| bytes.iter().fold("0x".to_owned(), |text, byte| format!("{text}{byte:02x}")))
 }
 
-fn read_node(node: &core::Node) -> Node {
+fn read_node(node: &objects::Node) -> Node {
     let conditions = node.status.as_ref().and_then(|status| status.conditions.as_deref()).unwrap_or_default();
     let ready = conditions.iter().find(|condition| condition.type_ == "Ready");
     let spec = node.spec.as_ref();
@@ -749,7 +747,7 @@ mod tests {
         assert_eq!(quic_server_id("nonsense"), None);
     }
 
-    fn pod(gates: &[&str], ip: &str) -> core::Pod {
+    fn pod(gates: &[&str], ip: &str) -> objects::Pod {
         let gates: Vec<Value> = gates.iter().map(|name| json!({"conditionType": name})).collect();
         serde_json::from_value(json!({
             "metadata": {"namespace": "shop", "name": "web-1", "uid": "u"},

@@ -7,7 +7,6 @@
 use crate::rewrite::{Document, Node, Unusable, documents, is_binding, read_file, read_text};
 use crate::surroundings::{self, Answers, Described, Question, Stored, question};
 use clap::ValueEnum;
-use k8s_openapi::api::core::v1 as core;
 use serde_json::{Map, Value, json};
 use serde_saphyr::Spanned;
 use std::collections::BTreeSet;
@@ -16,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tgb_api::arn::TargetGroupArn;
 use tgb_api::crd::{Version, crd};
+use tgb_api::objects;
 use tgb_api::rules::{Context, Lookup, Operation, Other, Settings, Severity, check, path_in};
 use tgb_api::service::Service;
 use tgb_api::target_group::TargetGroup;
@@ -384,7 +384,7 @@ impl Input {
         } else if sent.get("kind") == Some(&json!("Service")) && sent.get("apiVersion") == Some(&json!("v1"))
         {
             // A Service that is not in order is somebody else's to tell.
-            let Ok(object) = serde_json::from_value::<core::Service>(sent) else { return };
+            let Ok(object) = serde_json::from_value::<objects::Service>(sent) else { return };
             let mut service = Service::read(&object);
             if service.namespace.is_empty() {
                 service.namespace = self.namespace.clone();

@@ -1,7 +1,6 @@
 //! What admission looks up: Services and bindings from watched caches, target groups from a short memory.
 
 use futures::TryStreamExt as _;
-use k8s_openapi::api::core::v1 as core;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::{Api, ListParams};
 use kube::core::DeserializeGuard;
@@ -13,11 +12,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
-use tgb_api::names;
 use tgb_api::rules::Other;
 use tgb_api::service::Service;
 use tgb_api::target_group::{Protocol, TargetGroup, TargetType};
 use tgb_api::v1::{Role, Sharing, TargetGroupBinding};
+use tgb_api::{names, objects};
 use tgb_aws::values::TargetState;
 use tgb_aws::{Aws, AwsError, TargetGroupQuery};
 
@@ -99,9 +98,9 @@ fn take<T>(all: &mut Namespaced<T>, namespace: &str, name: &str) -> Option<Arc<T
 struct Services(Namespaced<Service>);
 
 impl Store for Services {
-    type Source = core::Service;
+    type Source = objects::Service;
 
-    fn insert(&mut self, source: &core::Service) {
+    fn insert(&mut self, source: &objects::Service) {
         let service = Arc::new(Service::read(source));
         self.0.entry(service.namespace.clone()).or_default().insert(service.name.clone(), service);
     }
@@ -313,13 +312,13 @@ impl Cluster {
         namespace: &str,
         name: &str,
     ) -> Result<Option<Arc<Service>>, kube::Error> {
-        let api: Api<core::Service> = Api::namespaced(self.client.clone(), namespace);
+        let api: Api<objects::Service> = Api::namespaced(self.client.clone(), namespace);
         Ok(Box::pin(api.get_opt(name)).await?.as_ref().map(Service::read).map(Arc::new))
     }
 
     /// Whether a namespace asks for readiness gates; `None` where it can't be read.
     pub(crate) async fn injects(&self, namespace: &str) -> Option<bool> {
-        let api: Api<core::Namespace> = Api::all(self.client.clone());
+        let api: Api<objects::Namespace> = Api::all(self.client.clone());
         let found = Box::pin(api.get_metadata_opt(namespace)).await.ok()??;
         let label = found.metadata.labels.unwrap_or_default().remove(names::INJECT_LABEL);
         Some(label.as_deref() == Some(names::INJECT_ENABLED))

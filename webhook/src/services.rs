@@ -2,7 +2,7 @@
 
 use crate::admission::{Answer, Request};
 use crate::lookup::{Bound, Cluster};
-use k8s_openapi::api::core::v1 as core;
+use tgb_api::objects;
 use tgb_api::rules::{Settings, Severity};
 use tgb_api::service::Service;
 use tgb_api::target_group::TargetType;
@@ -26,7 +26,7 @@ pub(crate) async fn review(
         return Ok(answer);
     }
     let read = |json: Option<&str>| {
-        let service: core::Service = serde_json::from_str(json?).ok()?;
+        let service: objects::Service = serde_json::from_str(json?).ok()?;
         Some(Service::read(&service))
     };
     let Some(old) = read(request.old_object()) else { return Ok(answer) };

@@ -1,17 +1,16 @@
 //! What `lint` learns from a cluster and from AWS, where it is told to ask.
 
 use futures::{StreamExt as _, stream};
-use k8s_openapi::api::core::v1 as core;
 use kube::Client;
 use kube::api::{Api, ApiResource, DynamicObject, ListParams, TypeMeta};
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use tgb_api::crd::Version;
-use tgb_api::names;
 use tgb_api::service::Service;
 use tgb_api::target_group::TargetGroup;
 use tgb_api::v1::{AssumeRole, TargetGroupRef};
+use tgb_api::{names, objects};
 use tgb_aws::{Aws, Identity, TargetGroupQuery};
 
 /// What a cluster holds.
@@ -34,11 +33,11 @@ pub(crate) struct Stored {
 pub(crate) async fn cluster(kubeconfig: Option<&Path>) -> Result<Stored, String> {
     let client = tgb_process::client(kubeconfig).await?;
     let namespace = client.default_namespace().to_owned();
-    let services: Api<core::Service> = Api::all(client.clone());
+    let services: Api<objects::Service> = Api::all(client.clone());
     let services = services.list(&ListParams::default()).await;
     let services = services.map_err(|error| format!("Services can't be listed: {error}"))?;
     let label = format!("{}={}", names::INJECT_LABEL, names::INJECT_ENABLED);
-    let namespaces: Api<core::Namespace> = Api::all(client.clone());
+    let namespaces: Api<objects::Namespace> = Api::all(client.clone());
     let labelled = namespaces.list_metadata(&ListParams::default().labels(&label)).await;
     let injecting =
         labelled.ok().map(|list| list.items.into_iter().filter_map(|it| it.metadata.name).collect());
