@@ -840,9 +840,9 @@ fn traces_and_logs_tell_of_requests_conversions_passes_and_calls_of_aws() {
         line.unwrap_or_else(|| panic!("{name}: no line about the refusal in\n{log}")).to_owned()
     };
     let line: Value = serde_json::from_str(&refused("webhook-a", "webhook-b")).unwrap();
-    let span = &line["span"];
-    assert_eq!((&span["object"], &span["arn"]), (&json!("traced/web"), &json!(arn)), "{line}");
-    assert!(span["uid"].as_str().is_some_and(|uid| uid.len() == 36), "{line}");
+    let told = &line["fields"];
+    assert_eq!((&told["object"], &told["arn"]), (&json!("traced/web"), &json!(arn)), "{line}");
+    assert!(told["uid"].as_str().is_some_and(|uid| uid.len() == 36), "{line}");
     let line = refused("webhook-b", "webhook-a");
     assert!(line.contains("uid=") && line.contains(&arn), "{line}");
     old["spec"]["serviceRef"]["port"] = json!(80);

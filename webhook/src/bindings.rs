@@ -48,6 +48,8 @@ pub(crate) enum Connection {
 
 /// A review in progress.
 struct Review<'a> {
+    /// As [`Request::uid`].
+    uid: &'a str,
     operation: Operation,
     mutating: bool,
     old: Option<&'a TargetGroupBinding>,
@@ -193,8 +195,14 @@ impl Bindings {
             return Answer::default();
         }
         let settings = Arc::clone(&self.settings.borrow());
-        let review =
-            Review { operation, mutating, old, settings: &settings, deadline: Instant::now() + within };
+        let review = Review {
+            uid: request.uid(),
+            operation,
+            mutating,
+            old,
+            settings: &settings,
+            deadline: Instant::now() + within,
+        };
 
         let mut additions = match old.filter(|_| mutating) {
             Some(old) => defaulting::from_old(&new, old),
@@ -224,7 +232,7 @@ impl Bindings {
         let rests_on_service =
             |finding: &Finding| finding.rule.starts_with("TGB2") || finding.rule == "TGB117";
         if !live && findings.iter().any(rests_on_service) {
-            let service = self.live(&new, review.deadline).await;
+            let service = self.live(&review, &new).await;
             if !matches!(service, Lookup::Unknown) {
                 facts.service = service;
                 findings = review.findings(&new, &facts);
@@ -263,7 +271,7 @@ impl Bindings {
             if !live {
                 return (cached, false);
             }
-            match self.live(new, review.deadline).await {
+            match self.live(review, new).await {
                 Lookup::Unknown => (cached, false),
                 found => (found, true),
             }
@@ -284,12 +292,13 @@ impl Bindings {
         (Facts { aws, service, others: None, injects }, live)
     }
 
-    async fn live(&self, new: &TargetGroupBinding, deadline: Instant) -> Lookup<Arc<Service>> {
+    async fn live(&self, review: &Review<'_>, new: &TargetGroupBinding) -> Lookup<Arc<Service>> {
         let (namespace, name) = (new.namespace(), new.spec.service_ref.name.as_str());
-        match timeout_at(deadline, self.cluster.live_service(namespace, name)).await {
+        match timeout_at(review.deadline, self.cluster.live_service(namespace, name)).await {
             Ok(Ok(found)) => looked_up(found),
             Ok(Err(error)) => {
-                tracing::warn!(%error, namespace, name, "a Service can't be read");
+                let (uid, object) = (review.uid, format_args!("{namespace}/{}", new.name()));
+                tracing::warn!(%error, uid, object = %object, service = name, "a Service can't be read");
                 Lookup::Unknown
             }
             Err(_) => Lookup::Unknown,
@@ -407,7 +416,9 @@ impl Bindings {
             ("", Some(prefix)) => prefix,
             (name, _) => name,
         };
-        tracing::info!(namespace = new.namespace(), name, findings = lines.join("; "), "refused a binding");
+        let (uid, object) = (request.uid(), format_args!("{}/{name}", new.namespace()));
+        let arn = new.spec.target_group.arn();
+        tracing::info!(uid, object = %object, arn, findings = lines.join("; "), "refused a binding");
         let refusal = if refused.iter().any(|finding| finding.kind == rules::Kind::Shape) {
             let cause = |finding: &Finding| {
                 let field = rules::path_in(version, &finding.path);

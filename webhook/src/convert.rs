@@ -109,13 +109,13 @@ pub(crate) fn review(body: &[u8]) -> Result<(Vec<u8>, Converted), String> {
     let request = review.request.ok_or("the review has no request")?;
     let objects = request.objects.ok_or("the request has no objects")?.0;
     let (uid, to) = (request.uid.as_str(), request.desired.as_str());
-    let _span = tracing::info_span!("conversion", uid, to, objects = objects.len()).entered();
-    let uid = serde_json::to_string(uid).map_err(|error| error.to_string())?;
+    let _span = tracing::debug_span!("conversion", uid, to, objects = objects.len()).entered();
+    let quoted = serde_json::to_string(uid).map_err(|error| error.to_string())?;
 
     let mut out = Vec::with_capacity(body.len() + body.len() / 8 + 256);
     out.extend_from_slice(
         format!(
-            r#"{{"apiVersion":"{API_VERSION}","kind":"{KIND}","response":{{"uid":{uid},"convertedObjects":["#
+            r#"{{"apiVersion":"{API_VERSION}","kind":"{KIND}","response":{{"uid":{quoted},"convertedObjects":["#
         )
         .as_bytes(),
     );
@@ -126,7 +126,7 @@ pub(crate) fn review(body: &[u8]) -> Result<(Vec<u8>, Converted), String> {
     let outcome = match &converted {
         Ok(()) => Outcome { status: "Success", reason: None, code: None, message: "" },
         Err(message) => {
-            tracing::error!(error = message, "a conversion failed");
+            tracing::error!(error = message, uid, to, "a conversion failed");
             out.truncate(begun);
             Outcome { status: "Failure", reason: Some("BadRequest"), code: Some(400), message }
         }
@@ -135,7 +135,7 @@ pub(crate) fn review(body: &[u8]) -> Result<(Vec<u8>, Converted), String> {
     serde_json::to_writer(&mut out, &outcome).map_err(|error| error.to_string())?;
     out.extend_from_slice(b"}}");
     for note in notes {
-        tracing::warn!(object = note.object, "a conversion dropped something: {}", note.text);
+        tracing::warn!(uid, to, object = note.object, "a conversion dropped something: {}", note.text);
     }
     Ok((out, counts))
 }

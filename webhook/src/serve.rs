@@ -406,11 +406,6 @@ fn json(bytes: Vec<u8>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], bytes).into_response()
 }
 
-fn failed(message: String) -> Response {
-    tracing::error!(message, "a review failed");
-    (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
-}
-
 fn bad(message: String) -> Response {
     (StatusCode::BAD_REQUEST, message).into_response()
 }
@@ -506,12 +501,14 @@ async fn answered(
         Ok(request) => request,
         Err(message) => return bad(message),
     };
+    let (uid, operation) = (request.uid(), request.operation());
     let (namespace, name) = (request.namespace(), request.name());
-    let span = tracing::info_span!(
+    // For traces. The log would format it for every review, so that its lines say themselves what they are about.
+    let span = tracing::debug_span!(
         "admission",
         webhook,
-        uid = request.uid(),
-        operation = request.operation(),
+        uid,
+        operation,
         object = %format_args!("{namespace}/{name}"),
         arn = Empty
     );
@@ -521,7 +518,10 @@ async fn answered(
         app.metrics.reviewed(webhook, &request, answer.as_ref().ok(), begun.elapsed());
         match answer.and_then(|answer| answer.review(&request)) {
             Ok(review) => json(review),
-            Err(message) => failed(message),
+            Err(message) => {
+                tracing::error!(message, uid, object = %format_args!("{namespace}/{name}"), "a review failed");
+                (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
+            }
         }
     }
     .instrument(span)

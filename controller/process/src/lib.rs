@@ -97,7 +97,7 @@ impl Logging {
             .as_ref()
             .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer(program)))
             // Ours alone, whatever is logged: the exporter's own requests must not become spans.
-            .map(|layer| layer.with_filter(Targets::new().with_target("tgb_", LevelFilter::INFO)));
+            .map(|layer| layer.with_filter(Targets::new().with_target("tgb_", LevelFilter::DEBUG)));
         let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(colours);
         let lines = match self.log_format {
