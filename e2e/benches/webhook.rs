@@ -162,7 +162,8 @@ async fn admission(
     if answer["response"]["allowed"] != true || !answer["response"]["warnings"].is_null() {
         return Err(format!("an update that is fine is not: {answer}"));
     }
-    let request = |n: usize| (if n.is_multiple_of(2) { MUTATE } else { VALIDATE }, bodies[n / 2 % 100].clone());
+    let request =
+        |n: usize| (if n.is_multiple_of(2) { MUTATE } else { VALIDATE }, bodies[n / 2 % 100].clone());
     let (ours, least, _) = costs(pid, place, floor, 2_000, request).await?;
     let what = format!("one admission request (update of a binding, {} bytes)", bodies[0].len());
     beside(table, "admission-cpu", &what, (ours, least), 50.0);
