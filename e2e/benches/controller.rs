@@ -377,20 +377,27 @@ impl Scale<'_> {
             let due = Duration::from_millis(50) * (k as u32 + 1);
             sleep(due.saturating_sub(begun.elapsed())).await;
         }
-        settled(self.server, Duration::from_secs(3), Duration::from_secs(60)).await?;
-        let mut times = Vec::new();
-        for call in self.server.journal().iter().filter(|call| call.action == "RegisterTargets") {
-            for ip in call.parameters.values() {
-                if let Some(at) = sent.remove(ip) {
-                    times.push((Duration::from_micros(call.real_us).saturating_sub(at)).as_secs_f64() * 1e3);
+        let (mut times, mut seen, begun) = (Vec::new(), 0, Instant::now());
+        while !sent.is_empty() {
+            if begun.elapsed() > Duration::from_secs(60) {
+                return Err(format!("{} of {changes} changes never reached AWS", sent.len()));
+            }
+            let new = self.server.journal_after(seen);
+            seen += new.len();
+            for call in new.iter().filter(|call| call.action == "RegisterTargets") {
+                for ip in call.parameters.values() {
+                    if let Some(at) = sent.remove(ip) {
+                        times.push(
+                            (Duration::from_micros(call.real_us).saturating_sub(at)).as_secs_f64() * 1e3,
+                        );
+                    }
                 }
             }
+            sleep(Duration::from_millis(100)).await;
         }
-        if sent.is_empty() {
-            Ok(times)
-        } else {
-            Err(format!("{} of {changes} changes never reached AWS", sent.len()))
-        }
+        // with what follows a registration
+        settled(self.server, Duration::from_secs(3), Duration::from_secs(60)).await?;
+        Ok(times)
     }
 
     async fn strangers(&mut self, table: &mut Table) -> Result<()> {

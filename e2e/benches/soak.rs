@@ -174,7 +174,13 @@ impl Soak {
                 "replace a Service"
             }
             63..71 => {
-                self.kubectl(&format!("delete tgb web-{n} --timeout=30s"));
+                self.kubectl(&format!("delete tgb web-{n} --wait=false"));
+                // What is applied to one that is still being cleaned up goes with it.
+                eventually(SETTLES, || {
+                    let line = ["-n", NAMESPACE, "get", "tgb", &format!("web-{n}"), "--ignore-not-found"];
+                    let found = self.stage.cluster.kubectl(&line).ok()?;
+                    if found.trim().is_empty() { Ok(()) } else { Err(found) }
+                })?;
                 self.apply(&self.binding(n))?;
                 "replace a binding"
             }
