@@ -6,7 +6,10 @@
 
 use crate::crd::Version;
 use crate::names;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
+use std::fmt;
 
 /// Why a review fails.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +23,9 @@ pub enum ConvertError {
     /// Not even a JSON object.
     #[error("an object to convert is not a JSON object")]
     NotAnObject,
+    /// No JSON, or deeper than is read.
+    #[error("an object to convert can't be read: {0}")]
+    Unreadable(String),
 }
 
 /// Something that a conversion dropped and that the log should tell of.
@@ -91,6 +97,76 @@ pub fn convert_noting(object: Value, to: Version, notes: &mut Vec<Note>) -> Resu
         }
     }
     Ok(Value::Object(object))
+}
+
+/// As [`convert_noting`] from text to text, which is appended to `out`; tells the version that it had. `metadata`, often the
+/// larger half, is copied as it is written where no annotation has to be looked at.
+///
+/// # Errors
+/// If the text is no object, or the object's version or kind is unknown. Then a part may be in `out`.
+pub fn convert_text(
+    text: &str,
+    to: Version,
+    out: &mut Vec<u8>,
+    notes: &mut Vec<Note>,
+) -> Result<Version, ConvertError> {
+    let unreadable = |error: serde_json::Error| ConvertError::Unreadable(error.to_string());
+    if !text.trim_start().starts_with('{') {
+        return Err(ConvertError::NotAnObject);
+    }
+    let (mut object, mut metadata) = (Map::new(), None);
+    for (name, member) in serde_json::from_str::<Members<'_>>(text).map_err(unreadable)?.0 {
+        if name == "metadata" {
+            metadata = Some(member.get());
+        } else {
+            object.insert(name, serde_json::from_str(member.get()).map_err(unreadable)?);
+        }
+    }
+    let from = version_of(&object)?;
+    let is_copied = from == to || (from != Version::V1Alpha1 && to != Version::V1Alpha1);
+    let copied = metadata.filter(|text| is_copied && text.starts_with('{'));
+    if let Some(text) = metadata {
+        let value =
+            if copied.is_some() { json!({}) } else { serde_json::from_str(text).map_err(unreadable)? };
+        object.insert("metadata".to_owned(), value);
+    }
+    let converted = convert_noting(Value::Object(object), to, notes)?;
+    let members = converted.as_object().into_iter().flatten();
+    let mut before = b'{';
+    for (name, member) in members {
+        out.push(std::mem::replace(&mut before, b','));
+        serde_json::to_writer(&mut *out, name).map_err(unreadable)?;
+        out.push(b':');
+        match copied {
+            Some(text) if name == "metadata" => out.extend_from_slice(text.as_bytes()),
+            _ => serde_json::to_writer(&mut *out, member).map_err(unreadable)?,
+        }
+    }
+    out.push(b'}');
+    Ok(from)
+}
+
+/// The members of an object, each as it is written.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reader;
+        impl<'de> Visitor<'de> for Reader {
+            type Value = Members<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Members<'de>, A::Error> {
+                let mut all = Vec::with_capacity(5);
+                while let Some(member) = members.next_entry()? {
+                    all.push(member);
+                }
+                Ok(Members(all))
+            }
+        }
+        deserializer.deserialize_map(Reader)
+    }
 }
 
 fn version_of(object: &Map<String, Value>) -> Result<Version, ConvertError> {

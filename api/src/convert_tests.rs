@@ -616,3 +616,42 @@ fn a_review_is_all_or_nothing_and_keeps_its_order() {
     assert!(failed.to_string().contains("\"elbv2.k8s.aws/v7\""), "{failed}");
     assert_eq!(convert_objects(vec![json!(3)], "elbv2.k8s.aws/v1"), Err(ConvertError::NotAnObject));
 }
+
+#[test]
+fn from_text_to_text_is_the_same_conversion() {
+    prove(|random| {
+        for from in Version::ALL {
+            let object = random.binding(from);
+            for to in Version::ALL {
+                let (mut out, mut notes, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+                let had = convert_text(&format!(" {object:#}"), to, &mut out, &mut notes).unwrap();
+                assert_eq!(had, from);
+                let converted = convert_noting(object.clone(), to, &mut wanted).unwrap();
+                assert_eq!(serde_json::from_slice::<Value>(&out).unwrap(), converted);
+                assert_eq!(notes, wanted);
+            }
+        }
+    });
+}
+
+#[test]
+fn text_without_metadata_or_with_strange_one_is_converted_as_its_value_is() {
+    for metadata in
+        ["", r#""metadata":null,"#, r#""metadata":[null],"#, r#""metadata":{},"metadata":{"a":null},"#]
+    {
+        let text = format!(r#"{{{metadata}"apiVersion":"elbv2.k8s.aws/v1","kind":"TargetGroupBinding"}}"#);
+        for to in Version::ALL {
+            let mut out = Vec::new();
+            convert_text(&text, to, &mut out, &mut Vec::new()).unwrap();
+            let value = serde_json::from_str(&text).unwrap();
+            assert_eq!(serde_json::from_slice::<Value>(&out).unwrap(), convert(value, to).unwrap(), "{text}");
+        }
+    }
+    let mut out = Vec::new();
+    for text in ["", "3", "[]", "null", "\"{\""] {
+        let refused = convert_text(text, Version::V1, &mut out, &mut Vec::new());
+        assert_eq!(refused, Err(ConvertError::NotAnObject), "{text}");
+    }
+    let cut = convert_text(r#"{"a":"#, Version::V1, &mut out, &mut Vec::new());
+    assert!(matches!(cut, Err(ConvertError::Unreadable(_))), "{cut:?}");
+}

@@ -5,10 +5,9 @@
 
 use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use serde_json::value::RawValue;
 use std::fmt;
-use tgb_api::convert::{Note, convert_noting};
+use tgb_api::convert::{Note, convert_text};
 use tgb_api::crd::Version;
 
 const API_VERSION: &str = "apiextensions.k8s.io/v1";
@@ -88,10 +87,9 @@ impl Converted {
         self.to.into_iter().flat_map(move |to| pairs.clone().map(move |(from, count)| (from, to, count)))
     }
 
-    fn count(&mut self, object: &Value) {
-        let version = object.get("apiVersion").and_then(Value::as_str).and_then(Version::of_api_version);
+    fn count(&mut self, version: Version) {
         for (known, count) in Version::ALL.into_iter().zip(&mut self.from) {
-            *count += u64::from(Some(known) == version);
+            *count += u64::from(known == version);
         }
     }
 }
@@ -155,14 +153,11 @@ fn convert_all(
         if text.len() > MOST_BYTES {
             return Err(format!("object {n} has {} bytes; at most {MOST_BYTES} are converted", text.len()));
         }
-        let object: Value =
-            serde_json::from_str(text).map_err(|error| format!("object {n} can't be read: {error}"))?;
-        counts.count(&object);
-        let object = convert_noting(object, to, notes).map_err(|error| error.to_string())?;
         if n > 0 {
             out.push(b',');
         }
-        serde_json::to_writer(&mut *out, &object).map_err(|error| error.to_string())?;
+        let from = convert_text(text, to, out, notes).map_err(|error| format!("object {n}: {error}"))?;
+        counts.count(from);
     }
     Ok(())
 }
@@ -170,7 +165,7 @@ fn convert_all(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn answer(objects: Value, desired: &str) -> Value {
         let body = json!({"apiVersion": API_VERSION, "kind": KIND,
