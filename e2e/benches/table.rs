@@ -70,9 +70,9 @@ impl Table {
         lines.extend(self.rows.iter().map(cells));
         let columns = lines[0].len();
         let widths: Vec<usize> = (0..columns)
-            .map(|at| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or(0))
+            .map(|at| lines.iter().map(|line| line[at].chars().count()).max().unwrap_or(0).max(1))
             .collect();
-        lines.insert(1, widths.iter().map(|width| "-".repeat((*width).max(1))).collect());
+        lines.insert(1, widths.iter().map(|width| "-".repeat(*width)).collect());
         let mut text = String::new();
         for line in lines {
             for (cell, width) in line.iter().zip(&widths) {
