@@ -5,7 +5,7 @@
 //! moved, not copied. `metadata` is never touched but for that annotation.
 
 use crate::crd::Version;
-use crate::names;
+use crate::{json, names};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
@@ -119,15 +119,14 @@ pub fn convert_text(
         if name == "metadata" {
             metadata = Some(member.get());
         } else {
-            object.insert(name, serde_json::from_str(member.get()).map_err(unreadable)?);
+            object.insert(name, json::read(member.get()).map_err(unreadable)?);
         }
     }
     let from = version_of(&object)?;
     let is_copied = from == to || (from != Version::V1Alpha1 && to != Version::V1Alpha1);
     let copied = metadata.filter(|text| is_copied && text.starts_with('{'));
     if let Some(text) = metadata {
-        let value =
-            if copied.is_some() { json!({}) } else { serde_json::from_str(text).map_err(unreadable)? };
+        let value = if copied.is_some() { json!({}) } else { json::read(text).map_err(unreadable)? };
         object.insert("metadata".to_owned(), value);
     }
     let converted = convert_noting(Value::Object(object), to, notes)?;
@@ -186,8 +185,8 @@ fn label(object: &Map<String, Value>) -> String {
     format!("{}/{}", text("namespace"), text("name"))
 }
 
-/// A null member is an absent one, everywhere but in `metadata`, which is not ours to change.
-fn drop_nulls(object: &mut Map<String, Value>) {
+/// Drops members that are null, everywhere but in `metadata`, which is not ours to change: to the API server they are absent.
+pub fn drop_nulls(object: &mut Map<String, Value>) {
     fn walk(value: &mut Value) {
         match value {
             Value::Object(members) => {
@@ -365,7 +364,7 @@ fn alpha_to_hub(object: &mut Map<String, Value>, dropped: &mut Vec<String>) {
         }
     }
     if let Some(text) = take_kept(object) {
-        match serde_json::from_str(text.as_str().unwrap_or_default()) {
+        match json::read(text.as_str().unwrap_or_default()) {
             Ok(Value::Object(kept)) => restore(object, kept, dropped),
             _ => {
                 dropped.push(format!("annotation {} is not readable and was dropped", names::CONVERSION_DATA))

@@ -8,6 +8,7 @@
 //! - [`arn`], [`target_group`], [`service`]: the values that bindings refer to.
 //! - [`crd`]: the CustomResourceDefinition with all versions.
 //! - [`convert`]: the conversion between versions, on JSON.
+//! - [`json`]: JSON as values, with every number as it is written.
 //! - [`defaulting`], [`rules`]: what admission fills in, refuses and warns of.
 //! - [`objects`]: Kubernetes' own objects, as far as they are read.
 //! - [`names`]: names that are shared with the AWS Load Balancer Controller and must stay.
@@ -18,6 +19,7 @@ pub mod crd;
 pub mod defaulting;
 #[cfg(test)]
 mod fuzz;
+pub mod json;
 pub mod names;
 pub mod objects;
 pub mod rules;
