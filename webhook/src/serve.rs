@@ -579,9 +579,130 @@ async fn readyz(State(app): Shared, Query(query): Query<Verbose>) -> Response {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "these are tests")]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "these are tests")]
 mod tests {
     use super::*;
+    use axum::http::Request as Asked;
+    use hyper::client::conn::{http1, http2};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    use rustls::pki_types::ServerName;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio::sync::Notify;
+
+    const NAME: &str = "tgb-webhook.tgb-system.svc";
+    const HOUR: Duration = Duration::from_secs(3600);
+    const SOON: Duration = Duration::from_secs(60);
+    const PANICS: &str = "/panics";
+    const WAITS: &str = "/waits";
+
+    /// The server of production with two more routes: one that panics, and one that waits to be told.
+    struct Guarded {
+        address: std::net::SocketAddr,
+        authority: tgb_certs::Authority,
+        state: Arc<App>,
+        go_on: Arc<Notify>,
+    }
+
+    async fn guarded_server() -> Guarded {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        // Nobody is there; nothing of this asks.
+        let client =
+            kube::Client::try_from(kube::Config::new("http://127.0.0.1:9".parse().unwrap())).unwrap();
+        let metrics = Arc::new(Metrics::default());
+        let (now, names) = (jiff::Timestamp::now(), [NAME.to_owned()]);
+        let authority = tgb_certs::Authority::make(now, HOUR).unwrap();
+        let serving = Arc::new(Serving::default());
+        serving.swap(tgb_certs::Leaf::issue(&authority, &names, now, HOUR).unwrap().pair);
+        let bindings = Bindings {
+            cluster: Cluster::watch(client, &["nowhere".to_owned()]),
+            aws: tokio::sync::watch::channel(Connection::Looking).1,
+            settings: tokio::sync::watch::channel(Arc::default()).1,
+            admit_without_aws: true,
+            metrics: Arc::clone(&metrics),
+        };
+        let state = Arc::new(App {
+            bindings,
+            metrics,
+            serving: Arc::clone(&serving),
+            health: Arc::default(),
+            stop: Signals { first: CancellationToken::new(), second: CancellationToken::new() },
+            room: Arc::new(Semaphore::new(1024)),
+            places: Semaphore::new(2),
+        });
+        let go_on = Arc::new(Notify::new());
+        let waited_for = Arc::clone(&go_on);
+        let routes = Router::new()
+            .route(CONVERT, post(convert_review))
+            .route(PANICS, post(async || -> StatusCode { panic!("a test asked for it") }))
+            .route(WAITS, post(async move || waited_for.notified().await));
+        let app = guarded(routes, &state).with_state(Arc::clone(&state));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let tls = Arc::new(tgb_certs::server_config(serving).unwrap());
+        tokio::spawn(server::serve(listener, Some(tls), app, CancellationToken::new()));
+        Guarded { address, authority, state, go_on }
+    }
+
+    impl Guarded {
+        async fn connect(&self, protocol: &str) -> TokioIo<tokio_rustls::client::TlsStream<TcpStream>> {
+            let mut roots = rustls::RootCertStore::empty();
+            roots.add(self.authority.certificate().clone()).unwrap();
+            let mut config =
+                rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+            config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+            let stream = TcpStream::connect(self.address).await.unwrap();
+            let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+            TokioIo::new(connector.connect(ServerName::try_from(NAME).unwrap(), stream).await.unwrap())
+        }
+
+        fn request(&self, path: &str) -> Asked<axum::body::Body> {
+            let review = r#"{"kind":"ConversionReview","request":{"uid":"u","desiredAPIVersion":"elbv2.k8s.aws/v1","objects":[]}}"#;
+            let uri = format!("https://{NAME}{path}");
+            Asked::post(uri).header(header::HOST, NAME).body(axum::body::Body::from(review)).unwrap()
+        }
+    }
+
+    async fn read(response: hyper::Response<hyper::body::Incoming>) -> (u16, String) {
+        let code = response.status().as_u16();
+        let bytes = axum::body::to_bytes(axum::body::Body::new(response.into_body()), 1 << 20).await.unwrap();
+        (code, String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_route_that_panics_is_its_own_500_and_the_connection_and_others_go_on() {
+        let server = guarded_server().await;
+        let converted = |(code, text): (u16, String)| {
+            assert!(code == 200 && text.contains(r#""status":"Success""#), "{code} {text}");
+        };
+        let work = async {
+            // HTTP/1.1, as API servers speak to Services: one connection, more panics than there is room for requests.
+            let (mut one, connection) = http1::handshake(server.connect("http/1.1").await).await.unwrap();
+            tokio::spawn(connection);
+            for _ in 0..5 {
+                one.ready().await.unwrap();
+                let (code, text) = read(one.send_request(server.request(PANICS)).await.unwrap()).await;
+                assert_eq!(code, 500, "{text}");
+                assert!(!text.contains("a test asked for it"), "what went wrong inside is nobody's: {text}");
+                one.ready().await.unwrap();
+                converted(read(one.send_request(server.request(CONVERT)).await.unwrap()).await);
+            }
+            // HTTP/2: beside a request of the same connection that is under way.
+            let io = server.connect("h2").await;
+            let (mut many, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+            tokio::spawn(connection);
+            let under_way = tokio::spawn(many.send_request(server.request(WAITS)));
+            while server.state.places.available_permits() > 1 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            assert_eq!(read(many.send_request(server.request(PANICS)).await.unwrap()).await.0, 500);
+            converted(read(many.send_request(server.request(CONVERT)).await.unwrap()).await);
+            server.go_on.notify_one();
+            assert_eq!(read(under_way.await.unwrap().unwrap()).await.0, 200);
+        };
+        tokio::time::timeout(SOON, work).await.unwrap();
+        assert_eq!(server.state.places.available_permits(), 2, "a request that panicked holds nothing");
+        assert!(server.state.metrics.text().contains(r#"code="500"} 6"#), "{}", server.state.metrics.text());
+    }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
     async fn a_long_review_does_not_hold_up_others() {
