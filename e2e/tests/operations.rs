@@ -28,7 +28,8 @@ struct Stage {
     cluster: Cluster,
     aws: Aws,
     balancer: Balancer,
-    collector: Collector,
+    /// Of the webhooks' traces, over HTTP, and of the controllers', over HTTPS.
+    collectors: [Collector; 2],
     /// `HOST:PORT` of the probes, by process.
     http: Mutex<BTreeMap<String, String>>,
     /// What the two webhooks had written when both were ready, and how often.
@@ -57,14 +58,9 @@ impl Stage {
         let mut helm = vec!["install", "tgb", chart, "--namespace", NAMESPACE, "--create-namespace"];
         helm.extend(values.iter().flat_map(|value| ["--set", value]));
         cluster.helm(&helm).ok()?;
-        let mut stage = Self {
-            cluster,
-            aws,
-            balancer,
-            collector: Collector::start(),
-            http: Mutex::default(),
-            written: BTreeMap::new(),
-        };
+        let collectors = [Collector::start(None), Collector::start_secure(&cluster)];
+        let mut stage =
+            Self { cluster, aws, balancer, collectors, http: Mutex::default(), written: BTreeMap::new() };
         // Both at once: they race to make the authority.
         stage.spawn_webhook("webhook-a", &["--log-format=json"])?;
         stage.spawn_webhook("webhook-b", &[])?;
@@ -94,13 +90,15 @@ impl Stage {
         }
         args.push(format!("--aws-vpc-id={}", self.aws.lab().vpc));
         args.push("--cluster-name=demo".to_owned());
-        args.push(format!("--otlp-endpoint=http://{}", self.collector.address));
+        let collector = &self.collectors[usize::from(program == "tgb-controller")];
+        args.push(format!("--otlp-endpoint={}", collector.url));
         let [port] = free_ports()?;
         let http = format!("127.0.0.1:{port}");
         args.push(format!("--http-listen={http}"));
         self.http.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), http);
         args.extend(extra.iter().map(|arg| (*arg).to_owned()));
-        let mut spec = Spec::new(built(program)?, args).env("NO_COLOR", "1");
+        let authority = self.cluster.dir().join("ca.crt").display().to_string();
+        let mut spec = Spec::new(built(program)?, args).env("NO_COLOR", "1").env("SSL_CERT_FILE", authority);
         for (name, value) in self.aws.environment("PRODUCT") {
             spec = spec.env(&name, value);
         }
@@ -362,49 +360,74 @@ impl Load {
     }
 }
 
-/// Something that takes OTLP over HTTP and keeps what it got.
+/// Something that takes OTLP over HTTP, or over HTTPS, and keeps what it got.
 struct Collector {
-    address: SocketAddr,
+    url: String,
     got: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Collector {
-    fn start() -> Self {
+    /// Without certificate and key it speaks plain HTTP.
+    fn start(tls: Option<rustls::ServerConfig>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = listener.local_addr().unwrap();
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
         let got: Arc<Mutex<Vec<u8>>> = Arc::default();
-        let kept = Arc::clone(&got);
+        let (kept, tls) = (Arc::clone(&got), tls.map(Arc::new));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
-                let (Ok(mut stream), kept) = (stream, Arc::clone(&kept)) else { continue };
-                std::thread::spawn(move || {
-                    let mut bytes = Vec::new();
-                    let mut buffer = [0; 8192];
-                    while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                        bytes.extend_from_slice(&buffer[..count]);
-                        let Some(head) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else { continue };
-                        let text = String::from_utf8_lossy(&bytes[..head]).to_lowercase();
-                        let length = text
-                            .split("content-length: ")
-                            .nth(1)
-                            .and_then(|rest| rest.split("\r\n").next()?.parse().ok());
-                        let length: usize = length.unwrap_or_default();
-                        if bytes.len() < head + 4 + length {
-                            continue;
-                        }
-                        if text.starts_with("post /v1/traces ") {
-                            kept.lock().unwrap().extend(bytes.drain(..head + 4 + length));
-                        }
-                        bytes.clear();
-                        let answer = "HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
-                        if stream.write_all(answer.as_bytes()).is_err() {
-                            break;
-                        }
+                let (Ok(stream), kept, tls) = (stream, Arc::clone(&kept), tls.clone()) else { continue };
+                std::thread::spawn(move || match tls {
+                    Some(tls) => {
+                        let connection = rustls::ServerConnection::new(tls).unwrap();
+                        Self::converse(rustls::StreamOwned::new(connection, stream), &kept);
                     }
+                    None => Self::converse(stream, &kept),
                 });
             }
         });
-        Self { address, got }
+        Self { url, got }
+    }
+
+    /// The same with the certificate of the control plane.
+    fn start_secure(cluster: &Cluster) -> Self {
+        use rustls::pki_types::pem::PemObject as _;
+        use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+        let at = |name: &str| cluster.dir().join(name);
+        let chain = vec![CertificateDer::from_pem_file(at("server.crt")).unwrap()];
+        let key = PrivateKeyDer::from_pem_file(at("server.key")).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder =
+            rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let tls = builder.unwrap().with_no_client_auth().with_single_cert(chain, key);
+        Self::start(Some(tls.unwrap()))
+    }
+
+    fn converse(mut stream: impl Read + Write, kept: &Mutex<Vec<u8>>) {
+        let mut bytes = Vec::new();
+        let mut buffer = [0; 8192];
+        while let Ok(count @ 1..) = stream.read(&mut buffer) {
+            bytes.extend_from_slice(&buffer[..count]);
+            let Some(head) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else { continue };
+            let text = String::from_utf8_lossy(&bytes[..head]).to_lowercase();
+            let length = text
+                .split("content-length: ")
+                .nth(1)
+                .and_then(|rest| rest.split("\r\n").next()?.parse().ok());
+            let length: usize = length.unwrap_or_default();
+            if bytes.len() < head + 4 + length {
+                continue;
+            }
+            if text.starts_with("post /v1/traces ") {
+                kept.lock().unwrap().extend(bytes.drain(..head + 4 + length));
+            }
+            bytes.clear();
+            let answer =
+                "HTTP/1.1 200 OK\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n";
+            if stream.write_all(answer.as_bytes()).and_then(|()| stream.flush()).is_err() {
+                break;
+            }
+        }
     }
 
     /// Text stands in protobuf as it is.
@@ -848,17 +871,14 @@ fn traces_and_logs_tell_of_requests_conversions_passes_and_calls_of_aws() {
     old["spec"]["serviceRef"]["port"] = json!(80);
     eventually(SOON, || stage.apply("traced", &old).ok()).unwrap();
     stage.until_targets("traced", &arn, 1);
-    for span in [
-        "admission",
-        "conversion",
-        "reconcile",
-        "RegisterTargets",
-        "tgb-webhook",
-        "tgb-controller",
-        "traced/web",
-        &arn,
-    ] {
-        eventually(SOON, || if stage.collector.has(span) { Ok(()) } else { Err(span) }).unwrap();
+    let spans = [
+        ["admission", "conversion", "tgb-webhook", "traced/web", &arn],
+        ["reconcile", "RegisterTargets", "tgb-controller", "traced/web", &arn],
+    ];
+    for (collector, spans) in stage.collectors.iter().zip(spans) {
+        for span in spans {
+            eventually(SOON, || if collector.has(span) { Ok(()) } else { Err(span) }).unwrap();
+        }
     }
     let (leader, _) = stage.leader();
     let log = stage.cluster.processes().log(leader);

@@ -2,7 +2,8 @@
 
 use clap::{Args, ValueEnum};
 use opentelemetry::trace::TracerProvider as _;
-use opentelemetry_otlp::WithExportConfig as _;
+use opentelemetry_http::hyper::HyperClient;
+use opentelemetry_otlp::{WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::runtime::Tokio;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use opentelemetry_sdk::trace::span_processor_with_async_runtime::BatchSpanProcessor;
@@ -42,7 +43,7 @@ pub struct Logging {
     /// Level of the log: error, warn, info, debug, trace, or filters by target as in info,kube=debug.
     #[arg(long, env = "TGB_LOG_LEVEL", default_value = "info")]
     pub log_level: String,
-    /// Send traces to an OpenTelemetry collector, OTLP over HTTP, as in http://collector:4318.
+    /// Send traces to an OpenTelemetry collector, OTLP over HTTP, as in http://collector:4318 or https://collector:4318.
     #[arg(long, env = "TGB_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
 }
@@ -117,16 +118,21 @@ impl Logging {
 fn exporter(program: &'static str, endpoint: &str) -> Result<SdkTracerProvider, String> {
     let said = |error: &dyn std::fmt::Display| format!("--otlp-endpoint {endpoint}: {error}");
     let base = endpoint.trim_end_matches('/');
-    if !base.starts_with("http://") {
-        return Err(said(&"expected http://HOST:PORT of a collector in the cluster"));
+    let secure = base.starts_with("https://");
+    if !secure && !base.starts_with("http://") {
+        return Err(said(&"expected http://HOST:PORT or https://HOST:PORT of a collector"));
     }
     let url = if base.ends_with("/v1/traces") { base.to_owned() } else { format!("{base}/v1/traces") };
-    let exporter = opentelemetry_otlp::SpanExporter::builder()
-        .with_http()
-        .with_endpoint(url)
-        .with_timeout(Duration::from_secs(5))
-        .build()
-        .map_err(|error| said(&error))?;
+    let timeout = Duration::from_secs(5);
+    let mut exporter =
+        opentelemetry_otlp::SpanExporter::builder().with_http().with_endpoint(url).with_timeout(timeout);
+    if secure {
+        // Trusted is what the system trusts, or SSL_CERT_FILE.
+        let connector = hyper_rustls::HttpsConnectorBuilder::new().with_native_roots();
+        let connector = connector.map_err(|error| said(&error))?.https_only().enable_http1().build();
+        exporter = exporter.with_http_client(HyperClient::new(connector, timeout, None));
+    }
+    let exporter = exporter.build().map_err(|error| said(&error))?;
     // The exporter's HTTP client needs the runtime, so that the SDK's own thread will not do.
     let batch = BatchSpanProcessor::builder(exporter, Tokio);
     let resource = opentelemetry_sdk::Resource::builder().with_service_name(program).build();
