@@ -90,6 +90,8 @@ impl Cluster {
             format!("--service-account-key-file={}", at("accounts.pub")),
             format!("--service-account-signing-key-file={}", at("accounts.key")),
             "--service-cluster-ip-range=10.96.0.0/16".to_owned(),
+            // Nobody routes the addresses of Services here; webhooks behind them are called at their pods' own.
+            "--enable-aggregator-routing=true".to_owned(),
         ];
         if options.uncached_watches {
             flags.push("--watch-cache=false".to_owned());

@@ -4,6 +4,10 @@
 //! A [`Desk`] is where a reader sits: bash in the checkout, with the real `helm`, `kubectl`, `aws` and our programs on
 //! its `PATH`. Nobody pulls images here; so the programs of the release run as processes of this machine, with the flags
 //! that the chart renders and the accounts that it makes, and they are started, restarted and ended as the release is.
+//!
+//! The webhook is outside of the cluster, at a URL, unless `INSIDE` is set. Then its pods have this machine's address, a
+//! process stands for them, and they are ready when that is: so the API server reaches it by Service and endpoints, and
+//! `helm install --wait` waits for what it waits for in production.
 
 use crate::cluster::{free_ports, own_address};
 use crate::product::{NAMESPACE, built};
@@ -22,6 +26,8 @@ use std::time::Duration;
 const START: Duration = Duration::from_secs(60);
 const RELEASE: &str = "tgb";
 const NAME: &str = "tgb-targetgroupbinding";
+/// The annotation of pods that a process of this machine stands for: kwok/stages.yaml.
+const STANDS_AT: &str = "tgb.e2e/stands-at";
 
 /// Commands of a page.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,18 +142,30 @@ impl<'a> Desk<'a> {
         let [port, webhook, controller] = free_ports()?;
         let host = own_address();
         let programs = cluster.programs();
-        let values = format!(
-            "webhook: {{url: 'https://{host}:{port}'}}\naws: {{region: us-west-2, vpcID: {}}}\n",
-            aws.lab().vpc
-        );
+        let settings = format!("aws: {{region: us-west-2, vpcID: {}}}\n", aws.lab().vpc);
+        let outside = format!("webhook: {{url: 'https://{host}:{port}'}}\n{settings}");
+        let pods = format!("podAnnotations: {{{STANDS_AT}: '{host}'}}");
+        let inside = format!("webhook: {{port: {port}, {pods}}}\ncontroller: {{{pods}}}\n{settings}");
+        // Paths of a page are the repository's, and what it writes stays here.
+        let checkout = dir.join("checkout");
+        fs::create_dir_all(&checkout).map_err(said)?;
+        let root = source_dir().parent().unwrap_or_else(|| source_dir());
+        for name in ["charts", "controller", "docs", "webhook"] {
+            let link = checkout.join(name);
+            if !link.exists() {
+                std::os::unix::fs::symlink(root.join(name), link).map_err(said)?;
+            }
+        }
         let scripts = [
-            ("outside.yaml", values),
+            ("outside.yaml", outside),
+            ("inside.yaml", inside),
+            ("bin/docker", wrapper(DOCKER)),
             ("bin/helm", wrapper(&HELM.replace("@helm", &programs.kubernetes("helm").display().to_string()))),
             (
                 "bin/kubectl",
                 wrapper(&KUBECTL.replace("@kubectl", &programs.kubernetes("kubectl").display().to_string())),
             ),
-            ("bin/aws", wrapper(&format!("exec {} \"$@\"", programs.python("aws").display()))),
+            ("bin/aws", wrapper(&AWS.replace("@aws", &programs.python("aws").display().to_string()))),
             ("bin/tgb-webhook", wrapper(&format!("exec {} \"$@\"", built("tgb-webhook")?.display()))),
             ("bin/tgb-controller", wrapper(&format!("exec {} \"$@\"", built("tgb-controller")?.display()))),
         ];
@@ -186,11 +204,10 @@ impl<'a> Desk<'a> {
             environment.display()
         );
         let mut command = Command::new("bash");
-        let root = source_dir().parent().unwrap_or_else(|| source_dir());
         let path = std::env::var("PATH").unwrap_or_default();
         command
             .args(["-c", &script])
-            .current_dir(root)
+            .current_dir(self.dir.join("checkout"))
             .env("PATH", format!("{}:{path}", self.dir.join("bin").display()))
             .env("KUBECONFIG", self.cluster.kubeconfig())
             .env("DESK", &self.dir)
@@ -232,7 +249,44 @@ impl<'a> Desk<'a> {
             }
             let _ = fs::remove_file(request);
         } else if self.dir.join("helm.running").exists() {
-            self.run_hooks();
+            let pods = self.cluster.kubectl(&["-n", NAMESPACE, "get", "pods", "-o", "json"]);
+            let Ok(mut pods) = pods.json() else { return };
+            let Some(Value::Array(pods)) = pods.get_mut("items").map(Value::take) else { return };
+            self.run_hooks(&pods);
+            self.run_pods(&pods);
+        }
+    }
+
+    /// Runs our programs in place of pods, and says when they are ready, as a kubelet does.
+    fn run_pods(&self, pods: &[Value]) {
+        let annotation = format!("/metadata/annotations/{}", STANDS_AT.replace('/', "~1"));
+        let waits = |pod: &&Value| {
+            let conditions = pod.pointer("/status/conditions").and_then(Value::as_array);
+            let is_ready = |condition: &Value| {
+                condition.get("type") == Some(&json!("Ready"))
+                    && condition.get("status") == Some(&json!("True"))
+            };
+            pod.pointer(&annotation).is_some()
+                && pod.pointer("/metadata/deletionTimestamp").is_none()
+                && pod.pointer("/status/phase") == Some(&json!("Running"))
+                && !conditions.into_iter().flatten().any(is_ready)
+        };
+        let waiting: Vec<&str> = pods
+            .iter()
+            .filter(waits)
+            .filter_map(|pod| pod.pointer("/metadata/name").and_then(Value::as_str))
+            .collect();
+        if waiting.is_empty() {
+            return;
+        }
+        if let Err(error) = self.keep_in_step() {
+            let _ = fs::write(self.dir.join("hook.log"), format!("{}{error}\n", self.hook_log()));
+            return;
+        }
+        let ready = r#"{"status": {"conditions": [{"type": "ContainersReady", "status": "True"}, {"type": "Ready", "status": "True"}]}}"#;
+        for pod in waiting {
+            let args = ["-n", NAMESPACE, "patch", "pod", pod, "--subresource=status", "-p", ready];
+            let _ = self.cluster.kubectl(&args);
         }
     }
 
@@ -242,10 +296,9 @@ impl<'a> Desk<'a> {
         let mut wanted: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
         if values.code == 0 {
             let mut values: Value = values.json()?;
-            // Without a URL the API server asks a Service, and nobody leads that to us.
-            let url = values.pointer_mut("/webhook/url").map(|url| std::mem::replace(url, json!("")));
-            if url.is_none() {
-                return self.run_these(BTreeMap::new());
+            // With a URL the chart renders no Deployment, but the flags are the same.
+            if let Some(url) = values.pointer_mut("/webhook/url") {
+                *url = json!("");
             }
             let path = self.dir.join("inside.json");
             fs::write(&path, values.to_string()).map_err(|error| error.to_string())?;
@@ -338,20 +391,22 @@ impl<'a> Desk<'a> {
         out.push(format!("--http-listen={}", self.http(program)));
         if program == "webhook" {
             out.push(format!("--listen=0.0.0.0:{}", self.port));
-            out.push(format!("--extra-dns-name={}", self.host));
             out.push("--shutdown-delay=0s".to_owned());
+            if !rendered.contains(STANDS_AT) {
+                out.push(format!("--extra-dns-name={}", self.host));
+            }
         }
         Ok(out)
     }
 
     /// Runs what the Pods of hooks say, as their accounts, and reports how it ended as a kubelet does.
-    fn run_hooks(&self) {
-        let label = "app.kubernetes.io/component in (uninstall, test)";
-        let pods = self.cluster.kubectl(&["-n", NAMESPACE, "get", "pods", "-l", label, "-o", "json"]);
-        let Ok(pods) = pods.json() else { return };
-        for pod in pods.get("items").and_then(Value::as_array).into_iter().flatten() {
+    fn run_hooks(&self, pods: &[Value]) {
+        for pod in pods {
             let text = |path: &str| pod.pointer(path).and_then(Value::as_str).unwrap_or_default();
             let (name, uid) = (text("/metadata/name"), text("/metadata/uid"));
+            if !["uninstall", "test"].contains(&text("/metadata/labels/app.kubernetes.io~1component")) {
+                continue;
+            }
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             if text("/status/phase") != "Running" || !seen.insert(uid.to_owned()) {
                 continue;
@@ -395,6 +450,36 @@ fn wrapper(body: &str) -> String {
     format!("#!/bin/sh\n{body}\n")
 }
 
+/// aws; who is no user of EKS keeps the kubeconfig.
+const AWS: &str = r#"
+case "${1:-} ${2:-}" in
+  'eks update-kubeconfig') export KUBECONFIG="$DESK/eks.kubeconfig" ;;
+esac
+exec @aws "$@""#;
+
+/// docker; there is no daemon here. What would be built has to be there, and only what was built and after a login is pushed.
+const DOCKER: &str = r#"
+set -e
+case $1 in
+  login)
+    read -r password
+    [ -n "$password" ]
+    echo "$password" >"$DESK/docker.login"
+    echo 'Login Succeeded' ;;
+  build)
+    while [ $# -gt 0 ]; do
+      case $1 in
+        --file) [ -s "$2" ]; shift ;;
+        --tag) echo "$2" >>"$DESK/docker.built"; shift ;;
+      esac
+      shift
+    done ;;
+  push)
+    [ -s "$DESK/docker.login" ]
+    grep -qxF "$2" "$DESK/docker.built" ;;
+  *) exit 1 ;;
+esac"#;
+
 /// helm; the webhook is outside of the cluster (unless `INSIDE` is set), LBC's chart is that of e2e/lbc, and nobody goes on before our programs
 /// are what the release says.
 const HELM: &str = r#"
@@ -407,7 +492,9 @@ for arg; do
   esac
   set -- "$@" "$arg"
 done
-[ -z "$ours" ] || [ -n "${INSIDE:-}" ] || set -- "$@" --values "$DESK/outside.yaml"
+if [ -n "$ours" ]; then
+  if [ -n "${INSIDE:-}" ]; then set -- "$@" --values "$DESK/inside.yaml"; else set -- "$@" --values "$DESK/outside.yaml"; fi
+fi
 : >"$DESK/helm.running"
 @helm "$@"
 code=$?

@@ -255,6 +255,18 @@ fn restricted_pods_start_helm_test_passes_and_the_release_goes_up_and_back_and_a
     type_(&format!("helm install tgb {chart} --set clusterName=demo"));
     let pods = stage.cluster.kubectl(&["-n", "tgb-system", "get", "pods", "-o", "json"]).json().unwrap();
     assert_eq!(pods["items"].as_array().unwrap().len(), 4, "{pods}");
+    // It waited for what answers: the API server asks the Service, and a webhook completes and converts at once.
+    let group = "elbv2 create-target-group --name inside --protocol HTTP --port 80 --target-type ip --query \
+        TargetGroups[0].TargetGroupArn --output text --vpc-id";
+    let arn = stage.aws(&format!("{group} {}", stage.aws.lab().vpc)).trim().to_owned();
+    let binding = json!({"apiVersion": "elbv2.k8s.aws/v1beta1", "kind": "TargetGroupBinding", "metadata": {"name": "first"},
+        "spec": {"targetGroupARN": arn, "serviceRef": {"name": "kubernetes", "port": 443}}});
+    let made = ["-n", "default", "create", "--dry-run=server", "-o", "json", "-f", "-"];
+    let made = stage.cluster.kubectl_with(&made, &binding.to_string()).json().unwrap();
+    assert_eq!(
+        (&made["spec"]["targetType"], &made["spec"]["targetGroupProtocol"]),
+        (&json!("ip"), &json!("HTTP"))
+    );
     let tested = type_("helm test tgb --namespace tgb-system --timeout 2m");
     assert!(tested.contains("Succeeded"), "{tested}");
 
@@ -492,4 +504,171 @@ fn lbc_hands_over_storage_becomes_v1_and_all_goes_back_as_the_page_says() {
     for block in &blocks {
         assert!(followed.contains(&block.heading), "nobody runs what stands below {}", block.heading);
     }
+}
+
+/// EKS, as far as its command line is used by the page: one cluster, and roles for its ServiceAccounts.
+struct Eks {
+    endpoint: String,
+    /// What was asked to be associated.
+    associated: std::sync::Arc<Mutex<Vec<Value>>>,
+}
+
+impl Eks {
+    fn start(vpc: &str, server: &str, ca: &str) -> Self {
+        use base64::Engine as _;
+        use std::io::{BufRead as _, Read as _, Write as _};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let ca = base64::engine::general_purpose::STANDARD.encode(ca);
+        let cluster = json!({"cluster": {"name": "my-cluster", "arn": "arn:aws:eks:us-west-2:123456789012:cluster/my-cluster",
+            "status": "ACTIVE", "endpoint": server, "certificateAuthority": {"data": ca},
+            "resourcesVpcConfig": {"vpcId": vpc},
+            "identity": {"oidc": {"issuer": "https://oidc.eks.us-west-2.amazonaws.com/id/EXAMPLE"}}}});
+        let associated = std::sync::Arc::new(Mutex::new(Vec::new()));
+        let asked = std::sync::Arc::clone(&associated);
+        // It ends with the process.
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let mut reader = std::io::BufReader::new(stream);
+                let (mut first, mut length) = (String::new(), 0);
+                if reader.read_line(&mut first).is_err() {
+                    continue;
+                }
+                loop {
+                    let mut line = String::new();
+                    if reader.read_line(&mut line).is_err() || line.trim().is_empty() {
+                        break;
+                    }
+                    if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+                        length = value.trim().parse().unwrap_or(0);
+                    }
+                }
+                let mut body = vec![0; length];
+                let _ = reader.read_exact(&mut body);
+                let (code, answer) = match first.split_whitespace().take(2).collect::<Vec<_>>().as_slice() {
+                    ["GET", "/clusters/my-cluster"] => ("200 OK", cluster.clone()),
+                    ["POST", "/clusters/my-cluster/pod-identity-associations"] => {
+                        let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+                        asked.lock().unwrap_or_else(PoisonError::into_inner).push(body.clone());
+                        ("200 OK", json!({"association": body}))
+                    }
+                    _ => ("404 Not Found", json!({"message": first})),
+                };
+                let text = answer.to_string();
+                let head = format!(
+                    "HTTP/1.1 {code}\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                    text.len()
+                );
+                let _ = reader.get_mut().write_all(format!("{head}{text}").as_bytes());
+            }
+        });
+        Self { endpoint, associated }
+    }
+}
+
+#[test]
+fn a_new_cluster_has_its_first_binding_as_the_page_says() {
+    let (stage, _alone) = stage();
+    let desk = Desk::new(&stage.cluster, &stage.aws).unwrap();
+    let blocks = page("install.md").unwrap();
+    let lab = stage.aws.lab();
+    // IAM and the registry are moto's.
+    let moto = Aws::moto(&stage.cluster).unwrap();
+    let eks = Eks::start(&lab.vpc, stage.cluster.server(), stage.cluster.ca_pem());
+    let type_ = |commands: &str| {
+        desk.types(commands).ok().unwrap_or_else(|error| panic!("{error}\n{}", stage.report(&desk)))
+    };
+    type_(&format!(
+        "export INSIDE=1 AWS_ENDPOINT_URL_IAM={0} AWS_ENDPOINT_URL_ECR={0} AWS_ENDPOINT_URL_EKS={1} NODE_SG={2} CLUSTER_SG={3}",
+        moto.endpoint(),
+        eks.endpoint,
+        lab.node_group,
+        lab.lb_group
+    ));
+    let follow = |block: &Block| {
+        let mut block = block.clone();
+        // The region of the account that is there.
+        block.commands = block.commands.replace("eu-central-1", "us-west-2");
+        desk.follow(&block).unwrap_or_else(|error| panic!("{error}\n{}", stage.report(&desk)));
+    };
+    let mut left: Vec<&Block> = blocks.iter().collect();
+    let mut take = |heading: &str| {
+        let (taken, rest): (Vec<&Block>, Vec<&Block>) =
+            std::mem::take(&mut left).into_iter().partition(|block| block.heading == heading);
+        left = rest;
+        assert!(!taken.is_empty(), "the page has no commands below {heading}");
+        taken
+    };
+    take("Install on EKS").into_iter().for_each(follow);
+    let kubeconfig = std::fs::read_to_string(stage.cluster.dir().join("desk/eks.kubeconfig")).unwrap();
+    assert!(kubeconfig.contains(stage.cluster.server()), "{kubeconfig}");
+    take("1. Images").into_iter().for_each(follow);
+
+    let [policies, pod_identity, irsa, roles] = take("2. Permissions in AWS").try_into().unwrap();
+    follow(policies);
+    let trusted = |role: &str| {
+        let line = "aws iam get-role --query Role.AssumeRolePolicyDocument.Statement[0] --role-name";
+        serde_json::from_str::<Value>(&type_(&format!("{line} {role}"))).unwrap()
+    };
+    let attached = |role: &str| {
+        let line = "aws iam list-attached-role-policies --query AttachedPolicies[].PolicyName --output text --role-name";
+        type_(&format!("{line} {role}")).trim().to_owned()
+    };
+    follow(irsa);
+    for part in ["controller", "webhook"] {
+        let role = format!("tgb-{part}");
+        assert_eq!(attached(&role), role);
+        let subject = format!("system:serviceaccount:tgb-system:tgb-targetgroupbinding-{part}");
+        let condition = &trusted(&role)["Condition"]["StringEquals"];
+        assert_eq!(condition["oidc.eks.us-west-2.amazonaws.com/id/EXAMPLE:sub"], subject.as_str());
+        // The other way is a way of its own.
+        type_(&format!(
+            "aws iam detach-role-policy --role-name {role} --policy-arn arn:aws:iam::$ACCOUNT:policy/{role}; aws iam delete-role --role-name {role}"
+        ));
+    }
+    follow(roles);
+    follow(pod_identity);
+    for part in ["controller", "webhook"] {
+        let role = format!("tgb-{part}");
+        assert_eq!(
+            (attached(&role), &trusted(&role)["Principal"]["Service"]),
+            (role, &json!("pods.eks.amazonaws.com"))
+        );
+    }
+    let associated = eks.associated.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let accounts: BTreeSet<&str> =
+        associated.iter().filter_map(|each| each["serviceAccount"].as_str()).collect();
+    assert_eq!(accounts, ["tgb-targetgroupbinding-controller", "tgb-targetgroupbinding-webhook"].into());
+
+    take("3. The way from the control plane to the webhook").into_iter().for_each(follow);
+    take("4. The chart").into_iter().for_each(follow);
+    // The chart takes the roles of the other way, and its accounts are those that both ways name.
+    let rendered = type_(
+        "helm template tgb charts/targetgroupbinding --namespace tgb-system --set clusterName=$CLUSTER --values roles.yaml",
+    );
+    let role = |part: &str| format!("role/tgb-{part}");
+    assert!(rendered.contains(&role("controller")) && rendered.contains(&role("webhook")), "{rendered}");
+    let account = |part: &str| {
+        let path = "jsonpath={.spec.template.spec.serviceAccountName}";
+        let name = format!("tgb-targetgroupbinding-{part}");
+        stage.cluster.kubectl(&["-n", "tgb-system", "get", "deployment", &name, "-o", path]).ok().unwrap()
+    };
+    let running: BTreeSet<String> = ["controller", "webhook"].map(account).into();
+    assert_eq!(running.iter().map(String::as_str).collect::<BTreeSet<_>>(), accounts);
+
+    take("5. A first binding").into_iter().for_each(follow);
+    let bindings = stage.bindings().unwrap();
+    let group = &bindings[0]["spec"]["targetGroup"];
+    assert_eq!(
+        (&group["targetType"], &group["protocol"], &group["vpcID"]),
+        (&json!("ip"), &json!("HTTP"), &json!(lab.vpc))
+    );
+    assert_eq!(bindings[0]["spec"]["serviceRef"]["port"], 80);
+    let pods = ["get", "pods", "-l", "app=web", "-o", "jsonpath={.items[*].status.podIP}"];
+    let pods = stage.cluster.kubectl(&pods).ok().unwrap();
+    let pods: BTreeSet<String> = pods.split_whitespace().map(str::to_owned).collect();
+    assert_eq!((pods.len(), stage.targets(group["arn"].as_str().unwrap())), (2, pods));
+    type_("kubectl delete targetgroupbinding/web service/web deployment/web --timeout=60s");
+    let unread: Vec<&str> = left.iter().map(|block| block.heading.as_str()).collect();
+    assert_eq!(unread, [""; 0], "nobody runs what stands below these headings");
 }
