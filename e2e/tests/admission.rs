@@ -991,6 +991,13 @@ fn pods_get_gates_and_server_ids_and_changes_of_services_are_told() {
             ],
         ),
         (
+            replace("/spec/selector/app", json!("api")),
+            [
+                "spec.selector: TGB501 TargetGroupBinding nodes",
+                "TargetGroupBinding web uses this Service, which will select none of its present pods (app=api instead of app=web)",
+            ],
+        ),
+        (
             replace("/spec/ports/0/nodePort", json!(node_port ^ 1)),
             ["TGB501 TargetGroupBinding nodes uses nodePort", &format!("which becomes {}", node_port ^ 1)],
         ),
@@ -1004,6 +1011,8 @@ fn pods_get_gates_and_server_ids_and_changes_of_services_are_told() {
     }
     assert_eq!(told("free", replace("/spec/ports/0", other_port.clone())), "");
     assert_eq!(told("web", json!([{"op": "add", "path": "/metadata/labels", "value": {"a": "b"}}])), "");
+    let narrower = json!([{"op": "add", "path": "/spec/selector/tier", "value": "front"}]);
+    assert_eq!(told("web", narrower), "", "it may select the same pods");
     let deleted = space.kubectl("delete service web --dry-run=server");
     assert!(
         deleted
@@ -1260,4 +1269,347 @@ fn lint_knows_files_the_cluster_and_aws_and_writes_sarif_that_is_valid() {
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// Values that fit somewhere and nowhere else.
+fn probes() -> Vec<Value> {
+    vec![
+        json!("web"),
+        json!(""),
+        json!("8080"),
+        json!(5),
+        json!(-1),
+        json!(80.0),
+        json!(1.5),
+        json!(4_000_000_000_u64),
+        json!(true),
+        Value::Null,
+        json!([]),
+        json!([null]),
+        json!(["web"]),
+        json!({}),
+        json!({"future": 1}),
+    ]
+}
+
+/// A binding for every constraint of a schema that it breaks, and some that just keep it: `put` places a value where
+/// `present` was.
+fn mutations(schema: &Value, present: &Value, put: &dyn Fn(Option<Value>) -> Value, out: &mut Vec<Value>) {
+    out.push(put(None));
+    let mut tried = probes();
+    let bound =
+        |key: &str| schema.get(key).and_then(Value::as_u64).map(|bound| usize::try_from(bound).unwrap());
+    for length in [bound("minLength"), bound("maxLength")].into_iter().flatten() {
+        // The API server counts characters, not bytes.
+        let texts = (length.saturating_sub(1)..=length + 1).map(|length| "é".repeat(length));
+        tried.extend(texts.map(Value::from));
+    }
+    for limit in ["minimum", "maximum"].iter().filter_map(|key| schema.get(*key)?.as_i64()) {
+        tried.extend((limit - 1..=limit + 1).map(Value::from));
+    }
+    for word in schema.get("enum").and_then(Value::as_array).into_iter().flatten() {
+        tried.extend([word.clone(), word.as_str().unwrap().to_lowercase().into()]);
+    }
+    if let (Some(most), Some(first)) = (bound("maxItems"), present.get(0)) {
+        tried.extend([vec![first.clone(); most].into(), vec![first.clone(); most + 1].into()]);
+    }
+    if let Some(members) = present.as_object() {
+        let mut more = members.clone();
+        more.insert("future".to_owned(), json!({"a": [1.5]}));
+        tried.push(more.into());
+    }
+    out.extend(tried.into_iter().map(|value| put(Some(value))));
+    for (key, member) in present.as_object().into_iter().flatten() {
+        let below =
+            schema.pointer(&format!("/properties/{key}")).or_else(|| schema.get("additionalProperties"));
+        let within = |value: Option<Value>| {
+            let mut whole = present.clone();
+            let members = whole.as_object_mut().unwrap();
+            match value {
+                Some(value) => members.insert(key.clone(), value),
+                None => members.remove(key),
+            };
+            put(Some(whole))
+        };
+        mutations(below.unwrap_or_else(|| panic!("{key} is unknown")), member, &within, out);
+    }
+    for (index, item) in present.as_array().into_iter().flatten().enumerate() {
+        let within = |value: Option<Value>| {
+            let mut whole = present.clone();
+            let items = whole.as_array_mut().unwrap();
+            match value {
+                Some(value) => items[index] = value,
+                None => drop(items.remove(index)),
+            }
+            put(Some(whole))
+        };
+        mutations(&schema["items"], item, &within, out);
+    }
+}
+
+#[test]
+fn lint_refuses_offline_what_the_api_server_refuses_and_its_schema_nothing_else() {
+    let cluster = &World::shared().unwrap().cluster;
+    // Nobody's namespace: only the definition and the conversion stand between kubectl and etcd.
+    cluster.namespace("schemas", &std::collections::BTreeMap::new()).unwrap();
+    let crd =
+        cluster.kubectl(&["get", "crd", "targetgroupbindings.elbv2.k8s.aws", "-o", "json"]).json().unwrap();
+    let arn = "arn:aws:elasticloadbalancing:us-west-2:123456789012:targetgroup/web/1ce5b7da835c9ffb";
+    let common = json!({"arn": arn, "name": "web", "protocol": "HTTP", "ipAddressType": "ipv4", "vpcID": "vpc-0123456789abcdef0", "sharing": "Shared"});
+    let with = |base: &Value, more: Value| {
+        let mut made = base.clone();
+        made.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        made
+    };
+    let role = json!({"targetType": "ip", "assumeRole": {"roleARN": "arn:aws:iam::123456789012:role/tgb", "externalID": "x"}});
+    let peers =
+        json!([{"securityGroup": {"groupID": ALL_PORTS_OF_A_GROUP}}, {"ipBlock": {"cidr": "10.0.0.0/8"}}]);
+    let networking = json!({"ingress": [{"from": peers, "ports": [{"protocol": "TCP", "port": 8080}]}]});
+    let selector = json!({"matchLabels": {"a": "b"}, "matchExpressions": [{"key": "c", "operator": "In", "values": ["d"]}]});
+    let service = json!({"name": "web", "port": 80});
+    let bases = [
+        json!({"targetGroup": with(&common, role), "serviceRef": service, "networking": networking}),
+        json!({"targetGroup": with(&common, json!({"targetType": "instance"})), "serviceRef": service, "nodeSelector": selector}),
+    ];
+    // What rules of several fields refuse; the first base each time.
+    let ip = |pointer: &str, value: Value| {
+        let mut spec = bases[0].clone();
+        let (parent, member) = pointer.rsplit_once('/').unwrap();
+        spec.pointer_mut(parent).unwrap()[member] = value;
+        spec
+    };
+    let by_rules = [
+        ip("/nodeSelector", json!({})),
+        ip("/targetGroup/assumeRole", json!({"externalID": "x"})),
+        ip("/targetGroup/targetType", json!("instance")),
+        ip("/targetGroup", json!({"targetType": "ip"})),
+        with(&bases[1], json!({"targetGroup": {"arn": arn, "targetType": "instance", "protocol": "QUIC"}})),
+        with(
+            &bases[1],
+            json!({"targetGroup": {"arn": arn, "targetType": "instance"},
+            "networking": {"ingress": [{"from": peers, "ports": [{"port": "http"}]}]}}),
+        ),
+        ip("/networking/ingress/0/from/0/ipBlock", json!({"cidr": "10.0.0.0/8"})),
+        ip("/networking/ingress/0/from", json!([])),
+        ip("/networking/ingress/0/ports/0/port", json!(65_536)),
+    ];
+
+    let check = |version: &str| {
+        let schema =
+            crd["spec"]["versions"].as_array().unwrap().iter().find(|each| each["name"] == version).unwrap();
+        let schema = &schema["schema"]["openAPIV3Schema"]["properties"]["spec"];
+        let written = |spec: &Value| {
+            let mut binding = v1("m", spec.clone());
+            if version == "v1alpha1" {
+                let group = binding["spec"]["targetGroup"].as_object_mut().unwrap();
+                ["protocol", "ipAddressType", "vpcID"].iter().for_each(|key| drop(group.remove(*key)));
+            }
+            in_version(&binding, version)
+        };
+        let mut objects = Vec::new();
+        for mut binding in bases.iter().filter_map(written) {
+            let spec = binding["spec"].take();
+            let put = |spec: Option<Value>| {
+                let mut made = binding.clone();
+                match spec {
+                    Some(spec) => made["spec"] = spec,
+                    None => drop(made.as_object_mut().unwrap().remove("spec")),
+                }
+                made
+            };
+            mutations(schema, &spec, &put, &mut objects);
+        }
+        objects.extend(by_rules.iter().filter_map(written));
+        let named = ["Web", "web_1", "-web", ".web", "web..a", "1.web", &"w".repeat(253), &"w".repeat(254)];
+        let of_name = |name: &&str| {
+            let mut made = written(&bases[0]).unwrap();
+            made["metadata"]["name"] = (*name).into();
+            made
+        };
+        let names: Vec<Value> = named.iter().map(of_name).collect();
+        for (n, object) in objects.iter_mut().enumerate() {
+            object["metadata"]["name"] = format!("m-{n}").into();
+        }
+        objects.extend(names);
+        assert!(objects.len() > 300, "{version}: {}", objects.len());
+
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
+        let args = ["-n", "schemas", "create", "--dry-run=server", "--validate=false", "-f", "-"];
+        let answer = cluster.kubectl_with(&args, &list);
+        let accepted: std::collections::BTreeSet<&str> = answer
+            .stdout
+            .lines()
+            .filter_map(|line| {
+                line.strip_prefix("targetgroupbinding.elbv2.k8s.aws/")?
+                    .strip_suffix(" created (server dry run)")
+            })
+            .collect();
+
+        let dir = cluster.dir().join("schemas").join(version);
+        std::fs::create_dir_all(&dir).unwrap();
+        for (n, object) in objects.iter().enumerate() {
+            std::fs::write(dir.join(format!("{n:04}.json")), object.to_string()).unwrap();
+        }
+        let dir = dir.display().to_string();
+        // All of one target group: no fault of theirs here.
+        let args = ["lint", "--output=json", "--rules=TGB115=off", &dir];
+        let linted = tgb_e2e::run_program("tgb-webhook", &args, "").unwrap();
+        assert_eq!(linted.code, 1, "{}", linted.stderr);
+        let linted: Value = serde_json::from_str(&linted.stdout).unwrap();
+        let (mut differ, mut refused) = (Vec::new(), 0);
+        for (n, object) in objects.iter().enumerate() {
+            let file = format!("{dir}/{n:04}.json");
+            let errors: Vec<&Value> = linted["findings"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|found| found["file"] == file.as_str() && found["severity"] == "error")
+                .collect();
+            let accepts = accepted.contains(object["metadata"]["name"].as_str().unwrap());
+            refused += usize::from(!accepts);
+            let of_schema = errors.iter().any(|error| error["rule"] == "schema");
+            if (!accepts && errors.is_empty()) || (accepts && of_schema) {
+                let verb = if accepts { "accepts" } else { "refuses" };
+                differ.push(format!("the API server {verb} {object}\nlint: {errors:?}"));
+            }
+        }
+        assert!(differ.is_empty(), "{version}: {}\n{}", differ.len(), differ.join("\n"));
+        assert!(refused > 200, "{version}: {refused}");
+        // No rule of the schema is left out.
+        fn messages<'a>(schema: &'a Value, out: &mut Vec<&'a str>) {
+            let rules = schema.get("x-kubernetes-validations").and_then(Value::as_array);
+            out.extend(rules.into_iter().flatten().filter_map(|rule| rule["message"].as_str()));
+            schema
+                .as_object()
+                .into_iter()
+                .flat_map(|members| members.values())
+                .for_each(|below| messages(below, out));
+        }
+        let mut rules = Vec::new();
+        messages(schema, &mut rules);
+        let untried: Vec<&&str> = rules.iter().filter(|message| !answer.stderr.contains(**message)).collect();
+        assert!(untried.is_empty(), "{version}: {untried:?}");
+    };
+    std::thread::scope(|scope| {
+        for version in VERSIONS {
+            let check = &check;
+            scope.spawn(move || check(version));
+        }
+    });
+}
+
+/// Whether everything of a value is in another one, lists in full.
+fn holds(whole: &Value, part: &Value) -> bool {
+    match (whole, part) {
+        (Value::Object(whole), Value::Object(part)) => {
+            part.iter().all(|(key, member)| whole.get(key).is_some_and(|whole| holds(whole, member)))
+        }
+        (Value::Array(whole), Value::Array(part)) => {
+            whole.len() == part.len() && whole.iter().zip(part).all(|(whole, part)| holds(whole, part))
+        }
+        _ => whole == part,
+    }
+}
+
+#[test]
+fn manifests_of_every_release_line_of_lbc_are_taken_and_mean_the_same_in_v1() {
+    let space = space("releases", &["--assume-role-allow=*"]);
+    let app = json!({"app": "web"});
+    services(
+        &space,
+        &[
+            ("web", json!({"selector": app, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]})),
+            ("node", json!({"type": "NodePort", "selector": app, "ports": [{"name": "http", "port": 80}]})),
+            ("dns", json!({"selector": app, "ports": [{"port": 53, "protocol": "UDP"}]})),
+        ],
+    );
+    let (account, vpc) = (space.aws().account().to_owned(), space.aws().lab().vpc.clone());
+    let (arn, trusts) = (format!("arn:aws:iam::{account}:role/tgb"), vec!["*".to_owned()]);
+    space.server().unwrap().add_role(awsim::Role { arn, trusts, external_id: None, max_duration: 0 });
+    let node_port = space.node_port("node").unwrap().to_string();
+    // As JSON, without any look at the cluster.
+    let parsed = |text: &str| -> Vec<Value> {
+        let args = ["create", "--dry-run=client", "--validate=false", "-o", "json", "-f", "-"];
+        let said = space.kubectl_with(&args, text).ok().unwrap();
+        serde_json::Deserializer::from_str(&said).into_iter::<Value>().map(Result::unwrap).collect()
+    };
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("lbc/manifests");
+    let mut files: Vec<_> = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| !path.to_string_lossy().ends_with(".v1.yaml"));
+    assert!(files.len() >= 9);
+    let (mut old, mut new) = (String::new(), String::new());
+    for file in files {
+        for (file, all) in [(file.clone(), &mut old), (file.with_extension("v1.yaml"), &mut new)] {
+            let text = std::fs::read_to_string(file).unwrap();
+            // The cluster has IPv4 only.
+            for document in text.split("---\n").filter(|document| !document.contains("ipv6")) {
+                all.push_str(&format!("---\n{document}"));
+            }
+        }
+    }
+    let of_account =
+        |text: String| text.replace("123456789012", &account).replace("vpc-0123456789abcdef0", &vpc);
+    let (mut old, mut new) = (of_account(old), of_account(new));
+    for binding in parsed(&old) {
+        let (name, spec) = (binding["metadata"]["name"].as_str().unwrap(), &binding["spec"]);
+        let protocol = spec["targetGroupProtocol"].as_str().unwrap_or("HTTP");
+        let on_nodes = spec["serviceRef"]["name"] == "node";
+        let made = space
+            .call(
+                "CreateTargetGroup",
+                &[
+                    ("Name", name),
+                    ("Protocol", protocol),
+                    ("Port", if on_nodes { &node_port } else { "80" }),
+                    ("TargetType", if on_nodes { "instance" } else { "ip" }),
+                    ("VpcId", &vpc),
+                ],
+            )
+            .unwrap();
+        let id = made.split_once(&format!("targetgroup/{name}/")).unwrap().1.split('<').next().unwrap();
+        for text in [&mut old, &mut new] {
+            *text = text.replace(&format!("{name}/1ce5b7da835c9ffb"), &format!("{name}/{id}"));
+        }
+    }
+
+    let (sent, meant) = (parsed(&old), parsed(&new));
+    let created = space.apply(&old).ok().unwrap();
+    assert_eq!(created.lines().filter(|line| line.ends_with(" created")).count(), sent.len(), "{created}");
+    assert!(sent.len() >= 15);
+    let stored = |version: &str| -> Vec<Value> {
+        let list = space.kubectl(&format!("get targetgroupbindings.{version}.elbv2.k8s.aws -o json"));
+        list.json().unwrap()["items"].as_array().cloned().unwrap()
+    };
+    let are_there = |when: &str| {
+        for (version, wanted) in [("v1alpha1", &sent), ("v1beta1", &sent), ("v1", &meant)] {
+            let all = stored(version);
+            assert_eq!(all.len(), sent.len());
+            let is_of = |wanted: &&Value| {
+                version == "v1" || version == "v1beta1" || wanted["apiVersion"] == "elbv2.k8s.aws/v1alpha1"
+            };
+            for wanted in wanted.iter().filter(is_of) {
+                let found =
+                    all.iter().find(|each| each["metadata"]["name"] == wanted["metadata"]["name"]).unwrap();
+                assert!(
+                    holds(&found["spec"], &wanted["spec"]),
+                    "{when}, {version}: {found}\nlacks some of {wanted}"
+                );
+                assert_eq!(found["metadata"]["generation"], 1, "{when}, {version}: {found}");
+            }
+        }
+    };
+    are_there("after the first apply");
+    let again = space.apply(&old).ok().unwrap();
+    assert_eq!(again.lines().filter(|line| line.ends_with(" unchanged")).count(), sent.len(), "{again}");
+    // Rewritten in git, and applied over it.
+    let file = space.cluster().dir().join("releases.yaml");
+    std::fs::write(&file, &old).unwrap();
+    let file = file.display().to_string();
+    tgb_e2e::run_program("tgb-webhook", &["convert", "--to=v1", "--in-place", &file], "")
+        .unwrap()
+        .ok()
+        .unwrap();
+    assert!(!std::fs::read_to_string(&file).unwrap().contains("elbv2.k8s.aws/v1beta1"));
+    space.kubectl(&format!("apply -f {file}")).ok().unwrap();
+    are_there("after the converted manifests");
 }

@@ -46,6 +46,75 @@ fn definition() -> Value {
     crd
 }
 
+/// The release lines of LBC whose manifests are in `lbc/manifests`, and the fields that each added to the definition: to
+/// v1beta1 alone, and to both versions. What none of them names was there from the first.
+const RELEASES: [(&str, &[&str], &[&str]); 9] = [
+    ("2.0", &[], &[]),
+    ("2.2", &["nodeSelector"], &[]),
+    ("2.4", &["ipAddressType"], &[]),
+    ("2.8", &["vpcID"], &[]),
+    ("2.10", &[], &["multiClusterTargetGroup"]),
+    ("2.11", &[], &["targetGroupName"]),
+    ("2.12", &[], &["iamRoleArnToAssume", "assumeRoleExternalId"]),
+    ("2.17", &["targetGroupProtocol"], &[]),
+    ("3.0", &[], &[]),
+];
+
+/// LBC's newest definition as it was in a release line.
+fn as_of(newest: &Value, release: usize) -> Value {
+    let mut crd = newest.clone();
+    for version in crd["spec"]["versions"].as_array_mut().unwrap() {
+        let schema = version["schema"]["openAPIV3Schema"]["properties"].as_object_mut().unwrap();
+        let spec = schema["spec"].as_object_mut().unwrap();
+        let fields = spec["properties"].as_object_mut().unwrap();
+        for (_, beta, both) in &RELEASES[release + 1..] {
+            beta.iter().chain(*both).for_each(|field| drop(fields.remove(*field)));
+        }
+        if !fields.contains_key("targetGroupName") {
+            spec["required"].as_array_mut().unwrap().push("targetGroupARN".into());
+        }
+        if release + 1 < RELEASES.len() {
+            schema["status"]["properties"].as_object_mut().unwrap().remove("conditions");
+        }
+    }
+    crd["metadata"] = definition()["metadata"].take();
+    crd
+}
+
+/// A cluster that has been there since LBC's first release: each definition over the one before, and bindings of each
+/// release. Gives their number.
+fn grow(cluster: &Cluster) -> usize {
+    // As JSON, without any look at the cluster.
+    let parsed = |path: String| -> Vec<Value> {
+        let path = format!("{}/lbc/{path}", env!("CARGO_MANIFEST_DIR"));
+        let args = ["-n", "old", "create", "--dry-run=client", "--validate=false", "-o", "json", "-f", &path];
+        let said = cluster.kubectl(&args).ok().unwrap();
+        serde_json::Deserializer::from_str(&said).into_iter::<Value>().map(Result::unwrap).collect()
+    };
+    let apply = |crd: &Value| {
+        let args = ["apply", "--server-side", "--field-manager=helm", "-f", "-"];
+        cluster.kubectl_with(&args, &crd.to_string()).ok().unwrap();
+    };
+    let newest = parsed("crds/crds.yaml".to_owned()).remove(0);
+    let mut count = 0;
+    for (n, (release, ..)) in RELEASES.iter().enumerate() {
+        apply(&as_of(&newest, n));
+        for manifest in parsed(format!("manifests/{release}.yaml")) {
+            // A field that is dropped shows that the API server still serves the definition before.
+            let create = |more: &[&str]| {
+                let args = [&["-n", "old", "create", "-o", "json", "-f", "-"], more].concat();
+                let made = cluster.kubectl_with(&args, &manifest.to_string()).json()?;
+                if made["spec"] == manifest["spec"] { Ok(()) } else { Err(made.to_string()) }
+            };
+            eventually(SOON, || create(&["--dry-run=server"])).unwrap();
+            create(&[]).unwrap();
+            count += 1;
+        }
+    }
+    apply(&definition());
+    count
+}
+
 /// Specs that its schema takes, good ones and such that no rule would let pass today.
 fn specs() -> Vec<Value> {
     let arn = "arn:aws:elasticloadbalancing:us-west-2:123456789012:targetgroup/web/1ce5b7da835c9ffb";
@@ -112,25 +181,8 @@ fn same(what: &str, now: &BTreeMap<String, Value>, before: &BTreeMap<String, Val
 fn what_is_stored_from_before_stays_usable_and_storage_moves_there_and_back_without_loss() {
     let cluster = Cluster::start(Options::default()).unwrap();
     let aws = Aws::awsim().unwrap();
-    cluster
-        .kubectl_with(
-            &["apply", "--server-side", "--field-manager=helm", "-f", "-"],
-            &definition().to_string(),
-        )
-        .ok()
-        .unwrap();
-    cluster
-        .kubectl(&[
-            "wait",
-            "--for=condition=Established",
-            "crd",
-            "targetgroupbindings.elbv2.k8s.aws",
-            "--timeout=60s",
-        ])
-        .ok()
-        .unwrap();
     cluster.namespace("old", &BTreeMap::new()).unwrap();
-    let (specs, count) = (specs(), count());
+    let (specs, count, grown) = (specs(), count(), grow(&cluster));
     std::thread::scope(|scope| {
         for part in 0..AT_ONCE {
             let (cluster, specs) = (&cluster, &specs);
@@ -165,7 +217,7 @@ fn what_is_stored_from_before_stays_usable_and_storage_moves_there_and_back_with
         .ok()
         .unwrap();
     let before = all(&cluster, "v1beta1");
-    assert_eq!(before.len(), count);
+    assert_eq!(before.len(), count + grown);
 
     // Ours over it; storage stays what it was. The controller looks elsewhere.
     let settings = Settings {
@@ -176,7 +228,7 @@ fn what_is_stored_from_before_stays_usable_and_storage_moves_there_and_back_with
     let product = Product::start(&cluster, &aws, &settings).unwrap();
     same("the new definition", &all(&cluster, "v1beta1"), &before);
     let as_v1 = all(&cluster, "v1");
-    assert_eq!((as_v1.len(), all(&cluster, "v1alpha1").len()), (count, count));
+    assert_eq!((as_v1.len(), all(&cluster, "v1alpha1").len()), (count + grown, count + grown));
     assert_eq!(as_v1[&name(1)]["spec"]["targetGroup"]["sharing"], "Shared");
 
     // One of each kind can be labelled, annotated and held by a finalizer, in every version …
@@ -271,7 +323,7 @@ fn what_is_stored_from_before_stays_usable_and_storage_moves_there_and_back_with
     finalizers(Value::Null);
     eventually(SOON, || {
         let left = all(&cluster, "v1beta1").len();
-        if left == count - kinds.len() { Ok(()) } else { Err(left) }
+        if left == count + grown - kinds.len() { Ok(()) } else { Err(left) }
     })
     .unwrap();
 }

@@ -485,15 +485,9 @@ impl Input {
                 binding.sent.as_object().into_iter().flatten().filter_map(without).collect();
             hold(schema, &Value::Object(object), "", &mut faults);
         }
-        let name =
-            ["/metadata/name", "/metadata/generateName"].iter().find_map(|at| binding.sent.pointer(at));
-        let nameless = match name {
-            None | Some(Value::Null) => Some("is required".to_owned()),
-            Some(Value::String(name)) => name.is_empty().then(|| "must not be empty".to_owned()),
-            Some(other) => Some(format!("must be a string, is {}", describe(other))),
-        };
         let path = "metadata.name".to_owned();
-        faults.extend(nameless.map(|message| Fault { severity: Severity::Deny, path, message }));
+        let misnamed = misnamed(&binding.sent);
+        faults.extend(misnamed.map(|message| Fault { severity: Severity::Deny, path, message }));
         let mut out: Vec<Located> = match &binding.parsed {
             Ok(parsed) => self.rules(binding, parsed, version, settings),
             Err(reason) => {
@@ -577,7 +571,11 @@ impl Input {
 }
 
 fn parse(sent: &Value, namespace: &str) -> Result<TargetGroupBinding, String> {
-    let hub = convert::convert(sent.clone(), Version::V1).map_err(|error| error.to_string())?;
+    let mut sent = sent.clone();
+    if let Value::Object(members) = &mut sent {
+        convert::drop_nulls(members);
+    }
+    let hub = convert::convert(sent, Version::V1).map_err(|error| error.to_string())?;
     let mut parsed: TargetGroupBinding = serde_json::from_value(hub).map_err(|error| error.to_string())?;
     parsed.metadata.namespace.get_or_insert_with(|| namespace.to_owned());
     Ok(parsed)
@@ -614,6 +612,32 @@ struct Fault {
     severity: Severity,
     path: String,
     message: String,
+}
+
+/// What is wrong with the object's name, to the API server.
+fn misnamed(object: &Value) -> Option<String> {
+    let given = |at: &str| object.pointer(at).filter(|name| !name.is_null());
+    // A few letters are added to the start of a name.
+    let (name, rest) = match (given("/metadata/name"), given("/metadata/generateName")) {
+        (Some(name), _) => (name, ""),
+        (None, Some(start)) => (start, "a"),
+        (None, None) => return Some("is required".to_owned()),
+    };
+    let Value::String(name) = name else {
+        return Some(format!("must be a string, is {}", describe(name)));
+    };
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte == b'-' || byte.is_ascii_digit() || byte.is_ascii_lowercase())
+    };
+    let fits = name.len() <= 253 && format!("{name}{rest}").split('.').all(is_label);
+    (!fits).then(|| {
+        format!(
+            "{name:?} is no name: at most 253 of a-z, 0-9, '-' and '.', with a letter or digit at each end"
+        )
+    })
 }
 
 fn schema(crd: &Value, version: Version) -> Option<&Value> {
@@ -682,7 +706,13 @@ fn hold(schema: &Value, value: &Value, path: &str, faults: &mut Vec<Fault>) {
             }
         }
         Value::Object(members) => {
-            let present = members.values().filter(|member| !member.is_null()).count();
+            let known = schema.get("properties").and_then(Value::as_object);
+            let any = schema.get("additionalProperties");
+            // What is unknown is dropped before it is counted.
+            let counts = |(key, member): &(&String, &Value)| {
+                !member.is_null() && (any.is_some() || known.is_none_or(|known| known.contains_key(*key)))
+            };
+            let present = members.iter().filter(counts).count();
             if limit("minProperties").is_some_and(|least| present < least) {
                 fault(Severity::Deny, path, "must not be empty".to_owned());
             }
@@ -692,8 +722,6 @@ fn hold(schema: &Value, value: &Value, path: &str, faults: &mut Vec<Fault>) {
             for key in required.filter_map(Value::as_str).filter(|key| !is_there(key)) {
                 fault(Severity::Deny, &below(key), "is required".to_owned());
             }
-            let known = schema.get("properties").and_then(Value::as_object);
-            let any = schema.get("additionalProperties");
             for (key, member) in members.iter().filter(|(_, member)| !member.is_null()) {
                 match (known.and_then(|known| known.get(key)).or(any), known) {
                     (Some(schema), _) => hold(schema, member, &below(key), faults),

@@ -22,6 +22,9 @@ use tgb_api::names;
 /// The most bytes of one file; manifests are far smaller, and a mistaken argument should not fill the memory.
 pub(crate) const MOST_BYTES: u64 = 8 << 20;
 
+/// Up to here every whole number is a float, and nothing between them (2^53).
+const WHOLE: f64 = 9_007_199_254_740_992.0;
+
 /// What `convert` is told.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -266,6 +269,12 @@ impl<'de> Deserialize<'de> for Node {
                 Ok(Node::Scalar(value.into()))
             }
             fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Node, E> {
+                // Of what stands for a whole number kubectl makes one: 80.0 is the port 80.
+                let whole =
+                    (value.fract() == 0.0 && value.abs() < WHOLE).then(|| format!("{value:.0}").parse());
+                if let Some(Ok(whole)) = whole {
+                    return self.visit_i64(whole);
+                }
                 let number = Number::from_f64(value).ok_or_else(|| E::custom("JSON has no such number"))?;
                 Ok(Node::Scalar(Value::Number(number)))
             }
@@ -596,5 +605,31 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "new");
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn manifests_of_every_release_line_of_lbc_mean_in_v1_what_stands_beside_them_and_go_back() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../e2e/lbc/manifests");
+        let values = |path: &Path| -> Vec<Value> {
+            let text = read_file(path).unwrap();
+            documents(&text).iter().map(|each| each.parse().unwrap().unwrap().value.value()).collect()
+        };
+        let mut releases: Vec<PathBuf> =
+            std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+        releases.retain(|path| !path.to_string_lossy().ends_with(".v1.yaml"));
+        assert!(releases.len() >= 9, "{releases:?}");
+        for path in releases {
+            let (old, new) = (values(&path), values(&path.with_extension("v1.yaml")));
+            assert_eq!(old.len(), new.len(), "{}", path.display());
+            for (old, new) in old.into_iter().zip(new) {
+                let mut notes = Vec::new();
+                let mut to =
+                    |object: &Value, version| convert_noting(object.clone(), version, &mut notes).unwrap();
+                let version = old.get("apiVersion").and_then(Value::as_str).and_then(Version::of_api_version);
+                assert_eq!(to(&old, Version::V1), new);
+                assert_eq!(to(&new, version.unwrap()), old);
+                assert_eq!(notes, []);
+            }
+        }
     }
 }

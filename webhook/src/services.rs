@@ -48,6 +48,16 @@ fn loss(binding: &Bound, old: &Service, new: Option<&Service>) -> Option<String>
             "spec.selector: TGB501 TargetGroupBinding {name} uses this Service, which will select no pods"
         ));
     }
+    if let (Some(was), Some(is)) = (&old.selector, &new.selector)
+        && let Some((key, value, other)) =
+            was.iter().find_map(|(key, value)| Some((key, value, is.get(key).filter(|is| *is != value)?)))
+    {
+        // With a key less or a key more it may still select some of them.
+        return Some(format!(
+            "spec.selector: TGB501 TargetGroupBinding {name} uses this Service, which will select none of its present \
+             pods ({key}={other} instead of {key}={value})"
+        ));
+    }
     if new.service_type == "ExternalName" && old.service_type != "ExternalName" {
         return Some(format!(
             "spec.type: TGB501 TargetGroupBinding {name} uses this Service, which will have no endpoints"
@@ -118,5 +128,25 @@ mod tests {
         assert!(told(Some(&inside)).unwrap().contains("nodePort 30080, which goes away"));
         assert!(told(Some(&Service { selector: None, ..service(30080) })).unwrap().contains("no pods"));
         assert!(told(Some(&Service { ports: vec![], ..service(30080) })).unwrap().contains("port 80"));
+    }
+
+    #[test]
+    fn a_selector_that_selects_other_pods_is_told_and_one_that_may_select_the_same_is_not() {
+        let selecting = |labels: &[(&str, &str)]| Service {
+            selector: Some(
+                labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
+            ),
+            ..service(30080)
+        };
+        let told = |labels: &[(&str, &str)]| {
+            loss(&binding(), &selecting(&[("app", "web"), ("colour", "blue")]), Some(&selecting(labels)))
+        };
+        assert_eq!(told(&[("colour", "blue"), ("app", "web")]), None);
+        assert_eq!(told(&[("app", "web")]), None, "more pods");
+        assert_eq!(told(&[("app", "web"), ("colour", "blue"), ("tier", "front")]), None, "perhaps fewer");
+        assert_eq!(told(&[("tier", "front")]), None, "perhaps the same");
+        let said = told(&[("app", "web"), ("colour", "green")]).unwrap();
+        assert!(said.starts_with("spec.selector: TGB501 TargetGroupBinding web"), "{said}");
+        assert!(said.contains("colour=green instead of colour=blue"), "{said}");
     }
 }

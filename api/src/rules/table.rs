@@ -422,7 +422,7 @@ pub const RULES: &[Rule] = &[
         Warn,
         Policy,
         "A change of a Service leaves no binding behind",
-        "The Service is in use by bindings that would lose their port, nodePort, pods or Service; their targets would be deregistered.",
+        "The Service is in use by bindings that would lose their port, nodePort, pods or Service; their targets would be deregistered. Pods are lost where the selector asks for another value of a label; one with a label more or less may still select the same.",
     ),
     row(
         "TGB601",
