@@ -380,7 +380,15 @@ impl Scale<'_> {
         let (mut times, mut seen, begun) = (Vec::new(), 0, Instant::now());
         while !sent.is_empty() {
             if begun.elapsed() > Duration::from_secs(60) {
-                return Err(format!("{} of {changes} changes never reached AWS", sent.len()));
+                let processes = self.stage.cluster.processes();
+                processes.check(CONTROLLER)?;
+                let log = processes.log(CONTROLLER);
+                let last: Vec<&str> = log.lines().rev().take(40).collect();
+                let last = last.into_iter().rev().collect::<Vec<_>>().join("\n");
+                return Err(format!(
+                    "{last}\n{} of {changes} changes never reached AWS: {sent:?}",
+                    sent.len()
+                ));
             }
             let new = self.server.journal_after(seen);
             seen += new.len();
