@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tgb_api::v1::Role;
-use tokio::sync::{Mutex, OnceCell, watch};
+use tokio::sync::{Mutex, OnceCell, Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
@@ -69,6 +69,8 @@ pub(crate) struct Inner {
     budgets: std::sync::Mutex<HashMap<String, Arc<Budget>>>,
     pub(crate) metrics: Metrics,
     fence: OnceLock<Fence>,
+    /// For calls at the same time.
+    places: Semaphore,
     elb_health: Health,
     ec2_health: Health,
     recovered: watch::Sender<u64>,
@@ -76,6 +78,9 @@ pub(crate) struct Inner {
 
 /// A client that is made once, by whoever needs it first.
 type RoleCell = Arc<OnceCell<RoleClient>>;
+
+/// Calls at the same time; each takes a connection, which is kept for a while. At 100 ms a call that is more than AWS allows.
+const AT_ONCE: usize = 64;
 
 /// Whether we may write now.
 type Fence = Box<dyn Fn() -> bool + Send + Sync>;
@@ -165,6 +170,7 @@ impl Aws {
             budgets: std::sync::Mutex::default(),
             metrics: settings.metrics,
             fence: OnceLock::new(),
+            places: Semaphore::new(AT_ONCE),
             elb_health: Health::default(),
             ec2_health: Health::default(),
             recovered: watch::Sender::new(0),
@@ -325,7 +331,7 @@ impl Aws {
     {
         let mut attempt = 1;
         loop {
-            self.admit(budget, class, operation).await?;
+            let place = self.admit(budget, class, operation).await?;
             let begun = Instant::now();
             let span = tracing::info_span!(
                 "aws",
@@ -335,6 +341,7 @@ impl Aws {
                 code = tracing::field::Empty
             );
             let answer = send().instrument(span.clone()).await.map_err(|error| failed(operation, &error));
+            drop(place);
             let code = answer.as_ref().err().map(|error| error.code.as_str());
             span.record("code", code.unwrap_or("ok"));
             self.inner.metrics.called(class, operation, code, begun.elapsed());
@@ -359,8 +366,13 @@ impl Aws {
         }
     }
 
-    /// Waits for the budget; at the end, and while waiting, the fence decides over what writes.
-    async fn admit(&self, budget: &Budget, class: CallClass, operation: &'static str) -> Answer<()> {
+    /// Waits for the budget and for a place; at the end, and while waiting, the fence decides over what writes.
+    async fn admit(
+        &self,
+        budget: &Budget,
+        class: CallClass,
+        operation: &'static str,
+    ) -> Answer<Option<SemaphorePermit<'_>>> {
         const LOOKS: Duration = Duration::from_millis(200);
         let begun = Instant::now();
         let fenced = || class.writes() && self.inner.fence.get().is_some_and(|may_write| !may_write());
@@ -369,20 +381,24 @@ impl Aws {
             code: "NotLeading".to_owned(),
             message: "this replica may not write now".to_owned(),
         };
-        let mut taking = std::pin::pin!(budget.take(class, self.urgent));
-        loop {
+        let taking = async {
+            budget.take(class, self.urgent).await;
+            self.inner.places.acquire().await.ok()
+        };
+        let mut taking = std::pin::pin!(taking);
+        let place = loop {
             tokio::select! {
                 biased;
-                () = &mut taking => break,
+                place = &mut taking => break place,
                 () = tokio::time::sleep(LOOKS) => {
                     if fenced() {
                         return Err(stopped());
                     }
                 }
             }
-        }
+        };
         self.inner.metrics.waited(class, begun.elapsed());
-        if fenced() { Err(stopped()) } else { Ok(()) }
+        if fenced() { Err(stopped()) } else { Ok(place) }
     }
 
     fn health(&self, class: CallClass) -> Option<&Health> {

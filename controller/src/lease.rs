@@ -9,7 +9,9 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -25,6 +27,9 @@ const CALL: Duration = Duration::from_secs(4);
 /// How long an answer to a write or a read may take to begin. A list of everything takes longer than one object.
 const WRITE: Duration = Duration::from_secs(10);
 const READ: Duration = Duration::from_secs(60);
+/// Writes at the same time. Each takes a connection, which is kept for a minute and a half with 60 kB of buffers: without a limit a
+/// thousand bindings that are looked at for the first time took a thousand.
+const WRITES: usize = 32;
 
 /// Every lease of this program carries this label, so that they are found among those of nodes and others.
 const LABEL: (&str, &str) = ("elbv2.k8s.aws/leader", "tgb-controller");
@@ -274,15 +279,20 @@ fn won(answer: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
 /// go on with what it had begun. Nor does it wait for ever: a connection that died silently would stop a binding's worker.
 pub(crate) fn fenced(client: Client, may_write: impl Fn() -> bool + Clone + Send + 'static) -> Client {
     let namespace = client.default_namespace().to_owned();
+    let places = Arc::new(Semaphore::new(WRITES));
     let service = tower::service_fn(move |request: ::http::Request<kube::client::Body>| {
         let writes = request.method() != ::http::Method::GET;
-        let (client, is_open) = (client.clone(), !writes || may_write());
-        async move {
-            if !is_open {
+        let (client, may_write, places) = (client.clone(), may_write.clone(), Arc::clone(&places));
+        let send = async move {
+            let _place = if writes { places.acquire_owned().await.ok() } else { None };
+            if writes && !may_write() {
                 return Err(kube::Error::Service("this replica may not write now".into()));
             }
+            client.send(request).await
+        };
+        async move {
             let patience = if writes { WRITE } else { READ };
-            match timeout(patience, client.send(request)).await {
+            match timeout(patience, send).await {
                 Ok(answer) => answer,
                 Err(_) => Err(kube::Error::Service("the API server did not answer in time".into())),
             }
@@ -319,5 +329,39 @@ mod tests {
         assert_eq!(decided(Some(held("me", 15)), 0), Move::Take);
         assert_eq!(decided(Some(held("other", 15)), 15), Move::Wait);
         assert_eq!(decided(Some(held("other", 15)), 16), Move::Take);
+    }
+
+    #[tokio::test]
+    async fn a_thousand_writes_take_few_connections() {
+        use kube::client::Body;
+        use std::sync::atomic::{AtomicUsize, Ordering};
+
+        let counts = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0), Semaphore::new(0)));
+        let server = Arc::clone(&counts);
+        let service = tower::service_fn(move |_: ::http::Request<Body>| {
+            let server = Arc::clone(&server);
+            async move {
+                let (now, most, answers) = &*server;
+                most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                answers.acquire().await.unwrap().forget();
+                now.fetch_sub(1, Ordering::SeqCst);
+                Ok::<_, tower::BoxError>(::http::Response::new(Body::empty()))
+            }
+        });
+        let client = fenced(Client::new(service, "default"), || true);
+        let write = || {
+            let request = ::http::Request::post("/").body(Body::empty()).unwrap();
+            let client = client.clone();
+            tokio::spawn(async move { client.send(request).await.map(drop) })
+        };
+        let writes: Vec<_> = (0..1_000).map(|_| write()).collect();
+        while counts.0.load(Ordering::SeqCst) < WRITES {
+            tokio::task::yield_now().await;
+        }
+        counts.2.add_permits(writes.len());
+        for write in writes {
+            write.await.unwrap().unwrap();
+        }
+        assert_eq!(counts.1.load(Ordering::SeqCst), WRITES);
     }
 }

@@ -23,8 +23,8 @@ const EXTRA: usize = 10_100;
 const STRANGERS: usize = 14_000;
 const ROLLED: [usize; 2] = [24_000, 44_000];
 
-/// Measures and adds the rows.
-pub(crate) async fn run(table: &mut Table) -> Result<()> {
+/// Measures and adds the rows; without `all` only those of many bindings.
+pub(crate) async fn run(table: &mut Table, all: bool) -> Result<()> {
     eprintln!("== controller");
     let stage = Stage::start(&[])?;
     let server = stage.aws.server().ok_or("this needs awsim")?;
@@ -33,19 +33,9 @@ pub(crate) async fn run(table: &mut Table) -> Result<()> {
     fleet.bindings(0..100, 2).await?;
     settled(server, Duration::from_secs(3), Duration::from_secs(180)).await?;
 
-    start(table, &stage, "start-controller", CONTROLLER, stage.product.controller().http(), 1_000.0)?;
-    settled(server, Duration::from_secs(8), Duration::from_secs(180)).await?;
-    let memory = machine::memory(stage.pid(CONTROLLER)).0 as f64 / 1e6;
-    table.add(
-        "memory-controller",
-        "memory, 100 bindings, 200 pods: controller",
-        memory,
-        "MB",
-        Limit::Most(25.0),
-    );
-    calls(table, &stage, server, &mut fleet).await?;
-    comparison(table, &stage, server).await?;
-    handover(table, &stage, server).await?;
+    if all {
+        few(table, &stage, server, &mut fleet).await?;
+    }
 
     let spec = stage.cluster.processes().spec(CONTROLLER).ok_or("no controller")?;
     stage.cluster.processes().kill(CONTROLLER)?;
@@ -74,6 +64,23 @@ pub(crate) async fn run(table: &mut Table) -> Result<()> {
         bench.rolling(table).await?;
     }
     Ok(())
+}
+
+/// What 100 bindings cost.
+async fn few(table: &mut Table, stage: &Stage, server: &Server, fleet: &mut Fleet) -> Result<()> {
+    start(table, stage, "start-controller", CONTROLLER, stage.product.controller().http(), 1_000.0)?;
+    settled(server, Duration::from_secs(8), Duration::from_secs(180)).await?;
+    let memory = machine::memory(stage.pid(CONTROLLER)).0 as f64 / 1e6;
+    table.add(
+        "memory-controller",
+        "memory, 100 bindings, 200 pods: controller",
+        memory,
+        "MB",
+        Limit::Most(25.0),
+    );
+    calls(table, stage, server, fleet).await?;
+    comparison(table, stage, server).await?;
+    handover(table, stage, server).await
 }
 
 async fn api(stage: &Stage) -> Result<Connection> {

@@ -7,7 +7,7 @@
 //! - [`floor`]: a server that does nothing, beside the webhook;
 //! - [`fleet`]: thousands of bindings; [`http`]: the client; [`machine`]: CPU and memory of processes; [`table`].
 //!
-//! `ONLY=webhook|controller` runs one part, `FULL=1` adds 5,000 bindings and the rolling change of 20,000 pods.
+//! `ONLY=webhook|controller|scale` runs one part, `FULL=1` adds 5,000 bindings and the rolling change of 20,000 pods.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::as_conversions)]
 
@@ -101,8 +101,8 @@ async fn bench() -> Result<()> {
     if wanted("webhook") {
         webhook::run(&mut table).await?;
     }
-    if wanted("controller") {
-        controller::run(&mut table).await?;
+    if wanted("controller") || wanted("scale") {
+        controller::run(&mut table, wanted("controller")).await?;
     }
     println!("{}", table.text());
     let missed = table.rows.iter().filter(|row| !row.holds()).count();
