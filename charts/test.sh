@@ -37,7 +37,8 @@ renders everything --set clusterName=c,networkPolicy.enabled=true,metrics.podMon
   --set webhook.rules.TGB206=warn,webhook.rules.TGB306=off,webhook.hostNetwork=true,logging.otlpEndpoint=http://collector:4318,aws.region=eu-central-1 \
   --set 'sharedTargets.namespaces={shop,blog},watchNamespaces={shop,blog},ruleOwner=a' \
   --set 'policy.assumeRoleAllow={arn:aws:iam::*:role/tgb-*},policy.namespaceBindingTag=tgb-namespaces' \
-  --set controller.maxTargetsPerTargetGroup=1000000,controller.observe=true,controller.swapGrace=5m,controller.endpointsFailOpen=false
+  --set controller.maxTargetsPerTargetGroup=1000000,controller.observe=true,controller.swapGrace=5m,controller.endpointsFailOpen=false \
+  --set controller.lease.duration=30s,controller.lease.renewDeadline=20s,controller.lease.retryPeriod=5s
 renders outside --set clusterName=c,webhook.url=https://192.0.2.1:9443,controller.replicas=0
 renders certmanager --set clusterName=c,webhook.tls.mode=cert-manager
 printf -- '-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n' >"$tmp/ca.pem"
@@ -71,6 +72,7 @@ hasnt beside '--cluster-name'
 hasnt default '--resync'
 hasnt default '--endpoints-fail-open'
 has everything '--endpoints-fail-open=false'
+has everything '--lease-renew-deadline=20s'
 
 python3 - "$tmp" targetgroupbinding/files <<'PY' || failed=1
 """What a text search can't see: structure of the rendered objects. Needs PyYAML; says so where it is missing."""

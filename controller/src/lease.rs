@@ -11,25 +11,77 @@ use kube::{Api, Client};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tgb_process::duration;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-/// How long a lease holds without renewal.
-const LASTS: Duration = Duration::from_secs(15);
-/// A leader that could not renew for so long stops before another can begin.
-const GIVES_UP: Duration = Duration::from_secs(10);
-const RENEWS: Duration = Duration::from_secs(2);
 /// Short, so that a lease that is given back is taken within a second.
 const LOOKS: Duration = Duration::from_secs(1);
+/// How long a single call about the lease may take at most.
 const CALL: Duration = Duration::from_secs(4);
-/// How long an answer to a write or a read may take to begin. A list of everything takes longer than one object.
-const WRITE: Duration = Duration::from_secs(10);
-const READ: Duration = Duration::from_secs(60);
 /// Writes at the same time. Each takes a connection, which is kept for a minute and a half with 60 kB of buffers: without a limit a
 /// thousand bindings that are looked at for the first time took a thousand.
 const WRITES: usize = 32;
+
+/// How the lease is held: names and defaults as Kubernetes' own components have them behind `--leader-elect-…`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::Args)]
+pub(crate) struct Periods {
+    /// How long the lease of a leader that died holds; whole seconds.
+    #[arg(long, env = "TGB_LEASE_DURATION", default_value = "15s", value_parser = duration)]
+    lease_duration: Duration,
+    /// A leader that could not renew its lease for so long writes nothing more and ends; shorter than --lease-duration.
+    #[arg(long, env = "TGB_LEASE_RENEW_DEADLINE", default_value = "10s", value_parser = duration)]
+    lease_renew_deadline: Duration,
+    /// How often the leader renews its lease; twice and more within --lease-renew-deadline.
+    #[arg(long, env = "TGB_LEASE_RETRY_PERIOD", default_value = "2s", value_parser = duration)]
+    lease_retry_period: Duration,
+}
+
+impl Periods {
+    /// Checks them against each other.
+    ///
+    /// # Errors
+    /// A sentence that names the flag.
+    pub(crate) fn check(self) -> Result<(), String> {
+        let shown = |period: Duration| format!("{} s", period.as_secs_f64());
+        if self.lease_duration.subsec_nanos() > 0 || i32::try_from(self.lease_duration.as_secs()).is_err() {
+            return Err(format!(
+                "--lease-duration is {}; a Lease holds for whole seconds",
+                shown(self.lease_duration)
+            ));
+        }
+        if self.lease_renew_deadline >= self.lease_duration {
+            return Err(format!(
+                "--lease-renew-deadline ({}) must be shorter than --lease-duration ({}): a leader has to stop before \
+                 another one begins",
+                shown(self.lease_renew_deadline),
+                shown(self.lease_duration)
+            ));
+        }
+        if self.lease_retry_period < Duration::from_millis(100)
+            || self.lease_retry_period * 2 > self.lease_renew_deadline
+        {
+            return Err(format!(
+                "--lease-retry-period ({}) must be 0.1 s or longer, and go twice into --lease-renew-deadline ({})",
+                shown(self.lease_retry_period),
+                shown(self.lease_renew_deadline)
+            ));
+        }
+        Ok(())
+    }
+
+    /// How long a call about the lease may take: another one is tried before the deadline.
+    fn call(self) -> Duration {
+        CALL.min((self.lease_renew_deadline - self.lease_retry_period) / 2)
+    }
+
+    /// How often a standby looks at the lease.
+    fn looks(self) -> Duration {
+        LOOKS.min(self.lease_retry_period)
+    }
+}
 
 /// Every lease of this program carries this label, so that they are found among those of nodes and others.
 const LABEL: (&str, &str) = ("elbv2.k8s.aws/leader", "tgb-controller");
@@ -45,6 +97,7 @@ pub(crate) struct Candidate {
     me: String,
     cluster: String,
     owner: String,
+    periods: Periods,
 }
 
 /// What is to be done about the lease as it stands.
@@ -54,18 +107,26 @@ enum Move {
     Wait,
 }
 
-/// Takes a lease that is ours, nobody's, or that we have seen unchanged for longer than it lasts.
-fn decide(spec: Option<&LeaseSpec>, me: &str, unchanged_for: Duration) -> Move {
+/// Takes a lease that is ours, nobody's, or that we have seen unchanged for longer than it lasts; `own` where it does not
+/// say how long that is.
+fn decide(spec: Option<&LeaseSpec>, me: &str, unchanged_for: Duration, own: Duration) -> Move {
     let holder = spec.and_then(|spec| spec.holder_identity.as_deref()).unwrap_or_default();
     let lasts =
         spec.and_then(|spec| spec.lease_duration_seconds).and_then(|seconds| u64::try_from(seconds).ok());
-    let lasts = lasts.map_or(LASTS, Duration::from_secs);
+    // What another one wrote counts.
+    let lasts = lasts.map_or(own, Duration::from_secs);
     if holder.is_empty() || holder == me || unchanged_for > lasts { Move::Take } else { Move::Wait }
 }
 
 impl Candidate {
     /// For this lease, on behalf of an installation: a cluster's name and an owner of rules, which may be empty.
-    pub(crate) fn new(client: Client, namespace: &str, name: &str, (cluster, owner): (&str, &str)) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        namespace: &str,
+        name: &str,
+        (cluster, owner): (&str, &str),
+        periods: Periods,
+    ) -> Self {
         let host = std::env::var("HOSTNAME").unwrap_or_else(|_| "tgb-controller".to_owned());
         let me = format!("{host}_{:016x}", fastrand::u64(..));
         Self {
@@ -76,6 +137,7 @@ impl Candidate {
             me,
             cluster: cluster.to_owned(),
             owner: owner.to_owned(),
+            periods,
         }
     }
 
@@ -84,10 +146,10 @@ impl Candidate {
         let mut seen: Option<(Option<String>, Instant)> = None;
         loop {
             let begun = Instant::now();
-            match timeout(CALL, self.try_acquire(&mut seen)).await {
+            match timeout(self.periods.call(), self.try_acquire(&mut seen)).await {
                 Ok(Ok(true)) => {
                     info!(lease = self.name, identity = self.me, "the lease is ours");
-                    return Some(begun + GIVES_UP);
+                    return Some(begun + self.periods.lease_renew_deadline);
                 }
                 Ok(Ok(false)) => {}
                 Ok(Err(error)) => warn!(%error, "could not read or take the lease"),
@@ -95,7 +157,7 @@ impl Candidate {
             }
             tokio::select! {
                 () = stop.cancelled() => return None,
-                () = sleep(LOOKS.mul_f64(0.8 + fastrand::f64() * 0.2)) => {}
+                () = sleep(self.periods.looks().mul_f64(0.8 + fastrand::f64() * 0.2)) => {}
             }
         }
     }
@@ -106,13 +168,13 @@ impl Candidate {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return true,
-                () = sleep(RENEWS) => {}
+                () = sleep(self.periods.lease_retry_period) => {}
             }
             let begun = Instant::now();
-            match timeout(CALL, self.renew()).await {
+            match timeout(self.periods.call(), self.renew()).await {
                 Ok(Ok(true)) => {
                     renewed = Instant::now();
-                    holds(begun + GIVES_UP);
+                    holds(begun + self.periods.lease_renew_deadline);
                 }
                 Ok(Ok(false)) => {
                     warn!("another one holds the lease");
@@ -121,7 +183,7 @@ impl Candidate {
                 Ok(Err(error)) => warn!(%error, "could not renew the lease"),
                 Err(_) => warn!("the API server does not answer in time about the lease"),
             }
-            if renewed.elapsed() + RENEWS > GIVES_UP {
+            if renewed.elapsed() + self.periods.lease_retry_period > self.periods.lease_renew_deadline {
                 return false;
             }
         }
@@ -164,7 +226,7 @@ impl Candidate {
             return Ok(());
         }
         // Clocks of others don't matter: who is alive renews.
-        sleep(RENEWS * 2).await;
+        sleep(self.periods.lease_retry_period * 2).await;
         let Ok(Ok(later)) = timeout(CALL * 2, self.rivals()).await else { return Ok(()) };
         let alive =
             later.into_iter().find(|(id, version)| rivals.get(id).is_some_and(|before| before != version));
@@ -233,7 +295,7 @@ impl Candidate {
                 now
             }
         };
-        if decide(lease.spec.as_ref(), &self.me, since.elapsed()) == Move::Wait {
+        if decide(lease.spec.as_ref(), &self.me, since.elapsed(), self.periods.lease_duration) == Move::Wait {
             return Ok(false);
         }
         self.mark(&mut lease);
@@ -260,7 +322,7 @@ impl Candidate {
         let spec = lease.spec.get_or_insert_default();
         spec.lease_transitions = Some(spec.lease_transitions.map_or(0, |count| count.saturating_add(1)));
         spec.holder_identity = Some(self.me.clone());
-        spec.lease_duration_seconds = i32::try_from(LASTS.as_secs()).ok();
+        spec.lease_duration_seconds = i32::try_from(self.periods.lease_duration.as_secs()).ok();
         spec.acquire_time = Some(now.clone());
         spec.renew_time = Some(now);
     }
@@ -276,25 +338,18 @@ fn won(answer: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
 }
 
 /// The same client, which writes nothing unless `may_write` says so at that moment: a process that stood still must not
-/// go on with what it had begun. Nor does it wait for ever: a connection that died silently would stop a binding's worker.
+/// go on with what it had begun.
 pub(crate) fn fenced(client: Client, may_write: impl Fn() -> bool + Clone + Send + 'static) -> Client {
     let namespace = client.default_namespace().to_owned();
     let places = Arc::new(Semaphore::new(WRITES));
     let service = tower::service_fn(move |request: ::http::Request<kube::client::Body>| {
         let writes = request.method() != ::http::Method::GET;
         let (client, may_write, places) = (client.clone(), may_write.clone(), Arc::clone(&places));
-        let send = async move {
-            let _place = if writes { places.acquire_owned().await.ok() } else { None };
-            if writes && !may_write() {
-                return Err(kube::Error::Service("this replica may not write now".into()));
-            }
-            client.send(request).await
-        };
         async move {
-            let patience = if writes { WRITE } else { READ };
-            match timeout(patience, send).await {
-                Ok(answer) => answer,
-                Err(_) => Err(kube::Error::Service("the API server did not answer in time".into())),
+            let _place = if writes { places.acquire_owned().await.ok() } else { None };
+            match writes && !may_write() {
+                true => Err(kube::Error::Service("this replica may not write now".into())),
+                false => client.send(request).await,
             }
         }
     });
@@ -322,13 +377,40 @@ mod tests {
 
     #[test]
     fn a_lease_is_taken_when_it_is_nobodys_ours_or_seen_unchanged_for_too_long() {
+        let own = Duration::from_secs(15);
         let decided =
-            |spec: Option<LeaseSpec>, seconds| decide(spec.as_ref(), "me", Duration::from_secs(seconds));
+            |spec: Option<LeaseSpec>, seconds| decide(spec.as_ref(), "me", Duration::from_secs(seconds), own);
         assert_eq!(decided(None, 0), Move::Take);
         assert_eq!(decided(Some(held("", 1)), 0), Move::Take);
         assert_eq!(decided(Some(held("me", 15)), 0), Move::Take);
         assert_eq!(decided(Some(held("other", 15)), 15), Move::Wait);
         assert_eq!(decided(Some(held("other", 15)), 16), Move::Take);
+        assert_eq!(decided(Some(held("other", 3)), 4), Move::Take);
+        assert_eq!(decided(Some(held("other", 60)), 16), Move::Wait);
+    }
+
+    #[test]
+    fn periods_that_would_allow_two_leaders_are_refused() {
+        let periods = |lasts: u64, deadline: u64, renews: u64| {
+            let ms = Duration::from_millis;
+            Periods {
+                lease_duration: ms(lasts),
+                lease_renew_deadline: ms(deadline),
+                lease_retry_period: ms(renews),
+            }
+            .check()
+            .err()
+        };
+        assert_eq!(periods(15_000, 10_000, 2_000), None);
+        assert_eq!(periods(1_000, 800, 100), None);
+        for (wrong, flag) in [
+            (periods(1_500, 1_000, 100), "--lease-duration is 1.5 s"),
+            (periods(10_000, 10_000, 2_000), "--lease-renew-deadline (10 s) must be shorter"),
+            (periods(15_000, 10_000, 6_000), "--lease-retry-period (6 s)"),
+            (periods(15_000, 10_000, 0), "--lease-retry-period (0 s)"),
+        ] {
+            assert!(wrong.as_ref().is_some_and(|text| text.contains(flag)), "{wrong:?}, not {flag}");
+        }
     }
 
     #[tokio::test]

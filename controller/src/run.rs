@@ -142,6 +142,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         &flags.lease_namespace.clone().unwrap_or_else(lease::own_namespace),
         &flags.lease_name,
         (&flags.cluster_name, flags.rule_owner.as_deref().unwrap_or_default()),
+        flags.lease,
     );
     let Some(until) = candidate.acquire(&stop).await else { return Ok(()) };
     candidate.alone().await?;

@@ -10,13 +10,11 @@ use kube::Client;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
-use std::time::Duration;
 use tgb_api::names;
 
 const PAGE: usize = 500;
 /// An object that others keep writing is tried again this often.
 const ATTEMPTS: usize = 5;
-const REQUEST: Duration = Duration::from_secs(30);
 
 /// Why a command failed, in a sentence.
 pub(crate) type Failure = String;
@@ -272,10 +270,7 @@ async fn send(client: &Client, method: &str, path: &str, body: Option<&Value>) -
     let request =
         http::Request::builder().method(method).uri(path).header("content-type", "application/json");
     let request = request.body(body).map_err(kube::Error::HttpError)?;
-    match tokio::time::timeout(REQUEST, client.request(request)).await {
-        Ok(answer) => answer,
-        Err(_) => Err(kube::Error::Service("the API server did not answer in time".into())),
-    }
+    client.request(request).await
 }
 
 #[cfg(test)]

@@ -18,7 +18,9 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tgb_e2e::{Aws, Balancer, Cluster, NAMESPACE, Options, Spec, built, eventually, free_ports, get};
+use tgb_e2e::{
+    Aws, Balancer, Cluster, NAMESPACE, Options, Spec, built, eventually, free_ports, get, run_program,
+};
 
 const SOON: Duration = Duration::from_secs(60);
 const NAME: &str = "tgb-targetgroupbinding";
@@ -777,6 +779,52 @@ fn a_leader_that_stood_still_finds_another_one_and_ends_without_touching_a_targe
     assert!(targets.is_subset(&now));
     processes.restart(leader).unwrap();
     stage.ready(leader).unwrap();
+}
+
+#[test]
+fn a_leader_that_stops_hands_over_at_once_and_does_not_let_its_lease_run_out() {
+    let _alone = alone();
+    let stage = &*STAGE;
+    let processes = stage.cluster.processes();
+    let lasts = |flags: &[&str]| {
+        for name in ["controller-a", "controller-b"] {
+            processes.stop(name, SOON).unwrap();
+            let spec = processes.spec(name).unwrap();
+            processes.spawn(name, flags.iter().fold(spec, |spec, flag| spec.flag(flag))).unwrap();
+            stage.ready(name).unwrap();
+        }
+    };
+    // Whoever waited for its end would wait for a minute.
+    lasts(&["--lease-duration=60s", "--lease-renew-deadline=40s", "--lease-retry-period=5s"]);
+    let lease = stage.get_json(&format!("-n {NAMESPACE} get lease {NAME}-controller"));
+    assert_eq!(lease["spec"]["leaseDurationSeconds"], 60);
+    let mut took = Vec::new();
+    while took.len() < 5 {
+        let (leader, other) = stage.leader();
+        let begun = Instant::now();
+        processes.terminate(leader).unwrap();
+        eventually(SOON, || match stage.metric(other, "tgb_leader") {
+            Some(1.0) => Ok(()),
+            leads => Err(format!("{leads:?}")),
+        })
+        .unwrap();
+        took.push(begun.elapsed());
+        assert_eq!(processes.ended(leader, SOON).unwrap().code(), Some(0));
+        processes.restart(leader).unwrap();
+        stage.ready(leader).unwrap();
+        // On a busy machine a measurement may fail, but not all of them.
+        if took.last() < Some(&Duration::from_secs(2)) {
+            break;
+        }
+    }
+    eprintln!("another one leads {took:?} after SIGTERM");
+    assert!(took.iter().all(|took| *took < Duration::from_secs(40)), "{took:?}");
+    assert!(took.iter().any(|took| *took < Duration::from_secs(2)), "{took:?}");
+    lasts(&["--lease-duration=15s", "--lease-renew-deadline=10s", "--lease-retry-period=2s"]);
+    let wrong = ["run", "--cluster-name=demo", "--lease-duration=10s", "--lease-renew-deadline=10s"];
+    let output = run_program("tgb-controller", &wrong, "").unwrap();
+    assert_eq!(output.code, 2, "{}", output.stderr);
+    assert!(output.stderr.contains("--lease-renew-deadline (10 s) must be shorter"), "{}", output.stderr);
 }
 
 #[test]

@@ -169,12 +169,20 @@ impl Signals {
     }
 }
 
-/// A client of the cluster: of a kubeconfig, or of what is found in the usual places and then in the pod.
+/// How long the API server's answer to a write or a read may take to begin. A list of everything takes longer than one
+/// object.
+const WRITE: Duration = Duration::from_secs(20);
+const READ: Duration = Duration::from_secs(60);
+/// How long an answer that has begun may be silent: a little longer than a watch lasts.
+const SILENCE: Duration = Duration::from_secs(295);
+
+/// A client of the cluster: of a kubeconfig, or of what is found in the usual places and then in the pod. It never waits
+/// for ever: a connection that died silently would stop whoever uses it.
 ///
 /// # Errors
 /// A sentence that says what to give.
 pub async fn client(kubeconfig: Option<&Path>) -> Result<kube::Client, String> {
-    let config = match kubeconfig {
+    let mut config = match kubeconfig {
         Some(path) => {
             let said = |error: &dyn std::fmt::Display| format!("--kubeconfig {}: {error}", path.display());
             let file = kube::config::Kubeconfig::read_from(path).map_err(|error| said(&error))?;
@@ -186,7 +194,26 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<kube::Client, String> {
             format!("no cluster is known ({error}); give --kubeconfig, or run in a pod with a ServiceAccount")
         })?,
     };
-    kube::Client::try_from(config).map_err(|error| error.to_string())
+    config.read_timeout = Some(SILENCE);
+    kube::Client::try_from(config)
+        .map(|client| limited(client, WRITE, READ))
+        .map_err(|error| error.to_string())
+}
+
+/// The same client, whose answers begin in time or never.
+fn limited(client: kube::Client, write: Duration, read: Duration) -> kube::Client {
+    let namespace = client.default_namespace().to_owned();
+    let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+        let client = client.clone();
+        async move {
+            let patience = if request.method() == http::Method::GET { read } else { write };
+            match tokio::time::timeout(patience, client.send(request)).await {
+                Ok(answer) => answer,
+                Err(_) => Err(kube::Error::Service("the API server did not answer in time".into())),
+            }
+        }
+    });
+    kube::Client::new(service, namespace)
 }
 
 /// Listens on `HOST:PORT`, or on `:PORT` of every address, with or without IPv6.
@@ -216,9 +243,48 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from(parsed).map_err(|_| "it can't be negative".to_owned())
 }
 
+/// The flags of a program's commands that lack a sentence for `--help` or an environment variable `TGB_…`; for tests.
+pub fn undocumented_flags(program: &clap::Command) -> Vec<String> {
+    let all = program.get_subcommands().flat_map(|command| {
+        let flags = command.get_arguments().filter_map(|flag| Some((flag, flag.get_long()?)));
+        flags.map(move |(flag, name)| (flag, format!("{} --{name}", command.get_name())))
+    });
+    let lacks = |flag: &clap::Arg| {
+        let variable = flag.get_env().and_then(std::ffi::OsStr::to_str).unwrap_or_default();
+        !variable.starts_with("TGB_") || flag.get_help().is_none()
+    };
+    all.filter(|(flag, _)| lacks(flag)).map(|(_, name)| name).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_does_not_begin_is_not_waited_for() {
+        let silent = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<kube::client::Body>, kube::Error>>()
+        });
+        let (short, long) = (Duration::from_millis(20), Duration::from_secs(3600));
+        for (method, write, read) in [("GET", long, short), ("PATCH", short, long)] {
+            let client = limited(kube::Client::new(silent, "default"), write, read);
+            let request = http::Request::builder().method(method).uri("/version").body(Vec::new()).unwrap();
+            let error = client.request_text(request).await.unwrap_err();
+            assert!(error.to_string().contains("did not answer in time"), "{method}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_flag_without_a_sentence_or_a_variable_is_named() {
+        let flag = |name: &'static str| clap::Arg::new(name).long(name);
+        let command = clap::Command::new("run").args([
+            flag("good").env("TGB_GOOD").help("Does good."),
+            flag("mute").env("TGB_MUTE"),
+            flag("alone").help("Has no variable."),
+        ]);
+        let program = clap::Command::new("program").subcommand(command);
+        assert_eq!(undocumented_flags(&program), ["run --mute", "run --alone"]);
+    }
 
     #[test]
     fn durations_are_written_with_a_unit_or_are_seconds() {
