@@ -1,6 +1,7 @@
 //! The handle on AWS: who we are, and what every call goes through: the fence, the budget, the metrics, repetition.
 
 use crate::error::{AwsError, Class};
+use crate::joined::Queue;
 use crate::limits::{Budget, CallClass, Limits};
 use crate::metrics::Metrics;
 use crate::role::{self, RoleClient};
@@ -14,6 +15,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tgb_api::target_group::TargetGroup;
 use tgb_api::v1::Role;
 use tokio::sync::{Mutex, OnceCell, Semaphore, SemaphorePermit, watch};
 use tokio::time::Instant;
@@ -62,7 +64,9 @@ pub(crate) struct Inner {
     vpc_id: OnceCell<Option<String>>,
     pub(crate) cluster_name: String,
     /// Clients with assumed roles, by (role, external id). The lock is held only to find the cell of a role.
-    assumed: Mutex<HashMap<(String, Option<String>), RoleCell>>,
+    assumed: Mutex<HashMap<RoleKey, RoleCell>>,
+    /// Look-ups of target groups that join, as [`Self::assumed`].
+    joined: std::sync::Mutex<HashMap<RoleKey, Arc<Queue<TargetGroup>>>>,
     limits: Limits,
     budget: Arc<Budget>,
     /// Of the accounts of assumed roles.
@@ -75,6 +79,9 @@ pub(crate) struct Inner {
     ec2_health: Health,
     recovered: watch::Sender<u64>,
 }
+
+/// A role and an external id.
+type RoleKey = (String, Option<String>);
 
 /// A client that is made once, by whoever needs it first.
 type RoleCell = Arc<OnceCell<RoleClient>>;
@@ -99,6 +106,7 @@ impl Health {
 }
 
 /// An ELBv2 client and whose budget it draws on.
+#[derive(Clone)]
 pub(crate) struct Elb {
     pub(crate) client: aws_sdk_elasticloadbalancingv2::Client,
     budget: Arc<Budget>,
@@ -131,8 +139,12 @@ impl Aws {
     /// # Errors
     /// `NoRegion`, with what to do about it.
     pub async fn connect(settings: Settings) -> Answer<Self> {
+        Self::connect_by(aws_config::defaults(aws_config::BehaviorVersion::latest()), settings).await
+    }
+
+    async fn connect_by(loader: aws_config::ConfigLoader, settings: Settings) -> Answer<Self> {
         let cache = aws_config::identity::IdentityCache::lazy().buffer_time(AHEAD).build();
-        let mut loader = aws_config::defaults(aws_config::BehaviorVersion::latest())
+        let mut loader = loader
             .retry_config(aws_config::retry::RetryConfig::disabled())
             .identity_cache(cache)
             .timeout_config(
@@ -165,6 +177,7 @@ impl Aws {
             vpc_id: given.map_or_else(OnceCell::new, |id| OnceCell::new_with(Some(Some(id)))),
             cluster_name: settings.cluster_name,
             assumed: Mutex::default(),
+            joined: std::sync::Mutex::default(),
             limits: settings.limits,
             budget: Arc::new(Budget::new(&settings.limits)),
             budgets: std::sync::Mutex::default(),
@@ -303,6 +316,13 @@ impl Aws {
         let cell = self.inner.assumed.lock().await.entry(key).or_default().clone();
         let client = cell.get_or_init(|| role::client(&self.inner, role)).await.clone();
         Elb { client, budget: self.budget_of(role.role_arn), secret: external_id }
+    }
+
+    /// The look-ups with our own identity or with a role.
+    pub(crate) fn joined(&self, role: Option<Role<'_>>) -> Arc<Queue<TargetGroup>> {
+        let key = role.map(|role| (role.role_arn.to_owned(), role.external_id.map(str::to_owned)));
+        let mut joined = self.inner.joined.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Arc::clone(joined.entry(key.unwrap_or_default()).or_default())
     }
 
     // ---- details ----
@@ -557,6 +577,65 @@ fn chain(error: &(dyn Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::TargetGroupQuery;
+    use aws_credential_types::Credentials;
+    use aws_smithy_runtime_api::client::http::{
+        HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpConnector,
+    };
+    use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+    use aws_smithy_runtime_api::client::result::ConnectorError;
+    use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+    use std::collections::BTreeSet;
+
+    /// Notes where requests go, and sends none.
+    #[derive(Debug, Clone, Default)]
+    struct Recorder(Arc<std::sync::Mutex<BTreeSet<String>>>);
+
+    impl HttpConnector for Recorder {
+        fn call(&self, request: HttpRequest) -> HttpConnectorFuture {
+            self.0.lock().unwrap().insert(request.uri().to_owned());
+            HttpConnectorFuture::ready(Err(ConnectorError::user("nobody is called".into())))
+        }
+    }
+
+    impl HttpClient for Recorder {
+        fn http_connector(&self, _: &HttpConnectorSettings, _: &RuntimeComponents) -> SharedHttpConnector {
+            SharedHttpConnector::new(self.clone())
+        }
+    }
+
+    #[tokio::test]
+    async fn endpoints_are_those_of_the_region_its_partition_and_what_the_user_asks_for() {
+        let (elb, ec2, sts) = ("elasticloadbalancing", "ec2", "sts");
+        for (region, fips, dual_stack, hosts) in [
+            ("eu-west-1", false, false, [elb, ec2, sts].map(|s| format!("{s}.eu-west-1.amazonaws.com"))),
+            ("us-west-2", true, false, [elb, ec2, sts].map(|s| format!("{s}-fips.us-west-2.amazonaws.com"))),
+            ("us-west-2", false, true, [elb, ec2, sts].map(|s| format!("{s}.us-west-2.api.aws"))),
+            ("us-west-2", true, true, [elb, ec2, sts].map(|s| format!("{s}-fips.us-west-2.api.aws"))),
+            ("cn-north-1", false, false, [elb, ec2, sts].map(|s| format!("{s}.cn-north-1.amazonaws.com.cn"))),
+            (
+                "us-gov-west-1",
+                false,
+                false,
+                [elb, ec2, sts].map(|s| format!("{s}.us-gov-west-1.amazonaws.com")),
+            ),
+        ] {
+            let recorder = Recorder::default();
+            let loader = aws_config::defaults(aws_config::BehaviorVersion::latest())
+                .http_client(recorder.clone())
+                .credentials_provider(Credentials::for_tests())
+                .use_fips(fips)
+                .use_dual_stack(dual_stack);
+            let settings = Settings { region: Some(region.to_owned()), ..Settings::default() };
+            let aws = Aws::connect_by(loader, settings).await.unwrap();
+            assert_eq!(aws.identity().await.unwrap_err().code, "Unreachable");
+            assert!(aws.subnets("vpc-1").await.is_err());
+            assert!(aws.target_groups(None, TargetGroupQuery::Name("web")).await.is_err());
+            let asked = recorder.0.lock().unwrap().clone();
+            let hosts: BTreeSet<String> = hosts.iter().map(|host| format!("https://{host}/")).collect();
+            assert_eq!(asked, hosts, "{region}, FIPS {fips}, dual stack {dual_stack}");
+        }
+    }
 
     #[test]
     fn what_only_a_decoder_can_read_is_cut_off() {

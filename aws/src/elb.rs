@@ -1,6 +1,6 @@
 //! Calls of Elastic Load Balancing v2.
 
-use crate::client::{Answer, Aws};
+use crate::client::{Answer, Aws, Elb};
 use crate::limits::CallClass;
 use crate::values::*;
 use aws_sdk_elasticloadbalancingv2::types as elb;
@@ -17,7 +17,7 @@ pub enum TargetGroupQuery<'a> {
     Arn(&'a str),
     /// One, by its name.
     Name(&'a str),
-    /// Several, by ARN.
+    /// Several, by ARN; at most 20.
     Arns(&'a [String]),
 }
 
@@ -32,6 +32,32 @@ impl Aws {
         query: TargetGroupQuery<'_>,
     ) -> Answer<Vec<TargetGroup>> {
         let elb = self.client_for(role).await;
+        self.describe_target_groups(&elb, query).await
+    }
+
+    /// DescribeTargetGroups of one that was there before, by its ARN: together with others of the kind that are asked for
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// What AWS answered; `TargetGroupNotFound` if it does not exist any more.
+    pub async fn known_target_group(&self, role: Option<Role<'_>>, arn: &str) -> Answer<TargetGroup> {
+        let elb = self.client_for(role).await;
+        let aws = self.clone();
+        let call = move |arns: Vec<String>| {
+            let (aws, elb) = (aws.clone(), elb.clone());
+            async move {
+                let found = aws.describe_target_groups(&elb, TargetGroupQuery::Arns(&arns)).await?;
+                Ok(found.into_iter().map(|group| (group.arn.as_str().to_owned(), group)).collect())
+            }
+        };
+        self.joined(role).ask(arn, call).await
+    }
+
+    async fn describe_target_groups(
+        &self,
+        elb: &Elb,
+        query: TargetGroupQuery<'_>,
+    ) -> Answer<Vec<TargetGroup>> {
         let call = elb.client.describe_target_groups();
         let call = match query {
             TargetGroupQuery::Arn(arn) => call.target_group_arns(arn),
@@ -42,7 +68,7 @@ impl Aws {
         let mut marker: Option<String> = None;
         loop {
             let send = || call.clone().set_marker(marker.clone()).send();
-            let answer = self.elb(&elb, CallClass::ElbDescribe, "DescribeTargetGroups", send).await?;
+            let answer = self.elb(elb, CallClass::ElbDescribe, "DescribeTargetGroups", send).await?;
             found.extend(answer.target_groups().iter().filter_map(target_group));
             marker = answer.next_marker;
             if marker.is_none() {

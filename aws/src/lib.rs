@@ -12,6 +12,7 @@ mod elb;
 mod error;
 #[cfg(test)]
 mod fuzz;
+mod joined;
 mod limits;
 mod metrics;
 mod role;

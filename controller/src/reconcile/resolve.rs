@@ -74,11 +74,20 @@ impl Worker {
         }
         let is_fresh = self.memory.group_read.is_some_and(|at| at.elapsed() < ctx.settings.resync);
         if self.memory.group.is_none() || !is_fresh {
-            let query = match (reference.arn(), reference.name()) {
-                (Some(arn), _) => TargetGroupQuery::Arn(arn),
-                (None, name) => TargetGroupQuery::Name(name.unwrap_or_default()),
+            let aws = self.aws(binding);
+            let known = binding.status.as_ref().and_then(|status| status.target_group_arn.as_deref());
+            let answer = match (reference.arn(), reference.name()) {
+                // Together with others: one that is not there fails them all, so that it is known to have been.
+                (Some(arn), _) if known == Some(arn) && !self.memory.group_is_gone => {
+                    aws.known_target_group(reference.role(), arn).await.map(|group| vec![group])
+                }
+                (Some(arn), _) => aws.target_groups(reference.role(), TargetGroupQuery::Arn(arn)).await,
+                (None, name) => {
+                    let query = TargetGroupQuery::Name(name.unwrap_or_default());
+                    aws.target_groups(reference.role(), query).await
+                }
             };
-            match self.aws(binding).target_groups(reference.role(), query).await {
+            match answer {
                 Ok(groups) => {
                     self.memory.group = groups.into_iter().next();
                     self.memory.group_read = Some(Instant::now());

@@ -227,6 +227,9 @@ impl Aws {
                 "Target group ARNs, names and a load balancer ARN cannot be specified at the same time",
             ));
         }
+        if arns.len() > 20 || names.len() > 20 {
+            return Err(AwsError::validation("You cannot describe more than '20' target groups at a time"));
+        }
         let missing = || AwsError::new("TargetGroupNotFound", "One or more target groups not found");
         let mut found: Vec<&TargetGroup> = Vec::new();
         if !arns.is_empty() {
