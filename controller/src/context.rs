@@ -35,11 +35,11 @@ pub(crate) enum KeepLast {
 }
 
 impl KeepLast {
-    pub(crate) fn applies(self, group: Option<&TargetGroup>) -> bool {
+    pub(crate) fn applies(self, group: &TargetGroup) -> bool {
         match self {
             Self::All => true,
             Self::None => false,
-            Self::Instance => group.is_some_and(|group| group.target_type == "instance"),
+            Self::Instance => group.target_type == "instance",
         }
     }
 }

@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tgb_api::arn::TargetGroupArn;
+use tgb_api::names;
 use tgb_api::rules;
 use tgb_api::target_group::TargetGroup;
 use tgb_api::v1::{Sharing, TargetGroupBinding};
@@ -120,6 +121,23 @@ pub(crate) fn first_contact(binding: &TargetGroupBinding, now: Timestamp) -> Opt
 pub(crate) fn contact_left(contact: Option<Timestamp>, now: Timestamp, resync: Duration) -> Option<Duration> {
     let waited = Duration::try_from(now.duration_since(contact?)).unwrap_or_default();
     resync.checked_sub(waited).filter(|left| !left.is_zero())
+}
+
+/// Whether a binding may have been Shared while no controller looked, so that its ConfigMap is still there: it is one of
+/// ours, and how it stands now was not reported yet, or not as well.
+pub(crate) fn may_have_been_shared(binding: &TargetGroupBinding) -> bool {
+    let is_ours = binding.metadata.finalizers.iter().flatten().any(|entry| entry == names::FINALIZER);
+    // A deletion counts as a change of the spec, too.
+    let ended = i64::from(binding.is_terminating());
+    let is_settled = binding.status.as_ref().is_some_and(|status| {
+        let is_ready =
+            |condition: &Condition| condition.type_ == Kind::Ready.as_str() && condition.status == "True";
+        status
+            .observed_generation
+            .is_some_and(|seen| seen + ended >= binding.metadata.generation.unwrap_or_default())
+            && status.conditions.iter().any(is_ready)
+    });
+    is_ours && !is_settled
 }
 
 /// Registered targets that are neither ours nor of anything in this cluster.
@@ -326,6 +344,30 @@ mod tests {
         assert_eq!(first_contact(&status("Registered"), at(50)), None);
         assert_eq!(contact_left(Some(at(10)), at(50), resync), Some(Duration::from_secs(560)));
         assert_eq!(contact_left(Some(at(10)), at(610), resync), None);
+    }
+
+    #[test]
+    fn a_change_that_nobody_saw_may_have_ended_sharing() {
+        let of = |seen: i64, generation: i64, ready: &str, more: Value| {
+            let condition = json!({
+                "type": "Ready", "status": ready, "reason": "", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
+            });
+            let mut binding = binding("a", 1, more);
+            binding.metadata.generation = Some(generation);
+            binding.metadata.finalizers = Some(vec![names::FINALIZER.to_owned()]);
+            binding.status =
+                serde_json::from_value(json!({"observedGeneration": seen, "conditions": [condition]}))
+                    .unwrap();
+            binding
+        };
+        assert!(!may_have_been_shared(&of(1, 1, "True", json!({}))));
+        assert!(may_have_been_shared(&of(1, 2, "True", json!({}))));
+        assert!(may_have_been_shared(&of(2, 2, "False", json!({}))));
+        assert!(!may_have_been_shared(&of(1, 2, "True", terminating())));
+        assert!(may_have_been_shared(&of(1, 3, "True", terminating())));
+        let mut of_nobody = of(1, 2, "True", json!({}));
+        of_nobody.metadata.finalizers = None;
+        assert!(!may_have_been_shared(&of_nobody));
     }
 
     fn cleaned(

@@ -24,6 +24,7 @@ use crate::status::{Report, Verdict};
 use crate::tracking::Tracking;
 use crate::writes::{Writes, has_finalizer};
 use crate::zones::Zones;
+use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -118,6 +119,8 @@ struct Memory {
     asked: Option<Timestamp>,
     /// Of a Shared binding.
     tracking: Option<Tracking>,
+    /// There is no ConfigMap of a binding that is not Shared.
+    untracked: bool,
     /// When the binding was first seen, if that was not long ago; found out once.
     first_contact: Option<Option<Timestamp>>,
     /// What was foreign then; what comes later is not protected.
@@ -160,10 +163,23 @@ enum Mode {
     Observes,
 }
 
-/// What a pass found about targets.
+/// What a pass finds out about targets, in this order.
 struct Found {
-    wanted: Desired,
+    mode: Mode,
     group: TargetGroup,
+    wanted: Desired,
+    /// While the backend is missing.
+    grace: Option<Grace>,
+    subnets: Arc<Vec<IpNet>>,
+    /// What is wanted, with zones.
+    targets: BTreeMap<TargetKey, Target>,
+    /// How much longer foreign targets are left alone, and these.
+    contact: Option<Duration>,
+    foreign: BTreeSet<TargetKey>,
+    plan: Plan,
+    applied: Applied,
+    /// Pods that lack their readiness gate.
+    without_gate: usize,
     outcome: Outcome,
 }
 
@@ -212,7 +228,7 @@ impl Worker {
             }
             Outcome::Failed => {
                 self.memory.failures = self.memory.failures.saturating_add(1);
-                now + backoff(self.memory.failures).mul_f64(0.8 + fastrand::f64() * 0.4)
+                now + backoff(self.memory.failures, fastrand::f64())
             }
         };
         Some(status_again.map_or(next, |again| next.min(now + again)))
@@ -323,39 +339,58 @@ impl Worker {
         let tracked = self.track(binding, &targets, mode).await;
         tracked.map_err(|error| self.failed(report, &Error::cluster("the ConfigMap of targets", error)))?;
 
-        let now = Instant::now();
         let contact = self.contact_left(binding);
-        let foreign = self.foreign(contact);
-        let plan = self.plan(binding, &arn, &wanted, &targets, &foreign, grace.as_ref(), now);
-        let mut applied = Applied::default();
+        let mut found = Found {
+            mode,
+            group,
+            wanted,
+            grace,
+            subnets,
+            targets,
+            contact,
+            foreign: self.foreign(contact),
+            plan: Plan::default(),
+            applied: Applied::default(),
+            without_gate: 0,
+            outcome: Outcome::Done(None),
+        };
+        found.plan = self.plan(binding, &found, Instant::now());
         if mode == Mode::Writes {
-            if let Err(error) = self.note(&plan.register, &targets).await {
+            if let Err(error) = self.note(&found.plan.register, &found.targets).await {
                 return Err(self.failed(report, &Error::cluster("the ConfigMap of targets", error)));
             }
-            let nodes = node_zones(&wanted);
-            let zone_of = |zones: &Zones, target: &Target| {
-                let node = nodes.get(&TargetKey::of(target)).copied();
-                zones.of(&target.id.parse().ok()?, &subnets, node)
-            };
-            let place = Place { ctx: &ctx, binding, arn: &arn, changed: self.changed };
-            let Memory { observed, zones, .. } = &mut self.memory;
-            applied = apply(&place, &plan, &wanted, observed, zones, &zone_of).await;
-            if let (true, Some(vpc)) = (zones.take_contradicted(), &group.vpc_id) {
-                ctx.forget_subnets(vpc);
-            }
-            if !plan.register.is_empty() || !plan.deregister.is_empty() {
-                (self.memory.touched, self.memory.looks) = (Some(Instant::now()), 0);
-            }
+            found.applied = self.apply(binding, &found).await;
         }
         if mode != Mode::Observes {
-            self.open_gates(&wanted, &group).await;
+            self.open_gates(&found.wanted, &found.group).await;
         }
-        let waits = self.poll_soon(&targets, &plan);
-        let outcome = self.outcome(&plan, &applied, &foreign, contact, grace.as_ref());
-        let without_gate = self.without_gate(binding, &group);
-        self.report_targets(&wanted, &targets, &plan, &applied, &foreign, mode, without_gate, report);
-        self.stand(&targets, &plan, mode, without_gate, waits);
-        Ok(Found { wanted, group, outcome })
+        let waits = self.poll_soon(&found.targets, &found.plan);
+        found.outcome = self.outcome(&found);
+        found.without_gate = self.without_gate(binding, &found.group);
+        self.report_targets(&found, report);
+        self.stand(&found, waits);
+        Ok(found)
+    }
+
+    /// Has the plan done.
+    async fn apply(&mut self, binding: &TargetGroupBinding, found: &Found) -> Applied {
+        let ctx = Arc::clone(&self.ctx);
+        let Found { group, wanted, subnets, plan, .. } = found;
+        let nodes = node_zones(wanted);
+        let zone_of = |zones: &Zones, target: &Target| {
+            let node = nodes.get(&TargetKey::of(target)).copied();
+            zones.of(&target.id.parse().ok()?, subnets, node)
+        };
+        let place = Place { ctx: &ctx, binding, arn: group.arn.as_str(), changed: self.changed };
+        let Memory { observed, zones, .. } = &mut self.memory;
+        let applied = apply(&place, plan, wanted, observed, zones, &zone_of).await;
+        if let (true, Some(vpc)) = (zones.take_contradicted(), &group.vpc_id) {
+            ctx.forget_subnets(vpc);
+        }
+        if !plan.register.is_empty() || !plan.deregister.is_empty() {
+            (self.memory.touched, self.memory.looks) = (Some(Instant::now()), 0);
+        }
+        applied
     }
 
     /// A call failed that all the rest depends on.
@@ -444,10 +479,10 @@ impl Worker {
         mode: Mode,
     ) -> Result<(), kube::Error> {
         if binding.spec.target_group.sharing() != Sharing::Shared {
-            if let (Some(tracking), Mode::Writes) = (self.memory.tracking.take(), mode) {
-                tracking.delete().await?;
-            }
-            return Ok(());
+            return match mode {
+                Mode::Writes => self.untrack(binding).await,
+                Mode::Paused | Mode::Observes => Ok(()),
+            };
         }
         if self.memory.tracking.is_none() {
             let mut read = Tracking::read(self.ctx.client.clone(), &self.key).await?;
@@ -455,8 +490,21 @@ impl Worker {
                 let present = |key: &&TargetKey| self.memory.observed.present(key).is_some();
                 read.targets = targets.keys().filter(present).cloned().collect();
             }
-            self.memory.tracking = Some(read);
+            (self.memory.tracking, self.memory.untracked) = (Some(read), false);
         }
+        Ok(())
+    }
+
+    /// Deletes the ConfigMap of a binding that is not Shared, where there may be one: it was Shared a moment ago, or while
+    /// nobody looked.
+    async fn untrack(&mut self, binding: &TargetGroupBinding) -> Result<(), kube::Error> {
+        if self.memory.untracked {
+            return Ok(());
+        }
+        if self.memory.tracking.is_some() || ownership::may_have_been_shared(binding) {
+            Tracking::remove(&self.ctx.client, &self.key).await?;
+        }
+        (self.memory.tracking, self.memory.untracked) = (None, true);
         Ok(())
     }
 
@@ -498,30 +546,22 @@ impl Worker {
         now.intersection(then).cloned().collect()
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a comparison looks at all of it")]
-    fn plan(
-        &mut self,
-        binding: &TargetGroupBinding,
-        arn: &str,
-        wanted: &Desired,
-        targets: &BTreeMap<TargetKey, Target>,
-        foreign: &BTreeSet<TargetKey>,
-        grace: Option<&Grace>,
-        now: Instant,
-    ) -> Plan {
+    fn plan(&mut self, binding: &TargetGroupBinding, found: &Found, now: Instant) -> Plan {
+        let Found { wanted, targets, foreign, grace, .. } = found;
         let ctx = Arc::clone(&self.ctx);
         let index = ctx.index();
         let settings = &ctx.settings;
-        let Memory { observed, tracking, group, .. } = &mut self.memory;
+        let Memory { observed, tracking, .. } = &mut self.memory;
         observed.adopt(wanted);
         observed.keep_refused(|key| targets.contains_key(key), now);
         let unwanted_for = observed.unwanted_for(|key| targets.contains_key(key), now);
-        let mut protected = ownership::wanted_by_others(&index, &settings.switches, binding, arn);
+        let mut protected =
+            ownership::wanted_by_others(&index, &settings.switches, binding, found.group.arn.as_str());
         protected.extend(foreign.iter().cloned());
         let keeps = match binding.annotation(names::WHEN_NONE_READY) {
             Some("keep") => true,
             Some("deregister") => false,
-            _ => settings.keep_last.applies(group.as_ref()),
+            _ => settings.keep_last.applies(&found.group),
         };
         let none_ready = grace.is_none() && targets.is_empty() && !wanted.unready.is_empty();
         let mut alive = alive(&index, binding, observed);
@@ -538,7 +578,7 @@ impl Worker {
             protected: &protected,
             rejected: &observed.not_now(now).0,
             unwanted_for: &unwanted_for,
-            grace: grace.map(|grace| grace.lasts),
+            grace: grace.as_ref().map(|grace| grace.lasts),
             keep_last: (keeps && none_ready).then_some(&wanted.unready),
             swap_grace: settings.swap_grace,
             max_targets: settings.max_targets,
@@ -546,14 +586,8 @@ impl Worker {
     }
 
     /// Whether the pass has to be done again, and when.
-    fn outcome(
-        &mut self,
-        plan: &Plan,
-        applied: &Applied,
-        foreign: &BTreeSet<TargetKey>,
-        contact: Option<Duration>,
-        grace: Option<&Grace>,
-    ) -> Outcome {
+    fn outcome(&mut self, found: &Found) -> Outcome {
+        let Found { plan, applied, foreign, contact, grace, .. } = found;
         if let Some(error) = &applied.failed {
             warn!(binding = %self.key, %error, "could not change targets");
             self.memory.next_poll = None;
@@ -569,7 +603,7 @@ impl Worker {
         let left = (applied.left > 0).then_some(BACKOFF_FIRST);
         let contact = contact.filter(|_| !foreign.is_empty());
         let retry = self.memory.observed.not_now(Instant::now()).1;
-        let all = [plan.again_in, left, contact, retry, grace.and_then(|grace| grace.again_in)];
+        let all = [plan.again_in, left, contact, retry, grace.as_ref().and_then(|grace| grace.again_in)];
         Outcome::Done(all.into_iter().flatten().min())
     }
 
@@ -638,8 +672,10 @@ struct Grace {
     again_in: Option<Duration>,
 }
 
-fn backoff(failures: u32) -> Duration {
-    BACKOFF_FIRST.saturating_mul(2u32.saturating_pow(failures.saturating_sub(1).min(8))).min(BACKOFF_LAST)
+/// How long to wait after so many failures in a row; `random` of 0 to 1 keeps those that failed together apart.
+fn backoff(failures: u32, random: f64) -> Duration {
+    let most = BACKOFF_FIRST.saturating_mul(2u32.saturating_pow(failures.saturating_sub(1).min(8)));
+    most.min(BACKOFF_LAST).mul_f64(1.0 - random * 0.25)
 }
 
 /// Registered targets whose pod or node still runs.
@@ -663,7 +699,23 @@ mod tests {
 
     #[test]
     fn failures_back_off_from_a_second_to_a_minute() {
-        let seconds: Vec<u64> = (1..9).map(|failures| backoff(failures).as_secs()).collect();
+        let seconds: Vec<u64> = (1..9).map(|failures| backoff(failures, 0.0).as_secs()).collect();
         assert_eq!(seconds, [1, 2, 4, 8, 16, 32, 60, 60]);
+        assert_eq!(backoff(u32::MAX, 1.0), Duration::from_secs(45));
+    }
+
+    #[test]
+    fn in_an_outage_of_ten_minutes_aws_is_asked_ever_less_often_but_at_least_every_minute() {
+        let (mut now, mut gaps) = (Duration::ZERO, Vec::new());
+        for failures in 1.. {
+            gaps.push(backoff(failures, fastrand::f64()));
+            now += gaps.last().copied().unwrap();
+            if now > Duration::from_secs(600) {
+                break;
+            }
+        }
+        assert!((15..=20).contains(&gaps.len()), "{gaps:?}");
+        assert!(gaps.iter().all(|gap| *gap <= BACKOFF_LAST), "{gaps:?}");
+        assert!(gaps.iter().skip(6).all(|gap| *gap >= Duration::from_secs(45)), "{gaps:?}");
     }
 }

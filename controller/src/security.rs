@@ -19,8 +19,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tgb_api::names;
 use tgb_api::v1::TargetGroupBinding;
-use tgb_aws::AwsError;
 use tgb_aws::values::{NetworkInterface, Permission, SecurityGroup};
+use tgb_aws::{AwsError, Class};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -83,7 +83,7 @@ pub(crate) async fn bring(
                 if keeps_all { claim.keeping(anywhere(binding)) } else { claim }
             }
             Err(error) => {
-                report.bad(Kind::NetworkingReady, Reason::AccessDenied, error.to_string());
+                report.bad(Kind::NetworkingReady, reason_of(&error), error.to_string());
                 is_done = false;
                 if had.is_some() { keeps().keeping(anywhere(binding)) } else { Claim::Unknown }
             }
@@ -342,12 +342,8 @@ fn standing(ctx: &Ctx, key: &Key) -> Standing {
             let failure = state.failed.iter().find(|(failed, _)| is_open(permission, [*failed]));
             match failure.map(|(_, error)| error).or(state.error.as_ref()) {
                 Some(error) => {
-                    let reason = match error.code.as_str() {
-                        "RulesPerSecurityGroupLimitExceeded" => Reason::RuleLimitExceeded,
-                        "InvalidGroup.NotFound" | "InvalidGroupId.Malformed" => Reason::SecurityGroupNotFound,
-                        _ => Reason::AccessDenied,
-                    };
-                    return Standing::Failed(reason, format!("{id}, {}: {error}", shown(permission)));
+                    let message = format!("{id}, {}: {error}", shown(permission));
+                    return Standing::Failed(reason_of(error), message);
                 }
                 None => {
                     pending = Some(match state.withheld {
@@ -373,6 +369,16 @@ fn standing(ctx: &Ctx, key: &Key) -> Standing {
         message.push_str(&widened.join(", "));
     }
     Standing::Authorized(message)
+}
+
+/// What `NetworkingReady` says of an error.
+fn reason_of(error: &AwsError) -> Reason {
+    match error.code.as_str() {
+        "RulesPerSecurityGroupLimitExceeded" => Reason::RuleLimitExceeded,
+        "InvalidGroup.NotFound" | "InvalidGroupId.Malformed" => Reason::SecurityGroupNotFound,
+        _ if error.class() == Class::Terminal => Reason::AccessDenied,
+        _ => Reason::AwsUnavailable,
+    }
 }
 
 /// `tcp 80-90 from sg-1`
@@ -575,7 +581,8 @@ async fn settle(ctx: &Arc<Ctx>, id: &str) -> State {
         Duration::from_secs(1).saturating_mul(2u32.saturating_pow(failures.min(6))).min(AGAIN)
     } else {
         group.failures.store(0, Ordering::Release);
-        if state.leans_on_others || !state.failed.is_empty() { AGAIN } else { ctx.settings.resync }
+        let leans = state.leans_on_others || !state.failed.is_empty();
+        if leans { AGAIN.min(ctx.settings.resync) } else { ctx.settings.resync }
     };
     if state.error.is_none() && users.is_empty() && state.ours == 0 {
         // Nobody's business any more.

@@ -68,10 +68,12 @@ impl Tracking {
         Ok(())
     }
 
-    /// Deletes it.
-    pub(crate) async fn delete(self) -> Result<(), kube::Error> {
-        match self.api.delete(&self.name, &DeleteParams::default()).await {
-            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+    /// Deletes that of a binding. One that is not there is as good as deleted; and where we may not touch ConfigMaps, we
+    /// have made none.
+    pub(crate) async fn remove(client: &Client, binding: &Key) -> Result<(), kube::Error> {
+        let api: Api<ConfigMap> = Api::namespaced(client.clone(), &binding.namespace);
+        match api.delete(&names::tracking_config_map(&binding.name), &DeleteParams::default()).await {
+            Err(kube::Error::Api(status)) if status.is_not_found() || status.is_forbidden() => Ok(()),
             other => other.map(drop),
         }
     }

@@ -3,6 +3,8 @@
 use crate::product::exchange;
 use crate::programs::source_dir;
 use crate::{Output, Processes, Programs, Result, Spec, eventually, run};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -288,22 +290,44 @@ impl Cluster {
     /// # Errors
     /// When etcd does not answer.
     pub fn compact_etcd(&self) -> Result<u64> {
-        let ask = |path: &str, question: Value| -> Result<Value> {
-            let answer = exchange(&self.etcd, &format!("POST {path}"), &question.to_string())?;
-            let body = answer
-                .split_once("\r\n\r\n")
-                .map(|(_, body)| body)
-                .filter(|_| answer.starts_with("HTTP/1.1 200"));
-            let body = body.and_then(|body| body.get(body.find('{')?..=body.rfind('}')?));
-            body.and_then(|body| serde_json::from_str(body).ok())
-                .ok_or_else(|| format!("etcd{path}: {answer}"))
-        };
-        let now = ask("/v3/kv/range", json!({"key": "AA==", "count_only": true}))?;
+        let now = self.ask_etcd("/v3/kv/range", &json!({"key": "AA==", "count_only": true}))?;
         let revision =
             now.pointer("/header/revision").and_then(Value::as_str).and_then(|text| text.parse().ok());
         let revision: u64 = revision.ok_or_else(|| format!("etcd has no revision: {now}"))?;
-        ask("/v3/kv/compaction", json!({"revision": revision.to_string(), "physical": true}))?;
+        self.ask_etcd("/v3/kv/compaction", &json!({"revision": revision.to_string(), "physical": true}))?;
         Ok(revision)
+    }
+
+    /// Changes a binding where it is stored, so that neither schema nor webhook see it: as one that was stored before
+    /// there were any. It is in the CRD's storage version.
+    ///
+    /// # Errors
+    /// When etcd does not answer, or there is no such binding.
+    pub fn change_stored(&self, namespace: &str, name: &str, change: impl FnOnce(&mut Value)) -> Result<()> {
+        let key = format!("/registry/elbv2.k8s.aws/targetgroupbindings/{namespace}/{name}");
+        let key = BASE64.encode(key);
+        let found = self.ask_etcd("/v3/kv/range", &json!({"key": key}))?;
+        let text = |pointer: &str| found.pointer(pointer).and_then(Value::as_str);
+        let stored = text("/kvs/0/value").and_then(|value| BASE64.decode(value).ok());
+        let stored = stored.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let mut object: Value = stored.ok_or_else(|| format!("etcd has no binding {namespace}/{name}"))?;
+        change(&mut object);
+        // As every change of a spec does.
+        if let Some(generation) = object.pointer_mut("/metadata/generation") {
+            *generation = json!(generation.as_u64().unwrap_or_default() + 1);
+        }
+        let value = BASE64.encode(object.to_string());
+        self.ask_etcd("/v3/kv/put", &json!({"key": key, "value": value})).map(drop)
+    }
+
+    fn ask_etcd(&self, path: &str, question: &Value) -> Result<Value> {
+        let answer = exchange(&self.etcd, &format!("POST {path}"), &question.to_string())?;
+        let body = answer
+            .split_once("\r\n\r\n")
+            .map(|(_, body)| body)
+            .filter(|_| answer.starts_with("HTTP/1.1 200"));
+        let body = body.and_then(|body| body.get(body.find('{')?..=body.rfind('}')?));
+        body.and_then(|body| serde_json::from_str(body).ok()).ok_or_else(|| format!("etcd{path}: {answer}"))
     }
 
     /// The audit log so far, one event per line, if it was asked for.

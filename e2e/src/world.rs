@@ -83,6 +83,7 @@ impl World {
             namespaces: vec![name.to_owned()],
             labels: BTreeMap::new(),
             settings: Settings::default(),
+            account: None,
         }
     }
 
@@ -122,6 +123,7 @@ pub struct Prepare<'a> {
     namespaces: Vec<String>,
     labels: BTreeMap<String, String>,
     settings: Settings,
+    account: Option<Aws>,
 }
 
 impl<'a> Prepare<'a> {
@@ -159,6 +161,13 @@ impl<'a> Prepare<'a> {
         self.label("elbv2.k8s.aws/pod-readiness-gate-inject", "enabled")
     }
 
+    /// An account that others use, too, instead of one of its own.
+    #[must_use]
+    pub fn account(mut self, aws: &Aws) -> Self {
+        self.account = Some(aws.clone());
+        self
+    }
+
     /// One more namespace that this test's controller and webhook look after.
     #[must_use]
     pub fn namespace(mut self, name: &str) -> Self {
@@ -189,7 +198,8 @@ impl<'a> Prepare<'a> {
         let (aws, product) = if world.scope == Scope::Everywhere {
             (world.aws.clone(), None)
         } else {
-            let aws = world.aws.account_of(ACCOUNTS.fetch_add(1, Ordering::Relaxed))?;
+            let own = || world.aws.account_of(ACCOUNTS.fetch_add(1, Ordering::Relaxed));
+            let aws = self.account.take().map_or_else(own, Ok)?;
             self.settings.scope =
                 Scope::Namespaces { name: self.name.clone(), namespaces: self.namespaces.clone() };
             let product = Product::start(&world.cluster, &aws, &self.settings)?;

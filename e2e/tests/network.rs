@@ -9,7 +9,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use tgb_e2e::{Space, World, built, eventually};
+use tgb_e2e::{Aws, Cluster, Options, Result, Settings, Setup, Space, World, built, eventually};
 
 const SOON: Duration = Duration::from_secs(60);
 const DESCRIPTION: &str = "elbv2.k8s.aws/targetGroupBinding=shared";
@@ -356,6 +356,181 @@ fn the_interface_of_a_pod_is_the_one_of_its_annotation() {
     until_ours(&space, &own, &[&format!("tcp 8080-8080 {lb}")]);
     assert!(ours(&space, &lab.node_group).is_empty());
     space.until_condition("tgb/web", "Ready", "True").unwrap();
+}
+
+#[test]
+fn the_interface_is_found_by_prefix_or_by_address_and_hybrid_nodes_have_none() {
+    let space = space("where");
+    let lab = space.aws().lab().clone();
+    let lb = peer_of(&space);
+    let instance = "i-0e0000000000000e1";
+    let (prefixed, fargate) =
+        (space.security_group("prefixed", &[]).unwrap(), space.security_group("fargate", &[]).unwrap());
+    // The pods of the first node are in a prefix of its second interface.
+    space
+        .seed(|aws| {
+            let model = aws.instances.values().next().cloned().unwrap();
+            let private_ip = "192.168.9.8".parse().ok();
+            let own =
+                awsim::Instance { id: instance.to_owned(), private_ip, private_dns: String::new(), ..model };
+            aws.add_instance(own, Vec::new(), Vec::new());
+            let id = aws.new_id("eni");
+            let eni = Eni {
+                id: id.clone(),
+                vpc: lab.vpc.clone(),
+                subnet: lab.subnets[0].clone(),
+                groups: vec![prefixed.clone()],
+                instance: Some(instance.to_owned()),
+                device_index: 1,
+                prefixes: vec!["10.244.50.0/24".parse().unwrap()],
+                ..Eni::default()
+            };
+            aws.enis.insert(id, eni);
+        })
+        .unwrap();
+    let kinds = [
+        ("where-ec2", "", format!("aws:///us-west-2a/{instance}")),
+        ("where-fargate", "fargate", "aws:///us-west-2a/0123456789-abcdef/fargate-ip-10-244-51-1".to_owned()),
+        ("where-hybrid", "hybrid", "eks-hybrid:///us-west-2/demo/mi-0123456789abcdef0".to_owned()),
+    ];
+    let mut objects = Vec::new();
+    for (n, (name, compute, provider)) in kinds.iter().enumerate() {
+        let mut labels = json!({"node.kubernetes.io/exclude-from-external-load-balancers": ""});
+        if !compute.is_empty() {
+            labels["eks.amazonaws.com/compute-type"] = json!(compute);
+        }
+        objects.push(json!({
+            "apiVersion": "v1", "kind": "Node",
+            "metadata": {"name": name, "labels": labels, "annotations": {"tgb.e2e/ip": format!("192.168.9.{n}")}},
+            "spec": {"providerID": provider, "podCIDR": format!("10.244.{}.0/24", 50 + n), "unschedulable": true},
+        }));
+    }
+    for (name, ..) in &kinds {
+        objects.push(json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": "web"}},
+            "spec": {"nodeName": name, "containers": [{"name": "web", "image": "web"}]},
+        }));
+    }
+    objects.push(json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+        "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]},
+    }));
+    space.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects})).ok().unwrap();
+    let address = |pod: &str| {
+        eventually(SOON, || {
+            let ip = space.kubectl(&format!("get pod {pod} -o jsonpath={{.status.podIP}}")).ok()?;
+            if ip.is_empty() { Err("no address yet".to_owned()) } else { Ok(ip) }
+        })
+        .unwrap()
+    };
+    let (at_fargate, at_hybrid) = (address("where-fargate"), address("where-hybrid"));
+    assert!(address("where-ec2").starts_with("10.244.50."));
+    space
+        .seed(|aws| {
+            let id = aws.new_id("eni");
+            let eni = Eni {
+                id: id.clone(),
+                vpc: lab.vpc.clone(),
+                subnet: lab.subnets[0].clone(),
+                groups: vec![fargate.clone()],
+                private_ips: vec![at_fargate.parse().unwrap()],
+                ..Eni::default()
+            };
+            aws.enis.insert(id, eni);
+        })
+        .unwrap();
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    let peers = json!([{"securityGroup": {"groupID": lb}}]);
+    space.bind("web", &arn, &networking(&peers, &json!([{"port": 8080}]))).unwrap();
+    for group in [&prefixed, &fargate] {
+        until_ours(&space, group, &[&format!("tcp 8080-8080 {lb}")]);
+    }
+    space.until_pods_are_targets(&arn, "web", 3).unwrap();
+    space.until_condition("tgb/web", "Ready", "True").unwrap();
+    let said = message(&space, "web", "NetworkingReady");
+    assert_eq!(said, "2 security groups have the rules");
+    assert!(ours(&space, &lab.node_group).is_empty());
+    let asks = |address: &str| {
+        let calls = space.calls();
+        let of_it = |call: &&awsim::Call| call.parameters.values().any(|value| value == address);
+        calls.iter().filter(|call| call.action == "DescribeNetworkInterfaces").filter(of_it).count()
+    };
+    assert_eq!((asks(&at_fargate) > 0, asks(&at_hybrid)), (true, 0));
+    space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
+    for group in [&prefixed, &fargate] {
+        until_ours(&space, group, &[]);
+    }
+    for (name, ..) in &kinds {
+        space.kubectl(&format!("delete pod {name} --grace-period=0 --force")).ok().unwrap();
+        space.kubectl(&format!("delete node {name}")).ok().unwrap();
+    }
+}
+
+/// The account of what the tests of this binary share, which no space has.
+fn shared_account(_: &Cluster) -> Result<Aws> {
+    Ok(World::shared()?.aws.clone())
+}
+
+#[test]
+fn two_clusters_on_one_security_group_never_take_each_others_rules() {
+    let world = World::shared().unwrap();
+    let one = world.prepare("one-of-two").account(&world.aws).controller("--resync=3s").start().unwrap();
+    let product = Settings {
+        controller: vec!["--cluster-name=other".to_owned(), "--resync=3s".to_owned()],
+        ..Settings::default()
+    };
+    let other =
+        World::start(&Setup { cluster: Options::default(), product: &product, aws: shared_account }).unwrap();
+    let two = other.space("two-of-two").unwrap();
+    let (group, peer) = (world.aws.lab().node_group.clone(), peer_of(&one));
+    let rules_of = |description: &str| -> BTreeSet<String> {
+        let rules = one.rules(&group).unwrap();
+        rules.iter().filter(|rule| rule.description.as_deref() == Some(description)).map(shown).collect()
+    };
+    let (first, second) = (marker(&one), format!("{DESCRIPTION} cluster:other"));
+    let until = |want: [&[u16]; 2]| {
+        let of = |ports: &[u16]| -> BTreeSet<String> {
+            ports.iter().map(|port| format!("tcp {port}-{port} {peer}")).collect()
+        };
+        let want = want.map(of);
+        eventually(SOON, || {
+            let there = [rules_of(&first), rules_of(&second)];
+            if there == want { Ok(()) } else { Err(format!("{there:?}, not {want:?}")) }
+        })
+        .unwrap();
+    };
+    let rule = |port: u16| {
+        networking(&json!([{"securityGroup": {"groupID": peer}}]), &json!([{"port": port}, {"port": 8080}]))
+    };
+    for (space, port) in [(&one, 1000), (&two, 2000)] {
+        let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+        // A target that drains still uses its rules.
+        space.attribute(&arn, "deregistration_delay.timeout_seconds", "1").unwrap();
+        space.deploy("web", 1).unwrap();
+        space.bind("web", &arn, &rule(port)).unwrap();
+        space.until_pods_are_targets(&arn, "web", 1).unwrap();
+        space.until_condition("tgb/web", "Ready", "True").unwrap();
+    }
+    // What both want is the first one's, as EC2 has it once only.
+    until([&[1000, 8080], &[2000]]);
+    // Both look again, and leave it at that.
+    let reads =
+        || world.aws.calls().iter().filter(|call| call.action == "DescribeSecurityGroupRules").count();
+    let before = reads();
+    eventually(SOON, || match reads() {
+        n if n >= before + 4 => Ok(()),
+        n => Err(format!("{n} reads, {before} before")),
+    })
+    .unwrap();
+    until([&[1000, 8080], &[2000]]);
+    let revokes =
+        || world.aws.calls().iter().filter(|call| call.action == "RevokeSecurityGroupIngress").count();
+    assert_eq!(revokes(), 0);
+    // The first one goes, and takes its own with it; the second one puts back what it still needs.
+    one.kubectl("delete tgb web --timeout=60s").ok().unwrap();
+    until([&[], &[2000, 8080]]);
+    two.kubectl("delete tgb web --timeout=60s").ok().unwrap();
+    until([&[], &[]]);
 }
 
 #[test]

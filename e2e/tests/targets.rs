@@ -5,6 +5,8 @@
 use awsim::{Call, Effect, Fault, Probe, Role, Service};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::io::Write as _;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tgb_e2e::{Prepare, Space, World, eventually, get};
 
@@ -53,6 +55,15 @@ fn until(space: &Space<'_>, kind: &str, status: &str, reason: &str) -> String {
         }
     })
     .unwrap_or_else(|error| panic!("{kind} {status} {reason}: {error}"))
+}
+
+/// Waits until `Ready` of a binding has this reason; gives its message.
+fn until_reason(space: &Space<'_>, binding: &str, want: &str) -> String {
+    eventually(SOON, || match condition(space, binding, "Ready")? {
+        (_, reason, message) if reason == want => Ok(message),
+        other => Err(format!("{other:?}")),
+    })
+    .unwrap_or_else(|error| panic!("{binding} {want}: {error}"))
 }
 
 /// Waits until a condition of binding `web` says so.
@@ -135,6 +146,62 @@ fn elb(calls: &[Call]) -> Vec<&str> {
     calls.iter().filter(|call| call.service == Service::Elb).map(|call| call.action.as_str()).collect()
 }
 
+/// A node of a test's own, which others don't count: it is never Ready, or is excluded from load balancers.
+fn own_node(space: &Space<'_>, name: &str, labels: Value, provider: &str, pods: &str) {
+    let node = json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {
+            "name": name, "labels": labels, "annotations": {"tgb.e2e/ip": "192.168.9.9", "tgb.e2e/down": "true"},
+        },
+        "spec": {"providerID": provider, "podCIDR": pods, "unschedulable": true},
+    });
+    space.apply(&node).ok().unwrap();
+}
+
+/// Says of a node that nobody has heard of it, or that it is not ready.
+fn node_ready(space: &Space<'_>, name: &str, status: &str) {
+    let now = "2026-01-01T00:00:00Z";
+    let condition = json!({
+        "type": "Ready", "status": status, "reason": "Scenario", "message": "a scenario says so",
+        "lastHeartbeatTime": now, "lastTransitionTime": now,
+    });
+    let patch = json!({"status": {"conditions": [condition]}}).to_string();
+    space.kubectl_with(&["patch", "node", name, "--subresource=status", "-p", &patch], "").ok().unwrap();
+}
+
+/// What Argo CD makes of a binding by our script, in a real Lua.
+fn argo(space: &Space<'_>, binding: &str) -> Result<(String, String), String> {
+    const RUN: &str = "import json, sys
+from lupa import LuaRuntime
+lua = LuaRuntime()
+lua.globals().obj = lua.table_from(json.loads(sys.stdin.read()), recursive=True)
+health = lua.execute(open(sys.argv[1]).read())
+print(health.status + '/' + health.message)
+";
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/argocd-health.lua");
+    let object = space.kubectl(&format!("get tgb {binding} -o json")).ok()?;
+    let python = space.cluster().programs().python("python");
+    let mut command = std::process::Command::new(python);
+    command.args(["-c", RUN, script]).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let said = |error: std::io::Error| format!("python: {error}");
+    let mut child = command.spawn().map_err(said)?;
+    child.stdin.take().unwrap().write_all(object.as_bytes()).map_err(said)?;
+    let output = child.wait_with_output().map_err(said)?;
+    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let (status, message) =
+        text.split_once('/').ok_or_else(|| String::from_utf8_lossy(&output.stderr).into_owned())?;
+    Ok((status.to_owned(), message.to_owned()))
+}
+
+/// Waits until Argo CD shows this health; gives its message.
+fn until_argo(space: &Space<'_>, binding: &str, want: &str) -> String {
+    eventually(SOON, || match argo(space, binding)? {
+        (status, message) if status == want => Ok(message),
+        other => Err(format!("{other:?}")),
+    })
+    .unwrap_or_else(|error| panic!("Argo CD, {binding}, {want}: {error}"))
+}
+
 // ---- calls ----
 
 #[test]
@@ -165,6 +232,101 @@ fn three_calls_register_a_binding_and_one_each_change_of_endpoints() {
         let calls = space.calls().split_off(before);
         assert_eq!(elb(&calls), [action]);
     }
+}
+
+#[test]
+fn at_a_start_what_one_call_can_describe_is_not_asked_for_in_several() {
+    const COUNT: usize = 25;
+    let space = space("together");
+    space.deploy("web", 1).unwrap();
+    let arns: Vec<String> = (0..COUNT).map(|_| space.target_group("HTTP", 80, "ip").unwrap()).collect();
+    let bindings: Vec<Value> = (arns.iter().enumerate())
+        .map(|(n, arn)| {
+            space.binding(&format!("web-{n}"), arn, &json!({"serviceRef": {"name": "web", "port": 80}}))
+        })
+        .collect();
+    space.apply(&json!({"apiVersion": "v1", "kind": "List", "items": bindings})).ok().unwrap();
+    let ready = |want: usize| {
+        eventually(SOON, || {
+            let path = "jsonpath={.items[*].status.conditions[?(@.type==\"Ready\")].reason}";
+            let reasons = space.kubectl(&format!("get tgb -o {path}")).ok()?;
+            match reasons.split(' ').filter(|reason| *reason == "Reconciled").count() {
+                n if n == want => Ok(()),
+                n => Err(format!("{n} are ready: {reasons}")),
+            }
+        })
+        .unwrap();
+    };
+    ready(COUNT);
+    let controllers = |action: &str, before: usize| {
+        let calls = space.calls().split_off(before);
+        calls.iter().filter(|call| call.caller.ends_with("/CONTROLLER") && call.action == action).count()
+    };
+    let restart = || {
+        space.controller().stop().unwrap();
+        let before = space.calls().len();
+        // So long that all have asked before the first is answered.
+        space
+            .fault(Fault::new(Effect::Latency { ms: 3_000 }).action("DescribeTargetGroups").times(1))
+            .unwrap();
+        space.controller().restart().unwrap();
+        before
+    };
+    let before = restart();
+    eventually(SOON, || match controllers("DescribeTargetHealth", before) {
+        n if n >= COUNT => Ok(()),
+        n => Err(format!("{n} looks at health")),
+    })
+    .unwrap();
+    // The first alone, then as many as AWS allows.
+    assert_eq!(controllers("DescribeTargetGroups", before), 3);
+    // One that is gone fails nobody else.
+    space.call("DeleteTargetGroup", &[("TargetGroupArn", &arns[7])]).unwrap();
+    restart();
+    until_reason(&space, "web-7", "TargetGroupNotFound");
+    space.kubectl("scale deployment web --replicas=2").ok().unwrap();
+    for (n, arn) in arns.iter().enumerate().filter(|(n, _)| *n != 7) {
+        space.until_pods_are_targets(arn, "web", 2).unwrap_or_else(|error| panic!("web-{n}: {error}"));
+    }
+    ready(COUNT - 1);
+}
+
+#[test]
+fn bindings_of_one_target_group_share_what_aws_says_of_its_health() {
+    let space =
+        prepare("one-look").value("sharedTargets.namespaces={one-look}").with_readiness_gates().start();
+    let space = space.unwrap();
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    registration_takes(&space, 600_000);
+    let shared = json!({"targetGroup": {"arn": arn, "sharing": "Shared"}});
+    for name in ["a", "b"] {
+        space.deploy(name, 0).unwrap();
+        space.bind(name, &arn, &shared).unwrap();
+        space.kubectl(&format!("scale deployment {name} --replicas=1")).ok().unwrap();
+    }
+    let both = || -> Result<BTreeSet<String>, String> {
+        Ok(space.pods("a", 8080)?.union(&space.pods("b", 8080)?).cloned().collect())
+    };
+    eventually(SOON, || match (space.targets(&arn)?, both()?) {
+        (there, pods) if there == pods && there.len() == 2 => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .unwrap();
+    // Both wait for their gates, and each looks every second at the earliest.
+    let looks = || -> Vec<u64> {
+        let calls = space.calls();
+        let looks = calls.iter().filter(|call| call.action == "DescribeTargetHealth");
+        looks.map(|call| call.real_us).collect()
+    };
+    let before = looks().len() + 2;
+    let times = eventually(SOON, || match looks() {
+        times if times.len() > before + 8 => Ok(times[before..].to_vec()),
+        times => Err(times.len()),
+    })
+    .unwrap();
+    let count = u64::try_from(times.len() - 1).unwrap();
+    let apart = Duration::from_micros((times[times.len() - 1] - times[0]) / count);
+    assert!(apart > Duration::from_millis(750), "a look every {apart:?}: {times:?}");
 }
 
 #[test]
@@ -200,11 +362,26 @@ fn what_others_change_by_hand_is_put_right_at_the_next_look() {
 // ---- which targets ----
 
 #[test]
-fn an_ipv6_target_group_gets_the_pods_ipv6_addresses() {
+fn an_ipv6_target_group_gets_the_pods_ipv6_addresses_and_their_security_group_ipv6_rules() {
     let space = space("six");
     let arn = space.target_group_with("HTTP", 80, "ip", &[("IpAddressType", "ipv6")]).unwrap();
+    let group = space.security_group("pods", &[]).unwrap();
+    let (vpc, subnet) = (space.aws().lab().vpc.clone(), space.aws().lab().subnets[0].clone());
+    let eni = space
+        .seed(|aws| {
+            let id = aws.new_id("eni");
+            let groups = vec![group.clone()];
+            aws.enis.insert(
+                id.clone(),
+                awsim::Eni { id: id.clone(), vpc, subnet, groups, ..awsim::Eni::default() },
+            );
+            id
+        })
+        .unwrap();
+    let interface = json!([{"eniId": eni, "ipv6Addr": "fd00::7"}]).to_string();
     let pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "labels": {"app": "web"}},
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "web", "labels": {"app": "web"}, "annotations": {"vpc.amazonaws.com/pod-eni": interface}},
         "spec": {"nodeName": "node-1", "containers": [{"name": "web", "image": "web"}]},
     });
     space.apply(&pod).ok().unwrap();
@@ -231,8 +408,21 @@ fn an_ipv6_target_group_gets_the_pods_ipv6_addresses() {
         space.apply(&slice).ok().unwrap();
     }
     bypass_webhook(&space); // it knows from the Service that this one has no IPv6
-    space.bind("web", &arn, &json!({})).unwrap();
+    let from = json!([{"ipBlock": {"cidr": "2001:db8::/32"}}]);
+    let networking = json!({"networking": {"ingress": [{"from": from, "ports": [{"port": 8080}]}]}});
+    space.bind("web", &arn, &networking).unwrap();
     space.until_targets(&arn, &BTreeSet::from(["fd00::7:8080".to_owned()])).unwrap();
+    until(&space, "NetworkingReady", "True", "Authorized");
+    let rules = || -> Vec<String> {
+        let rules = space.rules(&group).unwrap();
+        rules
+            .iter()
+            .map(|rule| format!("{} {}-{} {:?}", rule.protocol, rule.from, rule.to, rule.source))
+            .collect()
+    };
+    assert_eq!(rules(), ["tcp 8080-8080 Ipv6(2001:db8::/32)"]);
+    space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
+    assert_eq!(rules(), Vec::<String>::new());
 }
 
 #[test]
@@ -354,6 +544,69 @@ fn a_node_without_instance_is_named_and_blocks_nobody() {
         if status == "True" && is_named { Ok(()) } else { Err(message) }
     })
     .unwrap();
+}
+
+#[test]
+fn where_nobody_has_heard_of_the_nodes_what_runs_there_is_registered_all_the_same() {
+    let space = space("fail-open");
+    let instance = "i-0f0000000000000f1";
+    space
+        .seed(|aws| {
+            let model = aws.instances.values().next().cloned().unwrap();
+            let private_ip = "192.168.9.9".parse().ok();
+            let private_dns = String::new();
+            aws.add_instance(
+                awsim::Instance { id: instance.to_owned(), private_ip, private_dns, ..model },
+                Vec::new(),
+                Vec::new(),
+            );
+        })
+        .unwrap();
+    let provider = format!("aws:///us-west-2a/{instance}");
+    own_node(&space, "fail-open", json!({"fail-open": "yes"}), &provider, "10.244.40.0/24");
+    node_ready(&space, "fail-open", "Unknown");
+
+    // ip: a pod that is not ready, on such a node
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "web", "labels": {"app": "web"}, "annotations": {"tgb.e2e/unready": "true"}},
+        "spec": {"nodeName": "fail-open", "containers": [{"name": "web", "image": "web"}]},
+    });
+    space.apply(&pod).ok().unwrap();
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+        "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]},
+    });
+    space.apply(&service).ok().unwrap();
+    space.kubectl("wait pod web --for=condition=ContainersReady=False --timeout=60s").ok().unwrap();
+    until_endpoints(&space, "web", 0);
+    let arn = space.target_group("HTTP", 80, "ip").unwrap();
+    space.bind("web", &arn, &json!({})).unwrap();
+    space.until_pods_are_targets(&arn, "web", 1).unwrap();
+    until(&space, "TargetsRegistered", "True", "Registered");
+
+    // instance: all nodes that are selected are such
+    let port = space.node_port("web").unwrap();
+    let nodes = space.target_group("HTTP", port, "instance").unwrap();
+    let selected =
+        json!({"serviceRef": {"name": "web"}, "nodeSelector": {"matchLabels": {"fail-open": "yes"}}});
+    space.bind("nodes", &nodes, &selected).unwrap();
+    let target = BTreeSet::from([format!("{instance}:{port}")]);
+    space.until_targets(&nodes, &target).unwrap();
+
+    // One that says that it is not ready is known; the last target stays all the same.
+    node_ready(&space, "fail-open", "False");
+    until_reason(&space, "nodes", "BackendUnready");
+    assert_eq!(space.targets(&nodes).unwrap(), target);
+    space.until_targets(&arn, &BTreeSet::new()).unwrap();
+
+    // The operator may say that nothing is registered on a guess.
+    node_ready(&space, "fail-open", "Unknown");
+    space.until_pods_are_targets(&arn, "web", 1).unwrap();
+    space.controller().stop().unwrap();
+    space.controller().restart_with(&["--endpoints-fail-open=false"]).unwrap();
+    space.until_targets(&arn, &BTreeSet::new()).unwrap();
+    space.kubectl("delete node fail-open").ok().unwrap();
 }
 
 #[test]
@@ -517,6 +770,68 @@ fn a_shared_group_keeps_what_others_registered_and_the_config_map_is_lbcs() {
 }
 
 #[test]
+fn a_binding_that_is_shared_no_more_leaves_no_config_map_also_over_a_restart() {
+    let space = prepare("unshared").value("sharedTargets.namespaces={unshared}").start().unwrap();
+    let arn = bound(&space, 2);
+    let share = |sharing: &str| {
+        space.bind("web", &arn, &json!({"targetGroup": {"arn": arn, "sharing": sharing}})).unwrap();
+    };
+    let maps = || space.kubectl("get configmaps -o name").ok().map(|all| all.contains("aws-lbc-targets-web"));
+    let until_tracked = |want: bool| {
+        eventually(SOON, || match maps()? {
+            there if there == want => Ok(()),
+            there => Err(format!("ConfigMap: {there}")),
+        })
+        .unwrap_or_else(|error| panic!("wanted {want}: {error}"));
+    };
+    // while the controller looks
+    share("Shared");
+    until_tracked(true);
+    share("Exclusive");
+    until_tracked(false);
+    // paused: nothing is touched, and nothing is forgotten
+    share("Shared");
+    until_tracked(true);
+    annotate(&space, "tgb web", "elbv2.k8s.aws/paused=true");
+    until(&space, "TargetsRegistered", "False", "Paused");
+    share("Exclusive");
+    eventually(SOON, || {
+        let object = space.kubectl("get tgb web -o json").json()?;
+        let (now, seen) = (&object["metadata"]["generation"], &object["status"]["observedGeneration"]);
+        if now == seen { Ok(()) } else { Err(format!("{seen} of {now}")) }
+    })
+    .unwrap();
+    assert_eq!(maps(), Ok(true));
+    space.kubectl("annotate tgb web elbv2.k8s.aws/paused-").ok().unwrap();
+    until_tracked(false);
+    // while it is away
+    share("Shared");
+    until_tracked(true);
+    until(&space, "Ready", "True", "Reconciled");
+    space.controller().stop().unwrap();
+    share("Exclusive");
+    space.controller().restart().unwrap();
+    until_tracked(false);
+    until(&space, "Ready", "True", "Reconciled");
+    assert_eq!(space.targets(&arn).unwrap(), space.pods("web", 8080).unwrap());
+    // and back, where it begins with what is registered
+    space.controller().stop().unwrap();
+    share("Shared");
+    space.controller().restart().unwrap();
+    until_tracked(true);
+    assert_eq!(space.targets(&arn).unwrap(), space.pods("web", 8080).unwrap());
+    until(&space, "Ready", "True", "Reconciled");
+    // and deleted meanwhile
+    space.controller().stop().unwrap();
+    share("Exclusive");
+    space.kubectl("delete tgb web --wait=false").ok().unwrap();
+    space.controller().restart().unwrap();
+    space.kubectl("wait --for=delete tgb/web --timeout=60s").ok().unwrap();
+    assert_eq!((maps(), space.targets(&arn)), (Ok(false), Ok(BTreeSet::new())));
+    assert_eq!(space.count("RegisterTargets"), 1);
+}
+
+#[test]
 fn a_role_that_may_not_be_assumed_never_is_not_even_when_the_binding_is_deleted() {
     let space = space("role");
     bypass_webhook(&space);
@@ -538,7 +853,11 @@ fn a_role_that_may_not_be_assumed_never_is_not_even_when_the_binding_is_deleted(
 
 #[test]
 fn frozen_rules_hold_without_the_webhook() {
-    let space = prepare("frozen").controller("--require-target-group-tag=team=web").start().unwrap();
+    let space = prepare("frozen")
+        .controller("--require-target-group-tag=team=web")
+        .controller("--namespace-binding-tag=namespaces")
+        .start()
+        .unwrap();
     bypass_webhook(&space);
     space.deploy("web", 1).unwrap();
     let reason = |name: &str, arn: &str, more: Value, kind: &str| {
@@ -557,11 +876,25 @@ fn frozen_rules_hold_without_the_webhook() {
     let group = "TargetGroupResolved";
     let untagged = space.target_group("HTTP", 80, "ip").unwrap();
     says(reason("untagged", &untagged, json!({}), group), "NotAllowed", "TGB403");
-    let tag = |arn: &str| {
-        let tag =
-            [("ResourceArns.member.1", arn), ("Tags.member.1.Key", "team"), ("Tags.member.1.Value", "web")];
-        space.call("AddTags", &tag).unwrap();
+    let tags = |arn: &str, namespaces: &str| {
+        let tags = [
+            ("ResourceArns.member.1", arn),
+            ("Tags.member.1.Key", "team"),
+            ("Tags.member.1.Value", "web"),
+            ("Tags.member.2.Key", "namespaces"),
+            ("Tags.member.2.Value", namespaces),
+        ];
+        space.call("AddTags", &tags).unwrap();
     };
+    let tag = |arn: &str| tags(arn, "frozen");
+    let closed = space.target_group("HTTP", 80, "ip").unwrap();
+    tags(&closed, "others");
+    says(reason("closed", &closed, json!({}), group), "NotAllowed", "TGB404");
+    says(
+        reason("listener", &untagged.replace(":targetgroup/", ":listener/"), json!({}), group),
+        "InvalidSpec",
+        "TGB102",
+    );
     let elsewhere = "arn:aws:elasticloadbalancing:eu-west-1:999999999999:targetgroup/web/1234567890abcdef";
     says(reason("region", elsewhere, json!({}), group), "NotAllowed", "TGB103");
     let account = elsewhere.replace("eu-west-1", "us-west-2");
@@ -583,6 +916,42 @@ fn frozen_rules_hold_without_the_webhook() {
     let fine = space.target_group("HTTP", 84, "ip").unwrap();
     tag(&fine);
     says(reason("port", &fine, port, "BackendResolved"), "PortNotFound", "it has 80 (http)");
+    // a Service of type LoadBalancer without node ports
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "direct"},
+        "spec": {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false, "selector": {"app": "web"},
+            "ports": [{"port": 80, "targetPort": 8080}]},
+    });
+    space.apply(&service).ok().unwrap();
+    let direct = space.target_group("HTTP", 85, "instance").unwrap();
+    tag(&direct);
+    let of_it = json!({"serviceRef": {"name": "direct"}});
+    says(reason("direct", &direct, of_it, "BackendResolved"), "NodePortMissing", "TGB205");
+    // what the schema refuses today may be stored since yesterday
+    let stored = |name: &str, change: &dyn Fn(&mut Value)| {
+        let arn = space.target_group("HTTP", 86, "ip").unwrap();
+        space.bind(name, &arn, &json!({"serviceRef": {"name": "web"}})).unwrap();
+        until_reason(&space, name, "NotAllowed");
+        space
+            .cluster()
+            .change_stored("frozen", name, |object| change(&mut object["spec"]["targetGroup"]))
+            .unwrap();
+    };
+    stored("nameless", &|group| *group = json!({"targetType": "ip"}));
+    assert!(until_reason(&space, "nameless", "InvalidSpec").contains("TGB101"));
+    let role = json!({"roleARN": "arn:aws:iam::999999999999:role/any"});
+    stored("role", &|group| {
+        group["targetType"] = json!("instance");
+        group["assumeRole"] = role.clone();
+    });
+    eventually(SOON, || match condition(&space, "role", group)? {
+        (_, _, message) if message.contains("TGB401") => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .unwrap();
+    // only a person can help
+    assert!(until_argo(&space, "nameless", "Degraded").contains("InvalidSpec: TGB101"));
+    assert_eq!(space.count("AssumeRole"), 0);
     assert_eq!(space.count("RegisterTargets") + space.count("DeregisterTargets"), 0);
 }
 
@@ -631,6 +1000,39 @@ fn targets_of_another_account_are_registered_with_a_role() {
     assert!(server.targets(theirs, "us-west-2", &arn).is_empty());
 }
 
+#[test]
+fn a_cluster_in_china_binds_its_own_target_groups_and_no_others() {
+    let region = "--aws-region=cn-north-1";
+    let space = prepare("china").controller(region).webhook(region).start().unwrap();
+    let (server, account) = (space.server().unwrap(), space.aws().account());
+    server.seed(account, "cn-north-1", |aws| aws.seed_cluster(&awsim::Cluster::default()));
+    let vpc = awsim::Cluster::default().vpc;
+    let parameters =
+        [("Name", "web"), ("Protocol", "HTTP"), ("Port", "80"), ("TargetType", "ip"), ("VpcId", &vpc)];
+    let made = server
+        .call((account, tgb_e2e::USER), "cn-north-1", Service::Elb, "CreateTargetGroup", &parameters)
+        .unwrap();
+    let arn = made.split("<TargetGroupArn>").nth(1).unwrap().split('<').next().unwrap().to_owned();
+    assert!(arn.starts_with("arn:aws-cn:"), "{arn}");
+    space.deploy("web", 2).unwrap();
+    space.bind("web", &arn, &json!({})).unwrap();
+    let pods = space.pods("web", 8080).unwrap();
+    eventually(SOON, || {
+        let there = server.targets(account, "cn-north-1", &arn);
+        let there: BTreeSet<String> = there.iter().map(|t| format!("{}:{}", t.id, t.port)).collect();
+        if there == pods { Ok(()) } else { Err(format!("{there:?}")) }
+    })
+    .unwrap();
+    until(&space, "Ready", "True", "Reconciled");
+    // the region alone does not make an ARN of this partition
+    let other = arn.replace("arn:aws-cn:", "arn:aws:");
+    let said = space.apply(&space.binding("other", &other, &json!({}))).refused().unwrap();
+    assert!(said.contains("TGB103"), "{said}");
+    bypass_webhook(&space);
+    space.bind("other", &other, &json!({"serviceRef": {"name": "web"}})).unwrap();
+    assert!(until_reason(&space, "other", "NotAllowed").contains("TGB103"));
+}
+
 // ---- what stays ----
 
 #[test]
@@ -661,6 +1063,101 @@ fn a_service_that_stays_away_loses_its_targets_after_the_grace() {
     until(&space, "BackendResolved", "False", "ServiceNotFound");
     space.until_targets(&arn, &BTreeSet::new()).unwrap();
     assert_eq!(space.pods("web", 8080).unwrap().len(), 2);
+}
+
+#[test]
+fn a_new_service_whose_endpoints_are_still_to_come_costs_no_target() {
+    let space = prepare("young").controller("--missing-backend-grace=10m").start().unwrap();
+    let arn = bound(&space, 2);
+    let pods = space.pods("web", 8080).unwrap();
+    let mut service = space.kubectl("get service web -o json").json().unwrap();
+    for field in ["resourceVersion", "uid", "creationTimestamp"] {
+        service["metadata"].as_object_mut().unwrap().remove(field);
+    }
+    // as a controller of slices that takes its time
+    let quota = json!({
+        "apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"},
+        "spec": {"hard": {"count/endpointslices.discovery.k8s.io": "0"}},
+    });
+    space.apply(&quota).ok().unwrap();
+    space.kubectl("wait resourcequota none --for=jsonpath={.status.hard} --timeout=60s").ok().unwrap();
+    space.kubectl("delete service web").ok().unwrap();
+    until(&space, "BackendResolved", "False", "ServiceNotFound");
+    assert!(until_argo(&space, "web", "Progressing").starts_with("ServiceNotFound: "));
+    eventually(SOON, || match space.kubectl("get endpointslices -o name").ok()? {
+        left if left.is_empty() => Ok(()),
+        left => Err(left),
+    })
+    .unwrap();
+    space.apply(&service).ok().unwrap();
+    let message = until(&space, "BackendResolved", "Unknown", "Pending");
+    assert!(message.contains("young/web is new: its endpoints are still to come"), "{message}");
+    stays("targets that run outlive a Service without slices", || space.targets(&arn).unwrap() == pods);
+    space.kubectl("delete resourcequota none").ok().unwrap();
+    // whoever makes slices tries again at a change
+    let mut n = 0;
+    eventually(SOON, || {
+        n += 1;
+        annotate(&space, "service web", &format!("touched={n}"));
+        match condition(&space, "web", "Ready")? {
+            (status, ..) if status == "True" => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .unwrap();
+    assert_eq!((space.targets(&arn).unwrap(), space.count("DeregisterTargets")), (pods, 0));
+}
+
+#[test]
+fn in_a_namespace_that_ends_there_is_no_grace() {
+    let space = prepare("ending")
+        .namespace("ending-2")
+        .controller("--missing-backend-grace=10m")
+        .controller("--swap-grace=10m")
+        .start()
+        .unwrap();
+    let there = |line: &[&str], stdin: &str| {
+        space.cluster().kubectl_with(&[&["-n", "ending-2"], line].concat(), stdin)
+    };
+    // Kubernetes takes pods away first, and this one keeps it waiting.
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "web", "labels": {"app": "web"}, "finalizers": ["tgb.e2e/stays"]},
+        "spec": {"nodeName": "node-1", "containers": [{"name": "web", "image": "web"}]},
+    });
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
+        "spec": {"type": "NodePort", "selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": 8080}]},
+    });
+    for object in [pod, service] {
+        there(&["apply", "-f", "-"], &object.to_string()).ok().unwrap();
+    }
+    let port =
+        there(&["get", "service", "web", "-o", "jsonpath={.spec.ports[0].nodePort}"], "").ok().unwrap();
+    let arn = space.served_target_group("HTTP", port.parse().unwrap(), "instance").unwrap();
+    there(&["apply", "-f", "-"], &space.binding("web", &arn, &json!({})).to_string()).ok().unwrap();
+    let nodes = space.aws().lab().instances.iter().map(|(id, ..)| format!("{id}:{port}")).collect();
+    space.until_targets(&arn, &nodes).unwrap();
+
+    space.kubectl("delete namespace ending-2 --wait=false").ok().unwrap();
+    eventually(SOON, || {
+        match there(&["get", "pod", "web", "-o", "jsonpath={.metadata.deletionTimestamp}"], "").ok()? {
+            time if time.is_empty() => Err("the pod is not going yet"),
+            _ => Ok(()),
+        }
+        .map_err(str::to_owned)
+    })
+    .unwrap();
+    let deleted = there(&["get", "tgb", "web", "-o", "jsonpath={.metadata.deletionTimestamp}"], "").ok();
+    assert_eq!(deleted, Ok(String::new()), "the binding is to live while the pod stays");
+    there(&["delete", "service", "web"], "").ok().unwrap();
+    // The nodes run, and would stay for the grace.
+    space.until_targets(&arn, &BTreeSet::new()).unwrap();
+    let still = there(&["get", "tgb", "web", "-o", "jsonpath={.metadata.deletionTimestamp}"], "").ok();
+    assert_eq!(still, Ok(String::new()), "it was the end of the binding, not of its namespace");
+    let patch = r#"{"metadata": {"finalizers": null}}"#;
+    there(&["patch", "pod", "web", "--type=merge", "-p", patch], "").ok().unwrap();
+    space.kubectl("wait --for=delete namespace/ending-2 --timeout=60s").ok().unwrap();
 }
 
 #[test]
@@ -793,10 +1290,12 @@ fn a_paused_binding_says_what_it_would_do_and_does_it_afterwards() {
     })
     .unwrap();
     assert!(message.starts_with("paused: "), "{message}");
+    assert!(until_argo(&space, "web", "Suspended").contains("would register 2 targets"));
     assert_eq!(space.targets(&arn).unwrap().len(), 1);
     assert_eq!(space.controller().metric("tgb_planned_changes", &["change=\"register\""]).unwrap(), 2.0);
     space.kubectl("annotate tgb web elbv2.k8s.aws/paused-").ok().unwrap();
     space.until_pods_are_targets(&arn, "web", 3).unwrap();
+    assert_eq!(until_argo(&space, "web", "Healthy"), "Reconciled: the target group is as the binding says");
 }
 
 #[test]
@@ -834,6 +1333,7 @@ fn a_clean_up_that_fails_says_why_and_can_be_given_up() {
     assert_eq!(condition(&space, "web", "Ready").unwrap().1, "CleanupFailed");
     assert_eq!(condition(&space, "web", "TargetGroupResolved").unwrap().0, "True");
     assert!(until_event(&space, "CleanupFailed").contains("DeregisterTargets"));
+    assert!(until_argo(&space, "web", "Degraded").contains("DeregisterTargets"));
     annotate(&space, "tgb web", "elbv2.k8s.aws/release=true");
     space.kubectl("wait --for=delete tgb/web --timeout=60s").ok().unwrap();
     assert_eq!(space.targets(&arn).unwrap().len(), 1);
@@ -905,6 +1405,31 @@ fn a_binding_says_pending_while_its_first_pass_takes_long() {
 
 // ---- readiness gates ----
 
+/// Waits until so many targets are healthy and all gates are open; the time in between.
+fn gate_after_health(space: &Space<'_>, arn: &str, count: usize) -> Duration {
+    let gates = || -> Result<usize, String> {
+        let path =
+            "jsonpath={.items[*].status.conditions[?(@.type==\"target-health.elbv2.k8s.aws/web\")].status}";
+        let all = space.kubectl(&format!("get pods -l app=web -o {path}")).ok()?;
+        Ok(all.split(' ').filter(|status| *status == "True").count())
+    };
+    eventually(SOON, || {
+        let open = gates()?;
+        let healthy = space.health(arn)?.iter().filter(|target| target.state == "healthy").count();
+        assert!(open < healthy, "{open} gates are open, {healthy} targets healthy");
+        if healthy == count { Ok(()) } else { Err(format!("{healthy} healthy")) }
+    })
+    .unwrap();
+    let since = Instant::now();
+    // the first one was made before the binding
+    eventually(SOON, || match gates()? {
+        open if open == count - 1 => Ok(()),
+        open => Err(format!("{open} gates are open")),
+    })
+    .unwrap();
+    since.elapsed()
+}
+
 #[test]
 fn a_gate_opens_within_two_seconds_of_awss_word_and_pods_without_one_are_named() {
     let space = prepare("gated").with_readiness_gates().start().unwrap();
@@ -918,25 +1443,18 @@ fn a_gate_opens_within_two_seconds_of_awss_word_and_pods_without_one_are_named()
     .unwrap();
     assert!(message.starts_with("1 of 1"), "{message}");
     assert!(until_event(&space, "ReadinessGateMissing").contains("web-"));
-    registration_takes(&space, 4_000);
-    space.kubectl("scale deployment web --replicas=2").ok().unwrap();
-    let ready = || -> Result<bool, String> {
-        let line = "get deployment web -o jsonpath={.status.readyReplicas}";
-        Ok(space.kubectl(line).ok()? == "2")
-    };
-    let healthy =
-        || space.health(&arn).map(|all| all.iter().filter(|target| target.state == "healthy").count());
-    eventually(SOON, || match healthy()? {
-        2 => Ok(()),
-        n if ready()? => panic!("ready with {n} healthy targets"),
-        n => Err(format!("{n} healthy")),
-    })
-    .unwrap();
-    let since = Instant::now();
-    eventually(SOON, || if ready()? { Ok(()) } else { Err("not ready".to_owned()) }).unwrap();
-    let took = since.elapsed();
-    // Kubernetes' own part, on a busy machine, included
-    assert!(took < Duration::from_secs(4), "{took:?}");
+    // On a busy machine a measurement may fail, but not all of them.
+    let mut took = Vec::new();
+    for replicas in 2..=6 {
+        registration_takes(&space, 4_000);
+        space.kubectl(&format!("scale deployment web --replicas={replicas}")).ok().unwrap();
+        took.push(gate_after_health(&space, &arn, replicas));
+        if took.iter().any(|took| *took < Duration::from_secs(2)) {
+            break;
+        }
+    }
+    eprintln!("gates were open {took:?} after AWS's word");
+    assert!(took.iter().any(|took| *took < Duration::from_secs(2)), "{took:?}");
     // the gate's metric is there
     assert!(space.controller().metric("tgb_readiness_gate_seconds_count", &[]).unwrap() >= 1.0);
 }

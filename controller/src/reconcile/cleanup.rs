@@ -117,11 +117,11 @@ impl Worker {
             Err(error) if error.is_target_group_not_found() => {}
             other => other?,
         }
-        match tracking {
-            Some(tracking) if tracking.exists() => {
-                tracking.delete().await.map_err(|error| Error::cluster("the ConfigMap of targets", error))
-            }
-            _ => Ok(()),
-        }
+        let untracked = match tracking {
+            Some(tracking) if !tracking.exists() => Ok(()),
+            Some(_) => Tracking::remove(&ctx.client, &self.key).await,
+            None => self.untrack(binding).await,
+        };
+        untracked.map_err(|error| Error::cluster("the ConfigMap of targets", error))
     }
 }

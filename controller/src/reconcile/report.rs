@@ -1,16 +1,14 @@
 //! What a pass says about targets: condition, counts, metrics.
 
-use super::{Mode, Worker};
-use crate::apply::Applied;
+use super::{Found, Mode, Worker};
 use crate::context::Standing;
-use crate::desired::{Desired, TargetKey};
+use crate::desired::TargetKey;
 use crate::events::{counted, first_few, listed};
 use crate::gates;
 use crate::index::Key;
-use crate::plan::Plan;
 use crate::reason::{EventReason, Kind, Reason};
 use crate::status::Report;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use tgb_api::target_group::{TargetGroup, TargetType};
 use tgb_api::v1::{TargetCounts, TargetGroupBinding};
 use tgb_aws::values::{Target, TargetState};
@@ -36,18 +34,8 @@ impl Worker {
         self.memory.named.len()
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the report tells of all of it")]
-    pub(super) fn report_targets(
-        &self,
-        wanted: &Desired,
-        targets: &BTreeMap<TargetKey, Target>,
-        plan: &Plan,
-        applied: &Applied,
-        foreign: &BTreeSet<TargetKey>,
-        mode: Mode,
-        without_gate: usize,
-        report: &mut Report,
-    ) {
+    pub(super) fn report_targets(&self, found: &Found, report: &mut Report) {
+        let Found { wanted, targets, plan, applied, foreign, mode, without_gate, .. } = found;
         let kind = Kind::TargetsRegistered;
         let observed = &self.memory.observed;
         let counts = self.counts(targets);
@@ -55,16 +43,16 @@ impl Worker {
         if !wanted.left_out.is_empty() {
             more.push_str(&format!("; left out: {}", first_few(&wanted.left_out)));
         }
-        if without_gate > 0 {
-            let pods = counted(without_gate, "pod");
+        if *without_gate > 0 {
+            let pods = counted(*without_gate, "pod");
             more.push_str(&format!("; {pods} without readiness gate, made before the binding"));
         }
         let ids = |targets: &[Target]| {
             let keys: Vec<TargetKey> = targets.iter().map(TargetKey::of).collect();
             listed("target", &keys)
         };
-        if mode != Mode::Writes {
-            let why = if mode == Mode::Paused { "paused" } else { "--observe" };
+        if *mode != Mode::Writes {
+            let why = if *mode == Mode::Paused { "paused" } else { "--observe" };
             let message = match (plan.register.as_slice(), plan.deregister.as_slice()) {
                 ([], []) => format!("{why}: nothing would be changed{more}"),
                 (register, []) => format!("{why}: would register {}{more}", ids(register)),
@@ -153,14 +141,8 @@ impl Worker {
     }
 
     /// For metrics, and for the patience of others.
-    pub(super) fn stand(
-        &self,
-        targets: &BTreeMap<TargetKey, Target>,
-        plan: &Plan,
-        mode: Mode,
-        pods_without_gate: usize,
-        waits: bool,
-    ) {
+    pub(super) fn stand(&self, found: &Found, waits: bool) {
+        let Found { targets, plan, mode, without_gate, .. } = found;
         let observed = &self.memory.observed;
         let mut states: BTreeMap<&'static str, usize> = BTreeMap::new();
         let is_mine = |key: &TargetKey| targets.contains_key(key) || observed.is_ours(key);
@@ -178,6 +160,6 @@ impl Worker {
         let mut standings = self.ctx.standings();
         let standing = standings.entry(self.key.clone()).or_default();
         let reason = standing.reason;
-        *standing = Standing { reason, targets: states, planned, pods_without_gate, waits };
+        *standing = Standing { reason, targets: states, planned, pods_without_gate: *without_gate, waits };
     }
 }
