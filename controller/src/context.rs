@@ -271,13 +271,11 @@ impl Ctx {
     /// This replica may write, for as long as nobody else can hold the lease.
     pub(crate) fn lead_until(&self, end: Instant) {
         *self.leads_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
-        self.metrics.leader.set(1);
     }
 
     /// This replica writes nothing any more.
     pub(crate) fn lead_no_more(&self) {
         *self.leads_until.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        self.metrics.leader.set(0);
     }
 
     /// One more cache has to be filled.

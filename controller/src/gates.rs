@@ -143,7 +143,7 @@ pub(crate) async fn sweep(ctx: Arc<Ctx>) {
     let patience = ctx.settings.orphaned_gate_grace;
     let period = (patience / 4).clamp(Duration::from_millis(250), Duration::from_secs(15));
     let mut since: BTreeMap<Key, Instant> = BTreeMap::new();
-    while ctx.is_leading() && !ctx.settings.observe {
+    while !ctx.stop.is_cancelled() && !ctx.settings.observe {
         let orphans: BTreeSet<Key> = {
             let index = ctx.index();
             index.gated().keys().filter(|key| !index.bindings.contains_key(*key)).cloned().collect()

@@ -85,6 +85,7 @@ fn fill_in(ctx: &Ctx) {
     ];
     let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     let metrics = &ctx.metrics;
+    metrics.leader.set(i64::from(ctx.is_leading()));
     let mut targets: BTreeMap<&str, usize> = STATES.iter().map(|state| (state.as_str(), 0)).collect();
     targets.insert("missing", 0);
     let mut reasons: BTreeMap<&str, usize> = BTreeMap::from([(Reason::Reconciled.as_str(), 0)]);

@@ -31,7 +31,7 @@ pub(crate) struct Periods {
     /// How long the lease of a leader that died holds; whole seconds.
     #[arg(long, env = "TGB_LEASE_DURATION", default_value = "15s", value_parser = duration)]
     lease_duration: Duration,
-    /// A leader that could not renew its lease for so long writes nothing more and ends; shorter than --lease-duration.
+    /// A leader that could not renew its lease for so long writes nothing until it has; shorter than --lease-duration.
     #[arg(long, env = "TGB_LEASE_RENEW_DEADLINE", default_value = "10s", value_parser = duration)]
     lease_renew_deadline: Duration,
     /// How often the leader renews its lease; twice and more within --lease-renew-deadline.
@@ -162,9 +162,10 @@ impl Candidate {
         }
     }
 
-    /// Renews until `stop` (`true`) or until the lease is lost (`false`); `holds` hears until when we may write.
+    /// Renews until `stop` (`true`) or until another one has the lease (`false`); `holds` hears until when we may write.
+    /// Where the API server does not answer for long, nothing is written any more; but nobody else is told anything
+    /// either, and if nobody has taken the lease when it answers again, it is still ours.
     pub(crate) async fn keep(&self, stop: &CancellationToken, holds: impl Fn(Instant)) -> bool {
-        let mut renewed = Instant::now();
         loop {
             tokio::select! {
                 () = stop.cancelled() => return true,
@@ -172,19 +173,13 @@ impl Candidate {
             }
             let begun = Instant::now();
             match timeout(self.periods.call(), self.renew()).await {
-                Ok(Ok(true)) => {
-                    renewed = Instant::now();
-                    holds(begun + self.periods.lease_renew_deadline);
-                }
+                Ok(Ok(true)) => holds(begun + self.periods.lease_renew_deadline),
                 Ok(Ok(false)) => {
-                    warn!("another one holds the lease");
+                    warn!("another one holds the lease, or it was deleted");
                     return false;
                 }
                 Ok(Err(error)) => warn!(%error, "could not renew the lease"),
                 Err(_) => warn!("the API server does not answer in time about the lease"),
-            }
-            if renewed.elapsed() + self.periods.lease_retry_period > self.periods.lease_renew_deadline {
-                return false;
             }
         }
     }
@@ -303,7 +298,7 @@ impl Candidate {
     }
 
     async fn renew(&self) -> Result<bool, kube::Error> {
-        let mut lease = self.api.get(&self.name).await?;
+        let Some(mut lease) = self.api.get_opt(&self.name).await? else { return Ok(false) };
         let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.as_deref());
         if holder != Some(&self.me) {
             return Ok(false);

@@ -148,7 +148,15 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
     candidate.alone().await?;
     ctx.lead_until(until);
     lead(&ctx);
-    let is_clean = candidate.keep(&stop, |until| ctx.lead_until(until)).await;
+    let holds = |until| {
+        let led = ctx.is_leading();
+        ctx.lead_until(until);
+        if !led {
+            info!("the lease was renewed late, and is still ours");
+            wake_all(&ctx);
+        }
+    };
+    let is_clean = candidate.keep(&stop, holds).await;
     step_down(&ctx).await;
     if !is_clean {
         return Err("the lease is lost; another replica goes on".to_owned());
@@ -159,9 +167,8 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
 
 /// Starts the work: every binding gets its first pass.
 fn lead(ctx: &Arc<Ctx>) {
-    let all: Concerned = ctx.index().bindings.keys().cloned().collect();
-    info!(bindings = all.len(), "leading");
-    wake(ctx, &all);
+    info!(bindings = ctx.index().bindings.len(), "leading");
+    wake_all(ctx);
     tokio::spawn(security::search(Arc::clone(ctx)));
     tokio::spawn(recover(Arc::clone(ctx)));
     tokio::spawn(gates::sweep(Arc::clone(ctx)));
@@ -176,8 +183,7 @@ async fn recover(ctx: Arc<Ctx>) {
             () = recoveries.next() => {}
         }
         info!("AWS answers again");
-        let all: Concerned = ctx.index().bindings.keys().cloned().collect();
-        wake(&ctx, &all);
+        wake_all(&ctx);
         security::retry(&ctx);
     }
 }
@@ -190,6 +196,12 @@ async fn step_down(ctx: &Ctx) {
     while !ctx.workers().is_empty() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// As [`wake`], all of them.
+fn wake_all(ctx: &Arc<Ctx>) {
+    let all: Concerned = ctx.index().bindings.keys().cloned().collect();
+    wake(ctx, &all);
 }
 
 /// Wakes the workers of these bindings; starts those that are not there yet.

@@ -591,6 +591,7 @@ fn a_missing_permission_is_named_with_its_action_and_holds_back_nothing_else() {
     space.until_pods_are_targets(&arn, "web", 3).unwrap();
 }
 
+/// `TGB_OUTAGE_SECONDS=600` makes it last ten minutes.
 #[test]
 fn after_an_outage_everything_is_made_good_at_once() {
     let space = space("outage");
@@ -616,8 +617,26 @@ fn after_an_outage_everything_is_made_good_at_once() {
         space.until_condition(&format!("tgb/{name}"), "Ready", "False").unwrap();
     }
     // By now a single binding waits longer and longer.
-    let failures = || space.calls().iter().filter(|call| call.status == 503).count();
-    eventually(SOON, || if failures() > 20 { Ok(()) } else { Err(failures()) }).unwrap();
+    let failures =
+        || -> Vec<awsim::Call> { space.calls().into_iter().filter(|call| call.status == 503).collect() };
+    eventually(SOON, || if failures().len() > 20 { Ok(()) } else { Err(failures().len()) }).unwrap();
+    let lasts = std::env::var("TGB_OUTAGE_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    let over = Instant::now() + Duration::from_secs(lasts);
+    eventually(Duration::from_secs(lasts + 60), || {
+        if Instant::now() >= over { Ok(()) } else { Err("not over") }
+    })
+    .unwrap();
+    // Nobody waits longer than a minute for the next try, and what a loaded machine takes.
+    let until = space.calls().last().unwrap().real_us;
+    for arn in &arns {
+        let calls = failures();
+        let of_it = calls.iter().filter(|call| call.parameters.values().any(|value| value == arn));
+        let times: Vec<u64> = of_it.map(|call| call.real_us).chain([until]).collect();
+        let longest = times.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).max();
+        let longest = Duration::from_micros(longest.unwrap_or_default());
+        eprintln!("asked {} times in the outage, {longest:?} apart at most", times.len() - 1);
+        assert!(longest < Duration::from_secs(75), "{longest:?}: {times:?}");
+    }
     space.clear_faults().unwrap();
     let cleared = Instant::now();
     for (name, arn) in ["a", "b", "c"].iter().zip(&arns) {
@@ -625,6 +644,7 @@ fn after_an_outage_everything_is_made_good_at_once() {
     }
     until_ours(&space, &nodes, &[&format!("tcp 8080-8080 {lb}")]);
     let took = cleared.elapsed();
+    eprintln!("made good {took:?} after the outage");
     // Two seconds to the next question, and what a loaded machine takes.
     assert!(took < Duration::from_secs(10), "{took:?}");
     assert!(space.controller().log().contains("AWS answers again"));

@@ -702,7 +702,7 @@ fn a_binding_that_moves_to_another_namespace_takes_the_group_over() {
 
 #[test]
 fn foreign_targets_are_left_alone_for_one_resync() {
-    let space = prepare("foreign").controller("--resync=8s").controller("--health-poll=1s").start().unwrap();
+    let space = prepare("foreign").controller("--health-poll=1s").start().unwrap();
     let arn = space.target_group("HTTP", 80, "ip").unwrap();
     let parameters = [
         ("TargetGroupArn", arn.as_str()),
@@ -721,8 +721,17 @@ fn foreign_targets_are_left_alone_for_one_resync() {
     assert_eq!(space.targets(&arn).unwrap(), all);
     // a restart does not make it forget
     space.controller().stop().unwrap();
+    let looks = space.count("DescribeTargetHealth");
     space.controller().restart().unwrap();
-    space.controller().until_ready(SOON).unwrap();
+    eventually(SOON, || match space.count("DescribeTargetHealth") {
+        n if n > looks + 2 => Ok(()),
+        n => Err(format!("{n} looks")),
+    })
+    .unwrap();
+    assert_eq!(space.targets(&arn).unwrap(), all);
+    // nor does it begin anew: the time of a shorter one is over by now, or soon
+    space.controller().stop().unwrap();
+    space.controller().restart_with(&["--resync=3s"]).unwrap();
     space.until_pods_are_targets(&arn, "web", 1).unwrap();
     until(&space, "TargetsRegistered", "True", "Registered");
 }
@@ -1367,6 +1376,40 @@ fn an_outage_shows_in_the_status_and_is_over_when_it_is() {
     drop(other);
     space.until_pods_are_targets(&arn, "web", 2).unwrap();
     until(&space, "Ready", "True", "Reconciled");
+}
+
+#[test]
+fn a_leader_that_is_cut_off_writes_nothing_and_goes_on_if_nobody_took_its_lease() {
+    let space = prepare("cut-off")
+        .controller("--health-poll=1s")
+        .controller("--lease-duration=5s")
+        .controller("--lease-renew-deadline=3s")
+        .controller("--lease-retry-period=500ms")
+        .start()
+        .unwrap();
+    let arn = bound(&space, 2);
+    let pods = space.pods("web", 8080).unwrap();
+    let leads = |want: f64| {
+        eventually(SOON, || match space.controller().metric("tgb_leader", &[])? {
+            leader if leader == want => Ok(()),
+            leader => Err(format!("{leader}")),
+        })
+        .unwrap();
+    };
+    leads(1.0);
+    space.controller().link().unwrap().hold();
+    leads(0.0);
+    // It would be put back within a second.
+    let before = space.count("RegisterTargets");
+    space.change_target("DeregisterTargets", &arn, pods.first().unwrap()).unwrap();
+    stays("who may not write registers nothing", || space.count("RegisterTargets") == before);
+    space.kubectl("scale deployment web --replicas=3").ok().unwrap();
+    space.controller().link().unwrap().open();
+    space.until_pods_are_targets(&arn, "web", 3).unwrap();
+    leads(1.0);
+    let log = space.controller().log();
+    assert!(log.contains("renewed late, and is still ours"), "{log}");
+    assert_eq!(log.matches("leading bindings=").count(), 1, "it started once: {log}");
 }
 
 #[test]
