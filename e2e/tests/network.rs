@@ -568,13 +568,22 @@ fn what_nobody_wants_any_more_is_found_at_start_also_without_a_vpc_being_given()
 fn a_missing_permission_is_named_with_its_action_and_holds_back_nothing_else() {
     let space = space("denied");
     let (nodes, lb) = (space.aws().lab().node_group.clone(), peer_of(&space));
-    space.fault(Fault::new(Effect::Deny).action("AuthorizeSecurityGroupIngress")).unwrap();
+    // First it does not answer for some seconds, then it refuses.
+    let fault = |effect: Effect| Fault::new(effect).action("AuthorizeSecurityGroupIngress");
+    space.fault(fault(Effect::Unavailable).times(10)).unwrap();
+    space.fault(fault(Effect::Deny)).unwrap();
     let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
     space.deploy("web", 2).unwrap();
     let peer = json!([{"securityGroup": {"groupID": lb}}]);
     space.bind("web", &arn, &networking(&peer, &json!([{"port": 8080}]))).unwrap();
+    for reason in ["AwsUnavailable", "AccessDenied"] {
+        eventually(SOON, || match space.condition("tgb/web", "NetworkingReady")? {
+            (status, now) if status == "False" && now == reason => Ok(()),
+            other => Err(format!("{other:?}, not {reason}")),
+        })
+        .unwrap();
+    }
     space.until_pods_are_targets(&arn, "web", 2).unwrap();
-    assert_eq!(space.until_condition("tgb/web", "NetworkingReady", "False").unwrap(), "AccessDenied");
     let said = message(&space, "web", "NetworkingReady");
     assert!(said.contains("AuthorizeSecurityGroupIngress"), "{said}");
     space.clear_faults().unwrap();
