@@ -130,6 +130,13 @@ pub struct Desk<'a> {
     seen: Mutex<BTreeSet<String>>,
 }
 
+impl Drop for Desk<'_> {
+    /// What it has started ends with it, and does not go on beside the next one's.
+    fn drop(&mut self) {
+        let _ = self.run_these(BTreeMap::new(), &|_| ());
+    }
+}
+
 impl<'a> Desk<'a> {
     /// Makes the desk; nothing is installed.
     ///
@@ -244,7 +251,7 @@ impl<'a> Desk<'a> {
     fn look(&self) {
         let request = self.dir.join("changed");
         if request.exists() {
-            if let Err(error) = self.keep_in_step() {
+            if let Err(error) = self.keep_in_step(&|_| ()) {
                 let _ = fs::write(self.dir.join("failed"), error);
             }
             let _ = fs::remove_file(request);
@@ -271,27 +278,32 @@ impl<'a> Desk<'a> {
                 && pod.pointer("/status/phase") == Some(&json!("Running"))
                 && !conditions.into_iter().flatten().any(is_ready)
         };
-        let waiting: Vec<&str> = pods
-            .iter()
-            .filter(waits)
-            .filter_map(|pod| pod.pointer("/metadata/name").and_then(Value::as_str))
-            .collect();
+        let waiting: Vec<&Value> = pods.iter().filter(waits).collect();
         if waiting.is_empty() {
             return;
         }
-        if let Err(error) = self.keep_in_step() {
+        let condition = |kind: &str| json!({"type": kind, "status": "True"});
+        let ready =
+            json!({"status": {"conditions": [condition("ContainersReady"), condition("Ready")]}}).to_string();
+        // Each for itself: the controller is not ready before the API server can ask the webhook to convert.
+        let told = |program: &str| {
+            let text = |pod: &Value, path: &str| {
+                pod.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned()
+            };
+            let of_it = |pod: &&&Value| text(pod, "/metadata/labels/app.kubernetes.io~1component") == program;
+            for pod in waiting.iter().filter(of_it) {
+                let name = text(pod, "/metadata/name");
+                let args = ["-n", NAMESPACE, "patch", "pod", &name, "--subresource=status", "-p", &ready];
+                let _ = self.cluster.kubectl(&args);
+            }
+        };
+        if let Err(error) = self.keep_in_step(&told) {
             let _ = fs::write(self.dir.join("hook.log"), format!("{}{error}\n", self.hook_log()));
-            return;
-        }
-        let ready = r#"{"status": {"conditions": [{"type": "ContainersReady", "status": "True"}, {"type": "Ready", "status": "True"}]}}"#;
-        for pod in waiting {
-            let args = ["-n", NAMESPACE, "patch", "pod", pod, "--subresource=status", "-p", ready];
-            let _ = self.cluster.kubectl(&args);
         }
     }
 
-    /// Starts, restarts or ends our programs, as the release says.
-    fn keep_in_step(&self) -> Result<()> {
+    /// Starts, restarts or ends our programs, as the release says; `ready` hears of each that runs and is ready.
+    fn keep_in_step(&self, ready: &dyn Fn(&str)) -> Result<()> {
         let values = self.cluster.helm(&["get", "values", RELEASE, "-n", NAMESPACE, "-o", "json"]);
         let mut wanted: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
         if values.code == 0 {
@@ -334,15 +346,18 @@ impl<'a> Desk<'a> {
                 }
             }
         }
-        self.run_these(wanted)
+        self.run_these(wanted, ready)
     }
 
-    fn run_these(&self, wanted: BTreeMap<&'static str, Vec<String>>) -> Result<()> {
+    fn run_these(&self, wanted: BTreeMap<&'static str, Vec<String>>, ready: &dyn Fn(&str)) -> Result<()> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let processes = self.cluster.processes();
         for program in ["webhook", "controller"] {
             let process = format!("desk-{program}");
             if running.get(program) == wanted.get(program) {
+                if running.contains_key(program) {
+                    ready(program);
+                }
                 continue;
             }
             if running.remove(program).is_some() {
@@ -361,6 +376,7 @@ impl<'a> Desk<'a> {
                     if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
                 })?;
                 running.insert(program, args.clone());
+                ready(program);
             }
         }
         Ok(())
