@@ -71,7 +71,7 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 /// Kills some process, lets AWS and the cluster change, and expects the product to make it good. The controller may have
-/// given its lease up meanwhile and ended: a kubelet would start it again.
+/// ended meanwhile: a kubelet would start it again.
 fn comes_back_after(name: &str, processes: &[&str]) {
     let _alone = alone();
     let space = World::shared().unwrap().space(name).unwrap();

@@ -118,23 +118,6 @@ fn a_webhook_that_is_cut_off_or_hangs_refuses_a_new_spec_and_nothing_else() {
     eventually(SOON, || space.bind("web", &arn, &by_name)).unwrap();
 }
 
-#[test]
-fn a_controller_without_the_api_server_gives_its_lease_up_and_goes_on_when_it_is_started_again() {
-    let space = space("alone");
-    let arn = space.shop(1).unwrap();
-    space.controller().link().unwrap().hold();
-    eventually(SOON, || if space.controller().revive()? { Ok(()) } else { Err("it still runs".to_owned()) })
-        .unwrap();
-    space.kubectl("scale deployment web --replicas=2").ok().unwrap();
-    space.controller().link().unwrap().open();
-    eventually(SOON, || {
-        space.controller().revive()?;
-        let there = space.targets(&arn)?;
-        if there.len() == 2 { Ok(()) } else { Err(format!("{there:?}")) }
-    })
-    .unwrap();
-}
-
 /// `TGB_SEEDS=N` for more than one schedule.
 #[test]
 fn whatever_aws_does_for_a_while_the_right_targets_are_there_afterwards() {
