@@ -80,7 +80,11 @@ impl Random {
         match self.0.u8(..if depth == 0 { 4 } else { 6 }) {
             0 => self.half().into(),
             1 => self.0.i64(..).into(),
-            2 => f64::from_bits(self.0.u64(..)).into(),
+            2 => {
+                // What is no number in JSON would be a null, which is as good as absent.
+                let float = f64::from_bits(self.0.u64(..));
+                if float.is_finite() { float.into() } else { f64::MIN_POSITIVE.into() }
+            }
             3 => self.text(),
             4 => (0..self.0.usize(..3)).map(|_| self.anything(depth - 1)).collect(),
             _ => (0..self.0.usize(..3))
