@@ -9,9 +9,8 @@ use crate::{Stage, machine};
 use awsim::{Call, Effect, Fault, Server};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
-use tgb_e2e::{Result, get};
+use tgb_e2e::{Result, free_ports, get};
 use tokio::time::sleep;
 
 const CONTROLLER: &str = "tgb-controller";
@@ -226,8 +225,8 @@ async fn comparison(table: &mut Table, stage: &Stage, server: &Server) -> Result
 
 async fn handover(table: &mut Table, stage: &Stage, server: &Server) -> Result<()> {
     let processes = stage.cluster.processes();
-    let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
-    let address = format!("127.0.0.1:{}", port.map_err(|error| error.to_string())?.port());
+    let [port] = free_ports()?;
+    let address = format!("127.0.0.1:{port}");
     let spec = processes.spec(CONTROLLER).ok_or("no controller")?;
     let mut times = Vec::new();
     for round in 0..4 {

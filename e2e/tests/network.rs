@@ -9,7 +9,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use tgb_e2e::{Aws, Cluster, Options, Result, Settings, Setup, Space, World, built, eventually};
+use tgb_e2e::{Aws, Cluster, Lab, Options, Result, Settings, Setup, Space, World, built, eventually};
 
 const SOON: Duration = Duration::from_secs(60);
 const DESCRIPTION: &str = "elbv2.k8s.aws/targetGroupBinding=shared";
@@ -21,6 +21,14 @@ fn space(name: &str) -> Space<'static> {
 /// What the installation of a test writes at its rules.
 fn marker(space: &Space<'_>) -> String {
     format!("{DESCRIPTION} cluster:demo owner:{}", space.name())
+}
+
+/// Puts an interface into the lab's first subnet; gives its id.
+fn add_interface(aws: &mut awsim::Aws, lab: &Lab, eni: Eni) -> String {
+    let id = aws.new_id("eni");
+    let eni = Eni { id: id.clone(), vpc: lab.vpc.clone(), subnet: lab.subnets[0].clone(), ..eni };
+    aws.enis.insert(id.clone(), eni);
+    id
 }
 
 /// A source of traffic. Bindings of other tests are of the same cluster, and those of other namespaces count as wanting their
@@ -334,16 +342,8 @@ fn the_interface_of_a_pod_is_the_one_of_its_annotation() {
     let own = space.security_group("pods", &[]).unwrap();
     let eni = space
         .seed(|aws| {
-            let id = aws.new_id("eni");
-            let eni = Eni {
-                id: id.clone(),
-                vpc: lab.vpc.clone(),
-                subnet: lab.subnets[0].clone(),
-                groups: vec![own.clone()],
-                ..Eni::default()
-            };
-            aws.enis.insert(id.clone(), eni);
-            id
+            let eni = Eni { groups: vec![own.clone()], ..Eni::default() };
+            add_interface(aws, &lab, eni)
         })
         .unwrap();
     let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
@@ -374,18 +374,14 @@ fn the_interface_is_found_by_prefix_or_by_address_and_hybrid_nodes_have_none() {
             let own =
                 awsim::Instance { id: instance.to_owned(), private_ip, private_dns: String::new(), ..model };
             aws.add_instance(own, Vec::new(), Vec::new());
-            let id = aws.new_id("eni");
             let eni = Eni {
-                id: id.clone(),
-                vpc: lab.vpc.clone(),
-                subnet: lab.subnets[0].clone(),
                 groups: vec![prefixed.clone()],
                 instance: Some(instance.to_owned()),
                 device_index: 1,
                 prefixes: vec!["10.244.50.0/24".parse().unwrap()],
                 ..Eni::default()
             };
-            aws.enis.insert(id, eni);
+            add_interface(aws, &lab, eni);
         })
         .unwrap();
     let kinds = [
@@ -427,16 +423,9 @@ fn the_interface_is_found_by_prefix_or_by_address_and_hybrid_nodes_have_none() {
     assert!(address("where-ec2").starts_with("10.244.50."));
     space
         .seed(|aws| {
-            let id = aws.new_id("eni");
-            let eni = Eni {
-                id: id.clone(),
-                vpc: lab.vpc.clone(),
-                subnet: lab.subnets[0].clone(),
-                groups: vec![fargate.clone()],
-                private_ips: vec![at_fargate.parse().unwrap()],
-                ..Eni::default()
-            };
-            aws.enis.insert(id, eni);
+            let private_ips = vec![at_fargate.parse().unwrap()];
+            let eni = Eni { groups: vec![fargate.clone()], private_ips, ..Eni::default() };
+            add_interface(aws, &lab, eni);
         })
         .unwrap();
     let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
