@@ -6,6 +6,7 @@ use crate::desired::Switches;
 use crate::events::Events;
 use crate::group::RuleOverflow;
 use crate::index::{Concerned, Index, Key};
+use crate::lease::Term;
 use crate::metrics::Metrics;
 use crate::reason::Reason;
 use ipnet::IpNet;
@@ -138,7 +139,8 @@ pub(crate) struct Ctx {
     health: Mutex<HashMap<String, LastHealth>>,
     /// Since when the watch of a kind is broken.
     broken: Mutex<BTreeMap<&'static str, Instant>>,
-    leads_until: Mutex<Option<Instant>>,
+    /// Whether this replica may write.
+    pub(crate) term: Term,
     unsynced: AtomicUsize,
     synced: Notify,
 }
@@ -159,7 +161,7 @@ impl Ctx {
             subnets: Mutex::default(),
             health: Mutex::default(),
             broken: Mutex::default(),
-            leads_until: Mutex::default(),
+            term: Term::default(),
             unsynced: AtomicUsize::new(0),
             synced: Notify::new(),
         }
@@ -259,23 +261,6 @@ impl Ctx {
         for wake in concerned.iter().filter_map(|key| workers.get(key)) {
             wake.notify.notify_one();
         }
-    }
-
-    /// Whether this replica may write. A process that stood still for a while finds by this that its time is over,
-    /// before it has heard of another leader.
-    pub(crate) fn is_leading(&self) -> bool {
-        let until = *self.leads_until.lock().unwrap_or_else(PoisonError::into_inner);
-        until.is_some_and(|until| Instant::now() < until)
-    }
-
-    /// This replica may write, for as long as nobody else can hold the lease.
-    pub(crate) fn lead_until(&self, end: Instant) {
-        *self.leads_until.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
-    }
-
-    /// This replica writes nothing any more.
-    pub(crate) fn lead_no_more(&self) {
-        *self.leads_until.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     /// One more cache has to be filled.

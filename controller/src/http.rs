@@ -46,7 +46,7 @@ async fn readyz(
         None => "[+] the caches are filled".to_owned(),
         Some(why) => format!("[-] {why}"),
     }];
-    lines.push(if ctx.is_leading() { "leading" } else { "standing by for the lease" }.to_owned());
+    lines.push(if ctx.term.lasts() { "leading" } else { "standing by for the lease" }.to_owned());
     for (kind, since) in ctx.broken().iter() {
         lines.push(format!("the watch of {kind} has been broken for {} s", since.elapsed().as_secs()));
     }
@@ -85,7 +85,7 @@ fn fill_in(ctx: &Ctx) {
     ];
     let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     let metrics = &ctx.metrics;
-    metrics.leader.set(i64::from(ctx.is_leading()));
+    metrics.leader.set(i64::from(ctx.term.lasts()));
     let mut targets: BTreeMap<&str, usize> = STATES.iter().map(|state| (state.as_str(), 0)).collect();
     targets.insert("missing", 0);
     let mut reasons: BTreeMap<&str, usize> = BTreeMap::from([(Reason::Reconciled.as_str(), 0)]);

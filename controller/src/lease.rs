@@ -9,7 +9,8 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tgb_process::duration;
 use tokio::sync::Semaphore;
@@ -98,6 +99,44 @@ pub(crate) struct Candidate {
     cluster: String,
     owner: String,
     periods: Periods,
+}
+
+/// The time for which the lease is ours, by our own clock. A process that stood still for a while finds by it that its time is
+/// over, before it has heard of another leader.
+#[derive(Debug, Default)]
+pub(crate) struct Term {
+    end: Mutex<Option<Instant>>,
+    /// Something was left undone because it was over.
+    missed: AtomicBool,
+}
+
+impl Term {
+    /// Whether this replica may write.
+    pub(crate) fn lasts(&self) -> bool {
+        let end = *self.end.lock().unwrap_or_else(PoisonError::into_inner);
+        end.is_some_and(|end| Instant::now() < end)
+    }
+
+    /// As [`Self::lasts`], asked by work that is left undone otherwise: the next [`Self::until`] tells of it.
+    pub(crate) fn serves(&self) -> bool {
+        if self.lasts() {
+            return true;
+        }
+        self.missed.store(true, Ordering::SeqCst);
+        // It may have been renewed before anybody could see that.
+        self.lasts()
+    }
+
+    /// This replica may write until then. Whether something was left undone.
+    pub(crate) fn until(&self, end: Instant) -> bool {
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+        self.missed.swap(false, Ordering::SeqCst)
+    }
+
+    /// This replica writes nothing any more.
+    pub(crate) fn end(&self) {
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 /// What is to be done about the lease as it stands.
@@ -408,10 +447,26 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_came_while_the_lease_was_late_is_told_of_when_it_is_renewed() {
+        let (term, later) = (Term::default(), || Instant::now() + Duration::from_secs(60));
+        assert!(!term.serves());
+        assert!(term.until(later()), "what came before the first term");
+        assert!(term.serves() && term.lasts());
+        assert!(!term.until(Instant::now()), "nothing came meanwhile");
+        assert!(!term.lasts());
+        assert!(!term.until(Instant::now()), "nobody was turned away");
+        assert!(!term.serves());
+        assert!(term.until(later()));
+        assert!(!term.until(later()), "it is told once");
+        term.end();
+        assert!(!term.lasts());
+    }
+
     #[tokio::test]
     async fn a_thousand_writes_take_few_connections() {
         use kube::client::Body;
-        use std::sync::atomic::{AtomicUsize, Ordering};
+        use std::sync::atomic::AtomicUsize;
 
         let counts = Arc::new((AtomicUsize::new(0), AtomicUsize::new(0), Semaphore::new(0)));
         let server = Arc::clone(&counts);

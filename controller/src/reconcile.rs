@@ -190,7 +190,7 @@ impl Worker {
         let binding = self.ctx.index().bindings.get(&self.key).cloned()?;
         self.uid = binding.metadata.uid.clone().unwrap_or_default();
         let begun = Instant::now();
-        if !self.ctx.is_leading() {
+        if !self.ctx.term.serves() {
             return Some(begun + BACKOFF_LAST);
         }
         if binding.is_owned_by_lbc() && !self.ctx.settings.manage_lbc_bindings {
@@ -210,7 +210,7 @@ impl Worker {
         } else {
             self.reconcile(&binding, &mut report).await
         };
-        if !self.ctx.is_leading() {
+        if !self.ctx.term.serves() {
             // What a replica thinks whose time is over is nobody's status.
             return Some(begun + BACKOFF_LAST);
         }

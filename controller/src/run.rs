@@ -63,7 +63,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
     // Nothing is written to AWS or to the cluster but while the lease is ours, by our own clock.
     let leader = Arc::new(OnceLock::<Weak<Ctx>>::new());
     let known = Arc::clone(&leader);
-    let may_write = move || known.get().and_then(Weak::upgrade).is_some_and(|ctx| ctx.is_leading());
+    let may_write = move || known.get().and_then(Weak::upgrade).is_some_and(|ctx| ctx.term.lasts());
     aws.fence(may_write.clone());
     let ctx = Arc::new(Ctx::new(lease::fenced(client.clone(), may_write), aws, settings));
     // It is set here only.
@@ -146,12 +146,10 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
     );
     let Some(until) = candidate.acquire(&stop).await else { return Ok(()) };
     candidate.alone().await?;
-    ctx.lead_until(until);
+    ctx.term.until(until);
     lead(&ctx);
     let holds = |until| {
-        let led = ctx.is_leading();
-        ctx.lead_until(until);
-        if !led {
+        if ctx.term.until(until) {
             info!("the lease was renewed late, and is still ours");
             wake_all(&ctx);
         }
@@ -190,7 +188,7 @@ async fn recover(ctx: Arc<Ctx>) {
 
 /// No further pass begins; those under way have a moment to end.
 async fn step_down(ctx: &Ctx) {
-    ctx.lead_no_more();
+    ctx.term.end();
     ctx.stop.cancel();
     let deadline = Instant::now() + Duration::from_secs(5);
     while !ctx.workers().is_empty() && Instant::now() < deadline {
@@ -206,7 +204,7 @@ fn wake_all(ctx: &Arc<Ctx>) {
 
 /// Wakes the workers of these bindings; starts those that are not there yet.
 fn wake(ctx: &Arc<Ctx>, concerned: &Concerned) {
-    if !ctx.is_leading() {
+    if !ctx.term.serves() {
         return;
     }
     let mut workers = ctx.workers();

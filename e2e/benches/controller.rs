@@ -54,9 +54,20 @@ pub(crate) async fn run(table: &mut Table, all: bool) -> Result<()> {
         memory.push((count, bench.size(table, count).await?));
     }
     if let Some(((few, small), (many, large))) = memory.get(1).copied().zip(memory.get(2).copied()) {
-        let each = (large - small) / (many - few) as f64 / 1e3;
-        let what = "memory per binding with its Service, slice and 2 pods, once reconciled: controller";
-        table.add("memory-controller-binding", what, each, "kB", Limit::Most(4.0 + 2.0));
+        let rows = [
+            ("binding", "cached, with its Service, slice and 2 pods: controller", Limit::Most(4.0 + 2.0)),
+            ("reconciled", "that is worked on, with all of that: controller", Limit::None),
+        ];
+        for (((id, what, limit), small), large) in rows.into_iter().zip(small).zip(large) {
+            let each = (large - small) / (many - few) as f64 / 1e3;
+            table.add(
+                &format!("memory-controller-{id}"),
+                &format!("memory per binding {what}"),
+                each,
+                "kB",
+                limit,
+            );
+        }
     }
     bench.strangers(table).await?;
     if full {
@@ -287,8 +298,31 @@ struct Scale<'a> {
 }
 
 impl Scale<'_> {
-    /// Grows to `count` bindings and measures there. Gives the memory after a fresh start, bytes.
-    async fn size(&mut self, table: &mut Table, count: usize) -> Result<f64> {
+    /// The memory of a replica that only watches, bytes.
+    async fn standby(&self) -> Result<f64> {
+        const NAME: &str = "standby";
+        let processes = self.stage.cluster.processes();
+        let [port] = free_ports()?;
+        let place = format!("127.0.0.1:{port}");
+        let spec = processes.spec(CONTROLLER).ok_or("no controller")?;
+        processes.spawn(NAME, spec.flag(&format!("--http-listen={place}")))?;
+        let begun = Instant::now();
+        while !get(&place, "/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
+            processes.check(NAME)?;
+            if begun.elapsed() > Duration::from_secs(60) {
+                return Err("the standby does not get ready".to_owned());
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+        sleep(Duration::from_secs(3)).await;
+        let (memory, _) = machine::memory(processes.pid(NAME).ok_or("no standby")?);
+        processes.kill(NAME)?;
+        Ok(memory as f64)
+    }
+
+    /// Grows to `count` bindings and measures there. Gives the memory of a replica that only watches and that of the leader
+    /// after a fresh start, bytes.
+    async fn size(&mut self, table: &mut Table, count: usize) -> Result<[f64; 2]> {
         let had = if count == 10 { 101 } else { self.count };
         self.count = count;
         if count < had {
@@ -356,7 +390,7 @@ impl Scale<'_> {
                 );
             }
         }
-        Ok(memory as f64)
+        Ok([self.standby().await?, memory as f64])
     }
 
     /// Adds an endpoint 20 times a second by the API server, to `spread` bindings in turn. The times until AWS was

@@ -145,6 +145,10 @@ impl<'a> Desk<'a> {
     pub fn new(cluster: &'a Cluster, aws: &'a Aws) -> Result<Self> {
         let dir = cluster.dir().join("desk");
         let said = |error: std::io::Error| format!("{}: {error}", dir.display());
+        // What another reader left, above all variables, is not this one's.
+        if dir.exists() {
+            fs::remove_dir_all(&dir).map_err(said)?;
+        }
         fs::create_dir_all(dir.join("bin")).map_err(said)?;
         let [port, webhook, controller] = free_ports()?;
         let host = own_address();
@@ -158,10 +162,7 @@ impl<'a> Desk<'a> {
         fs::create_dir_all(&checkout).map_err(said)?;
         let root = source_dir().parent().unwrap_or_else(|| source_dir());
         for name in ["charts", "controller", "docs", "webhook"] {
-            let link = checkout.join(name);
-            if !link.exists() {
-                std::os::unix::fs::symlink(root.join(name), link).map_err(said)?;
-            }
+            std::os::unix::fs::symlink(root.join(name), checkout.join(name)).map_err(said)?;
         }
         let scripts = [
             ("outside.yaml", outside),
@@ -194,6 +195,9 @@ impl<'a> Desk<'a> {
         let output = self.types(&block.commands);
         let printed = format!("{}{}", output.stdout, output.stderr);
         let place = format!("below “{}”:\n{}\nprinted:\n{printed}", block.heading, block.commands);
+        if let Some(ended) = self.ended() {
+            return Err(format!("{ended}\n{place}{}", self.hook_log()));
+        }
         if output.code != 0 {
             return Err(format!("exit code {} {place}{}", output.code, self.hook_log()));
         }
@@ -217,6 +221,7 @@ impl<'a> Desk<'a> {
             .current_dir(self.dir.join("checkout"))
             .env("PATH", format!("{}:{path}", self.dir.join("bin").display()))
             .env("KUBECONFIG", self.cluster.kubeconfig())
+            .env("KUBECACHEDIR", self.dir.join("kubectl"))
             .env("DESK", &self.dir)
             .env("LBC", source_dir().join("lbc"))
             .env("HELM_CACHE_HOME", self.dir.join("helm/cache"))
@@ -251,7 +256,7 @@ impl<'a> Desk<'a> {
     fn look(&self) {
         let request = self.dir.join("changed");
         if request.exists() {
-            if let Err(error) = self.keep_in_step(&|_| ()) {
+            if let Err(error) = eventually(START, || self.keep_in_step(&|_| ())) {
                 let _ = fs::write(self.dir.join("failed"), error);
             }
             let _ = fs::remove_file(request);
@@ -298,16 +303,28 @@ impl<'a> Desk<'a> {
             }
         };
         if let Err(error) = self.keep_in_step(&told) {
-            let _ = fs::write(self.dir.join("hook.log"), format!("{}{error}\n", self.hook_log()));
+            self.note(&error);
         }
+    }
+
+    fn note(&self, line: &str) {
+        let _ = fs::write(self.dir.join("hook.log"), format!("{}{line}\n", self.hook_log()));
+    }
+
+    /// A program that has ended though the release wants it: nothing starts it again, and what waits for it waits in vain.
+    fn ended(&self) -> Option<String> {
+        let running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let check = |program| self.cluster.processes().check(&format!("desk-{program}")).err();
+        running.keys().find_map(check)
     }
 
     /// Starts, restarts or ends our programs, as the release says; `ready` hears of each that runs and is ready.
     fn keep_in_step(&self, ready: &dyn Fn(&str)) -> Result<()> {
-        let values = self.cluster.helm(&["get", "values", RELEASE, "-n", NAMESPACE, "-o", "json"]);
         let mut wanted: BTreeMap<&'static str, Vec<String>> = BTreeMap::new();
-        if values.code == 0 {
-            let mut values: Value = values.json()?;
+        let values = self.cluster.helm(&["get", "values", RELEASE, "-n", NAMESPACE, "-o", "json"]);
+        // Only who was told that there is none may end what runs.
+        if let Some(values) = found(values)? {
+            let mut values: Value = serde_json::from_str(&values).map_err(|error| error.to_string())?;
             // With a URL the chart renders no Deployment, but the flags are the same.
             if let Some(url) = values.pointer_mut("/webhook/url") {
                 *url = json!("");
@@ -319,30 +336,15 @@ impl<'a> Desk<'a> {
             let path = path.display().to_string();
             for program in ["webhook", "controller"] {
                 let template = format!("templates/{program}.yaml");
-                let rendered = self.cluster.helm(&[
-                    "template",
-                    RELEASE,
-                    &chart,
-                    "-n",
-                    NAMESPACE,
-                    "--values",
-                    &path,
-                    "--show-only",
-                    &template,
-                ]);
-                let deployment = format!("{NAME}-{program}");
-                let replicas = self.cluster.kubectl(&[
-                    "-n",
-                    NAMESPACE,
-                    "get",
-                    "deployment",
-                    &deployment,
-                    "-o",
-                    "jsonpath={.spec.replicas}",
-                ]);
-                let runs = program == "webhook" || replicas.stdout.trim().parse::<u32>().is_ok_and(|n| n > 0);
-                if rendered.code == 0 && runs {
-                    wanted.insert(program, self.args(program, &rendered.stdout)?);
+                let values = ["--values", &path, "--show-only", &template];
+                let args = [&["template", RELEASE, &chart, "-n", NAMESPACE], &values[..]].concat();
+                let rendered = self.cluster.helm(&args);
+                let deployment = format!("deployment/{NAME}-{program}");
+                let replicas = ["-n", NAMESPACE, "get", &deployment, "-o", "jsonpath={.spec.replicas}"];
+                let replicas = found(self.cluster.kubectl(&replicas))?.unwrap_or_default();
+                let runs = program == "webhook" || replicas.trim().parse::<u32>().is_ok_and(|n| n > 0);
+                if runs && let Some(rendered) = found(rendered)? {
+                    wanted.insert(program, self.args(program, &rendered)?);
                 }
             }
         }
@@ -360,8 +362,11 @@ impl<'a> Desk<'a> {
                 }
                 continue;
             }
-            if running.remove(program).is_some() {
-                let _ = processes.stop(&process, Duration::from_secs(30));
+            if running.remove(program).is_some()
+                && let Err(error) = processes.stop(&process, Duration::from_secs(30))
+            {
+                self.note(&error);
+                let _ = processes.kill(&process);
             }
             if let Some(args) = wanted.get(program) {
                 let mut spec =
@@ -370,11 +375,16 @@ impl<'a> Desk<'a> {
                     spec = spec.env(&name, value);
                 }
                 processes.spawn(&process, spec)?;
-                eventually(START, || {
+                let is_ready = eventually(START, || {
                     processes.check(&process)?;
                     let answer = get(&self.http(program), "/readyz?verbose")?;
                     if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
-                })?;
+                });
+                if is_ready.is_err() {
+                    // Another attempt needs its ports.
+                    let _ = processes.kill(&process);
+                }
+                is_ready?;
                 running.insert(program, args.clone());
                 ready(program);
             }
@@ -454,11 +464,19 @@ impl<'a> Desk<'a> {
             command.args(args).arg(format!("--kubeconfig={kubeconfig}"));
             let output = run(&mut command, image.to_owned(), "");
             let line = format!("{image}: {}\n{}{}", output.code, output.stdout, output.stderr);
-            let log = format!("{}{line}", self.hook_log());
-            let _ = fs::write(self.dir.join("hook.log"), log);
+            self.note(&line);
             all &= output.code == 0;
         }
         Ok(all)
+    }
+}
+
+/// What was asked for, `None` if it does not exist.
+fn found(answer: Output) -> Result<Option<String>> {
+    let lower = answer.stderr.to_lowercase();
+    match ["not found", "could not find template"].iter().any(|said| lower.contains(said)) {
+        true => Ok(None),
+        false => answer.ok().map(Some),
     }
 }
 
@@ -523,7 +541,8 @@ case $1 in
 esac
 exit $code"#;
 
-/// kubectl; the CRD of LBC is that of e2e/lbc, and after a `scale` nobody goes on before our programs follow.
+/// kubectl; the CRD of LBC is that of e2e/lbc, nobody waits as long as for a fleet, and after a `scale` nobody goes on before our
+/// programs follow.
 const KUBECTL: &str = r#"
 scales=
 for arg; do
@@ -532,6 +551,7 @@ for arg; do
     -k) arg=-f ;;
     github.com/aws/eks-charts/*) arg=$LBC/crds ;;
     scale) scales=1 ;;
+    --timeout=10m) arg=--timeout=3m ;;
   esac
   set -- "$@" "$arg"
 done
