@@ -18,8 +18,8 @@ pub struct Service {
     pub headless: bool,
     /// The ports, in the Service's order.
     pub ports: Vec<ServicePort>,
-    /// The pod selector; `None` if there is none, or an empty one.
-    pub selector: Option<BTreeMap<String, String>>,
+    /// The pod selector, sorted; `None` if there is none, or an empty one.
+    pub selector: Option<Box<[(String, String)]>>,
     /// `IPv4`, `IPv6`; empty when the API server has not filled it (an object that was never stored).
     pub ip_families: Vec<String>,
     /// `spec.healthCheckNodePort`, if any.
@@ -47,25 +47,27 @@ impl Service {
     /// Reads a Service. Numbers outside of 1–65535 are left out; the API server admits none.
     pub fn read(service: &objects::Service) -> Self {
         let spec = service.spec.as_ref();
-        let ports = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
+        let given = spec.and_then(|spec| spec.ports.as_deref()).unwrap_or_default();
+        let mut ports = Vec::with_capacity(given.len());
+        ports.extend(given.iter().filter_map(|port| {
+            Some(ServicePort {
+                name: port.name.clone().filter(|name| !name.is_empty()),
+                port: number(port.port)?,
+                protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
+                target_port: port.target_port.clone(),
+                node_port: number(port.node_port),
+            })
+        }));
         Self {
             namespace: service.metadata.namespace.clone().unwrap_or_default(),
             name: service.metadata.name.clone().unwrap_or_default(),
             service_type: spec.and_then(|spec| spec.type_.clone()).unwrap_or_else(|| "ClusterIP".to_owned()),
             headless: spec.and_then(|spec| spec.cluster_ip.as_deref()) == Some("None"),
-            ports: ports
-                .iter()
-                .filter_map(|port| {
-                    Some(ServicePort {
-                        name: port.name.clone().filter(|name| !name.is_empty()),
-                        port: number(port.port)?,
-                        protocol: port.protocol.clone().unwrap_or_else(|| "TCP".to_owned()),
-                        target_port: port.target_port.clone(),
-                        node_port: number(port.node_port),
-                    })
-                })
-                .collect(),
-            selector: spec.and_then(|spec| spec.selector.clone()).filter(|selector| !selector.is_empty()),
+            ports,
+            selector: spec
+                .and_then(|spec| spec.selector.clone())
+                .filter(|selector| !selector.is_empty())
+                .map(|selector| selector.into_iter().collect()),
             ip_families: spec.and_then(|spec| spec.ip_families.clone()).unwrap_or_default(),
             health_check_node_port: number(spec.and_then(|spec| spec.health_check_node_port)),
             created: service.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second()),

@@ -360,7 +360,9 @@ impl Aws {
                 attempt,
                 code = tracing::field::Empty
             );
-            let answer = send().instrument(span.clone()).await.map_err(|error| failed(operation, &error));
+            // Boxed, so that a call that waits for its turn keeps no room for what follows.
+            let answer = Box::pin(send().instrument(span.clone())).await;
+            let answer = answer.map_err(|error| failed(operation, &error));
             drop(place);
             let code = answer.as_ref().err().map(|error| error.code.as_str());
             span.record("code", code.unwrap_or("ok"));

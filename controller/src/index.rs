@@ -75,8 +75,8 @@ pub(crate) type Concerned = BTreeSet<Key>;
 pub(crate) struct Slice {
     /// `IPv4`, `IPv6` or `FQDN`.
     pub(crate) address_type: String,
-    pub(crate) ports: Vec<SlicePort>,
-    pub(crate) endpoints: Vec<Endpoint>,
+    pub(crate) ports: Box<[SlicePort]>,
+    pub(crate) endpoints: Box<[Endpoint]>,
 }
 
 /// A port of a slice: the Service port's name (empty where it has none) and what the pods listen on.
@@ -90,7 +90,7 @@ pub(crate) struct SlicePort {
 /// An endpoint of a slice.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Endpoint {
-    pub(crate) addresses: Vec<IpAddr>,
+    pub(crate) addresses: Box<[IpAddr]>,
     pub(crate) ready: bool,
     /// The pod of the slice's namespace that `targetRef` names.
     pub(crate) pod: Option<Arc<str>>,
@@ -101,7 +101,7 @@ pub(crate) struct Endpoint {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Pod {
     pub(crate) uid: String,
-    pub(crate) ips: Vec<IpAddr>,
+    pub(crate) ips: Box<[IpAddr]>,
     /// Neither finished nor terminating.
     pub(crate) running: bool,
     pub(crate) containers_ready: bool,
@@ -178,12 +178,14 @@ pub(crate) struct Index {
     pub(crate) pods: HashMap<Key, Pod>,
     pub(crate) nodes: BTreeMap<Arc<str>, Node>,
     pub(crate) namespaces: HashMap<Arc<str>, Namespace>,
-    slices: HashMap<Key, BTreeMap<Arc<str>, Slice>>,
+    // Of these there is almost always one: a vector of one is a tenth of a set of one.
+    /// Slices by Service, with their names.
+    slices: HashMap<Key, Vec<(Arc<str>, Slice)>>,
     slice_owner: HashMap<Key, Key>,
-    by_service: HashMap<Key, Concerned>,
+    by_service: HashMap<Key, Vec<Key>>,
     /// Bindings by the ARN of their target group, the oldest first.
-    by_arn: HashMap<String, BTreeSet<(Option<Timestamp>, Key)>>,
-    /// The pods of an address. Almost always one: a vector of one is a tenth of a set of one.
+    by_arn: HashMap<String, Vec<(Option<Timestamp>, Key)>>,
+    /// The pods of an address.
     by_ip: HashMap<IpAddr, Vec<Key>>,
     /// The Services whose slices name a pod.
     by_endpoint: HashMap<Key, Vec<Key>>,
@@ -201,7 +203,7 @@ pub(crate) struct Index {
 impl Index {
     /// The slices of a Service.
     pub(crate) fn slices(&self, service: &Key) -> impl Iterator<Item = &Slice> {
-        self.slices.get(service).into_iter().flat_map(BTreeMap::values)
+        self.slices.get(service).into_iter().flatten().map(|(_, slice)| slice)
     }
 
     /// Every slice.
@@ -263,19 +265,19 @@ impl Index {
         }
         if let Some(old) = self.bindings.get(&key).cloned() {
             let service = Key::new(&key.namespace, &old.spec.service_ref.name);
-            if let Some(users) = self.by_service.get_mut(&service) {
-                users.remove(&key);
-            }
+            take_out(&mut self.by_service, &service, &key);
             if !old.is_terminating() && binding.is_terminating() {
                 concerned.extend(self.companions(&old));
             }
             self.unlink_arn(&key, &old);
         }
         if let Some(arn) = claimed_arn(&binding) {
-            self.by_arn.entry(arn.to_owned()).or_default().insert((created(&binding), key.clone()));
+            let all = self.by_arn.entry(arn.to_owned()).or_insert_with(one);
+            all.push((created(&binding), key.clone()));
+            all.sort_unstable();
         }
         let service = Key::new(&key.namespace, &binding.spec.service_ref.name);
-        self.by_service.entry(service).or_default().insert(key.clone());
+        self.by_service.entry(service).or_insert_with(one).push(key.clone());
         self.bindings.insert(key, Arc::new(binding));
         concerned
     }
@@ -285,12 +287,7 @@ impl Index {
         let mut concerned = Concerned::from([key.clone()]);
         if let Some(old) = self.bindings.remove(key) {
             let service = Key::new(&key.namespace, &old.spec.service_ref.name);
-            if let Some(users) = self.by_service.get_mut(&service) {
-                users.remove(key);
-                if users.is_empty() {
-                    self.by_service.remove(&service);
-                }
-            }
+            take_out(&mut self.by_service, &service, key);
             concerned.extend(self.companions(&old));
             self.unlink_arn(key, &old);
         }
@@ -302,7 +299,7 @@ impl Index {
         let read = Service::read(service);
         self.unlink_service(&key);
         if let Some(label) = first_label(&key.namespace, &read) {
-            self.by_label.entry(label).or_default().push(key.clone());
+            self.by_label.entry(label).or_insert_with(one).push(key.clone());
         }
         self.services.insert(key.clone(), read);
         self.users(&key)
@@ -329,10 +326,15 @@ impl Index {
             endpoint.node = endpoint.node.take().map(|node| self.words.share(node));
         }
         self.slice_owner.insert(key.clone(), service.clone());
-        let old = self.slices.get(&service).and_then(|slices| slices.get(&key.name));
-        if old != Some(&read) {
-            let (before, after) = (old.map(endpoint_pods).unwrap_or_default(), endpoint_pods(&read));
-            self.slices.entry(service.clone()).or_default().insert(key.name, read);
+        let slices = self.slices.entry(service.clone()).or_insert_with(one);
+        let old = slices.iter_mut().find(|(name, _)| *name == key.name).map(|(_, slice)| slice);
+        if old.as_deref() != Some(&read) {
+            let before = old.as_deref().map(endpoint_pods).unwrap_or_default();
+            let after = endpoint_pods(&read);
+            match old {
+                Some(old) => *old = read,
+                None => slices.push((key.name, read)),
+            }
             self.relink_endpoints(&service, &before, &after);
             concerned.extend(self.users(&service));
         }
@@ -342,7 +344,8 @@ impl Index {
     pub(crate) fn remove_slice(&mut self, key: &Key) -> Concerned {
         let Some(service) = self.slice_owner.remove(key) else { return Concerned::new() };
         if let Some(slices) = self.slices.get_mut(&service) {
-            let old = slices.remove(&key.name);
+            let at = slices.iter().position(|(name, _)| *name == key.name);
+            let old = at.map(|at| slices.swap_remove(at).1);
             if slices.is_empty() {
                 self.slices.remove(&service);
             }
@@ -364,7 +367,7 @@ impl Index {
         read.ports = self.ports.share(read.ports);
         self.unlink(&key);
         for ip in &read.ips {
-            self.by_ip.entry(*ip).or_insert_with(|| Vec::with_capacity(1)).push(key.clone());
+            self.by_ip.entry(*ip).or_insert_with(one).push(key.clone());
         }
         for binding in gate_bindings(&key, &read) {
             self.gated.entry(binding).or_default().insert(key.clone());
@@ -427,7 +430,7 @@ impl Index {
     }
 
     fn users(&self, service: &Key) -> Concerned {
-        self.by_service.get(service).cloned().unwrap_or_default()
+        self.by_service.get(service).into_iter().flatten().cloned().collect()
     }
 
     /// The bindings whose Service has the pod in a slice or selects it.
@@ -470,7 +473,7 @@ impl Index {
     fn unlink_arn(&mut self, key: &Key, old: &TargetGroupBinding) {
         let Some(arn) = claimed_arn(old) else { return };
         if let Some(all) = self.by_arn.get_mut(arn) {
-            all.remove(&(created(old), key.clone()));
+            all.retain(|(_, other)| other != key);
             if all.is_empty() {
                 self.by_arn.remove(arn);
             }
@@ -498,7 +501,7 @@ impl Index {
     fn relink_endpoints(&mut self, service: &Key, before: &BTreeSet<Arc<str>>, after: &BTreeSet<Arc<str>>) {
         let pod = |name: &Arc<str>| Key { namespace: Arc::clone(&service.namespace), name: Arc::clone(name) };
         for name in after.difference(before) {
-            let services = self.by_endpoint.entry(pod(name)).or_insert_with(|| Vec::with_capacity(1));
+            let services = self.by_endpoint.entry(pod(name)).or_insert_with(one);
             if !services.contains(service) {
                 services.push(service.clone());
             }
@@ -544,6 +547,11 @@ fn differs(old: &TargetGroupBinding, new: &TargetGroupBinding) -> bool {
         || old.metadata.labels != new.metadata.labels
 }
 
+/// Room for one.
+fn one<T>() -> Vec<T> {
+    Vec::with_capacity(1)
+}
+
 fn take_out<K: Eq + Hash>(lists: &mut HashMap<K, Vec<Key>>, of: &K, key: &Key) {
     if let Some(list) = lists.get_mut(of) {
         list.retain(|other| other != key);
@@ -559,7 +567,7 @@ fn label(namespace: &Arc<str>, name: &str, value: &str) -> Key {
 }
 
 fn first_label(namespace: &Arc<str>, service: &Service) -> Option<Key> {
-    let (name, value) = service.selector.as_ref()?.first_key_value()?;
+    let (name, value) = service.selector.as_ref()?.first()?;
     Some(label(namespace, name, value))
 }
 
@@ -662,7 +670,7 @@ fn read_pod(pod: &objects::Pod) -> Pod {
     }
     Pod {
         uid: pod.metadata.uid.clone().unwrap_or_default(),
-        ips,
+        ips: ips.into(),
         running: !finished && pod.metadata.deletion_timestamp.is_none(),
         containers_ready: condition("ContainersReady").is_some_and(|condition| condition.status == "True"),
         node: spec.and_then(|spec| spec.node_name.as_deref()).map(Arc::from),

@@ -49,8 +49,10 @@ fn loss(binding: &Bound, old: &Service, new: Option<&Service>) -> Option<String>
         ));
     }
     if let (Some(was), Some(is)) = (&old.selector, &new.selector)
-        && let Some((key, value, other)) =
-            was.iter().find_map(|(key, value)| Some((key, value, is.get(key).filter(|is| *is != value)?)))
+        && let Some((key, value, other)) = was.iter().find_map(|(key, value)| {
+            let (_, other) = is.iter().find(|(other, is)| other == key && is != value)?;
+            Some((key, value, other))
+        })
     {
         // With a key less or a key more it may still select some of them.
         return Some(format!(

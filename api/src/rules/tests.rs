@@ -57,7 +57,7 @@ fn service() -> Service {
         name: "web".into(),
         service_type: "NodePort".into(),
         ports: vec![port(80, "http", "TCP"), port(53, "dns", "UDP")],
-        selector: Some(BTreeMap::from([("app".to_owned(), "web".to_owned())])),
+        selector: Some([("app".to_owned(), "web".to_owned())].into()),
         ip_families: vec!["IPv4".into()],
         ..Default::default()
     }
