@@ -36,9 +36,8 @@ fn demo(once: bool) -> Result<()> {
     terminal.title("It stays up for you");
     println!("export KUBECONFIG={}", cluster.kubeconfig().display());
     let environment = aws.environment(tgb_e2e::USER);
-    let needed = |name: &str| {
-        ["AWS_ENDPOINT_URL", "AWS_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"].contains(&name)
-    };
+    let needed =
+        |name: &str| !name.contains("PAGER") && !name.contains("METADATA") && !name.ends_with("_FILE");
     let exports =
         environment.iter().filter(|(name, _)| needed(name)).map(|(name, value)| format!(" {name}={value}"));
     println!("export{}", exports.collect::<String>());
