@@ -1104,6 +1104,13 @@ fn the_operator_sets_rules_apart_and_softens_policy_and_no_foreign_role_is_assum
     let text = said(try_all(&space, &[mismatch.clone()]), false);
     assert!(text.contains("Warning: spec.serviceRef.port: TGB206"), "{text}");
     mismatch["metadata"]["annotations"] = json!({"elbv2.k8s.aws/node-port-mismatch": "ignore"});
+        (
+            replace("/spec/ports/0/protocol", json!("UDP")),
+            [
+                "TGB501 TargetGroupBinding nodes uses port 80 (http), which becomes UDP",
+                "TargetGroupBinding web uses port 80 (http), which becomes UDP and does not fit the target group's protocol HTTP",
+            ],
+        ),
     assert_eq!(said(try_all(&space, &[mismatch.clone()]), false), "");
 
     // Roles: one that is not allowed is never assumed, not even to fill something in; one that is, is.

@@ -4,7 +4,7 @@ use crate::admission::{Answer, Request};
 use crate::lookup::{Bound, Cluster};
 use tgb_api::objects;
 use tgb_api::rules::{Settings, Severity};
-use tgb_api::service::Service;
+use tgb_api::service::{Service, ServicePort};
 use tgb_api::target_group::TargetType;
 
 /// Answers a review.
@@ -73,6 +73,15 @@ fn loss(binding: &Bound, old: &Service, new: Option<&Service>) -> Option<String>
             was.describe()
         ));
     };
+    let fits = |port: &ServicePort| binding.protocol.is_none_or(|p| p.fits_service_protocol(&port.protocol));
+    if let Some(protocol) = binding.protocol.filter(|_| fits(was) && !fits(is)) {
+        return Some(format!(
+            "spec.ports: TGB501 TargetGroupBinding {name} uses port {}, which becomes {} and does not fit the target \
+             group's protocol {protocol}",
+            was.describe(),
+            is.protocol
+        ));
+    }
     if binding.target_type == Some(TargetType::Instance) {
         let node_port = |service: &Service, port: Option<u16>| port.filter(|_| service.has_node_ports());
         match (node_port(old, was.node_port), node_port(new, is.node_port)) {
@@ -96,7 +105,6 @@ fn loss(binding: &Bound, old: &Service, new: Option<&Service>) -> Option<String>
 mod tests {
     use super::*;
     use serde_json::json;
-    use tgb_api::service::ServicePort;
 
     fn service(node_port: u16) -> Service {
         Service {
@@ -114,7 +122,7 @@ mod tests {
 
     fn binding() -> Bound {
         let binding = serde_json::from_value(
-            json!({"metadata": {"name": "web"}, "spec": {"targetGroup": {"targetType": "instance"},
+            json!({"metadata": {"name": "web"}, "spec": {"targetGroup": {"targetType": "instance", "protocol": "HTTP"},
             "serviceRef": {"name": "web", "port": 80}}}),
         );
         Bound::read(&binding.unwrap()).unwrap()
@@ -130,6 +138,13 @@ mod tests {
         assert!(told(Some(&inside)).unwrap().contains("nodePort 30080, which goes away"));
         assert!(told(Some(&Service { selector: None, ..service(30080) })).unwrap().contains("no pods"));
         assert!(told(Some(&Service { ports: vec![], ..service(30080) })).unwrap().contains("port 80"));
+        let mut dns = service(30080);
+        dns.ports.iter_mut().for_each(|port| port.protocol = "UDP".into());
+        assert!(
+            told(Some(&dns))
+                .unwrap()
+                .contains("becomes UDP and does not fit the target group's protocol HTTP")
+        );
     }
 
     #[test]
