@@ -18,7 +18,7 @@ use tgb_api::v1::{Role, Sharing, TargetGroupBinding, TargetGroupRef};
 use tgb_aws::{AwsError, TargetGroupQuery};
 use tokio::time::{Instant, timeout_at};
 
-/// What is kept of a review's time for a last look at the Service, once AWS has not answered.
+/// What is kept of a review's time for a last look at the Service, once AWS has not answered; less of a short one.
 const FOR_THE_SERVICE: Duration = Duration::from_millis(500);
 
 /// What the reviews work with.
@@ -55,12 +55,16 @@ struct Review<'a> {
     old: Option<&'a TargetGroupBinding>,
     settings: &'a rules::Settings,
     deadline: Instant,
+    /// When AWS must have answered.
+    aws_deadline: Instant,
 }
 
 /// What was looked up for it.
 struct Facts {
     aws: FromAws,
     service: Lookup<Arc<Service>>,
+    /// Why nothing is known of the Service.
+    unread: Option<String>,
     others: Option<Vec<Other>>,
     injects: Option<bool>,
 }
@@ -166,14 +170,22 @@ impl Review<'_> {
 
 impl Bindings {
     /// Answers a review; `mutating` says which one. `within` is the time that is left for it.
-    pub(crate) async fn review(&self, request: &Request<'_>, mutating: bool, within: Duration) -> Answer {
+    ///
+    /// # Errors
+    /// A sentence for HTTP 500, if the port has to be filled in from a Service that can't be read.
+    pub(crate) async fn review(
+        &self,
+        request: &Request<'_>,
+        mutating: bool,
+        within: Duration,
+    ) -> Result<Answer, String> {
         let operation = match request.operation() {
             "CREATE" => Operation::Create,
             "UPDATE" => Operation::Update,
-            _ => return Answer::default(),
+            _ => return Ok(Answer::default()),
         };
         let Some(sent) = request.object().filter(|_| !request.is_of_subresource()) else {
-            return Answer::default();
+            return Ok(Answer::default());
         };
         let read = |json: &str| {
             let (mut binding, there) = TargetGroupBinding::of_review(json)?;
@@ -183,25 +195,27 @@ impl Bindings {
         let (mut new, there) = match read(sent) {
             Ok(read) => read,
             // Of a wrong type somewhere: the schema, which comes after the mutating review, says where.
-            Err(_) if mutating => return Answer::default(),
+            Err(_) if mutating => return Ok(Answer::default()),
             Err(error) => {
                 let warnings = vec![format!("spec: not checked, since it can't be read: {error}")];
-                return Answer { warnings, ..Answer::default() };
+                return Ok(Answer { warnings, ..Answer::default() });
             }
         };
         let old = request.old_object().and_then(|old| read(old).ok()).map(|(old, _)| old);
         let old = old.as_ref().filter(|_| operation == Operation::Update);
         if new.is_terminating() || old.is_some_and(|old| old.spec == new.spec) {
-            return Answer::default();
+            return Ok(Answer::default());
         }
         let settings = Arc::clone(&self.settings.borrow());
+        let now = Instant::now();
         let review = Review {
             uid: request.uid(),
             operation,
             mutating,
             old,
             settings: &settings,
-            deadline: Instant::now() + within,
+            deadline: now + within,
+            aws_deadline: now + within.saturating_sub(FOR_THE_SERVICE.min(within / 4)),
         };
 
         let mut additions = match old.filter(|_| mutating) {
@@ -231,12 +245,12 @@ impl Bindings {
         let mut findings = review.findings(&new, &facts);
         let rests_on_service =
             |finding: &Finding| finding.rule.starts_with("TGB2") || finding.rule == "TGB117";
-        if !live && findings.iter().any(rests_on_service) {
-            let service = self.live(&review, &new).await;
-            if !matches!(service, Lookup::Unknown) {
-                facts.service = service;
-                findings = review.findings(&new, &facts);
-            }
+        if !live
+            && findings.iter().any(rests_on_service)
+            && let Ok(service) = self.live(&review, &new).await
+        {
+            facts.service = looked_up(service);
+            findings = review.findings(&new, &facts);
         }
         let path = if group.arn().is_some() { "spec.targetGroup.arn" } else { "spec.targetGroup.name" };
         if let Some(Failure { reason, slight }) = &facts.aws.failure {
@@ -252,8 +266,19 @@ impl Bindings {
                 "{path}: TGB115 not checked: the list of bindings is not complete yet; the controller decides"
             ));
         }
+        if let Some(reason) = &facts.unread {
+            let service = format!("Service {}/{}", new.namespace(), new.spec.service_ref.name);
+            let refused = findings.iter().any(|finding| finding.severity == Severity::Deny);
+            let other = old.is_none_or(|old| old.spec.service_ref != new.spec.service_ref);
+            if new.spec.service_ref.port().is_none() && other && !refused {
+                return Err(format!(
+                    "{service} can't be read, and the port can only be filled in from it: {reason}"
+                ));
+            }
+            notes.push(format!("spec.serviceRef: not checked, since {service} can't be read: {reason}"));
+        }
         let patch = if mutating { defaulting::patch(there, &additions) } else { Vec::new() };
-        self.answer(request, &new, mutating, findings, notes, patch)
+        Ok(self.answer(request, &new, mutating, findings, notes, patch))
     }
 
     /// What the rules rest on, all at once; and whether the Service is as it is now, not as it was last seen.
@@ -269,17 +294,20 @@ impl Bindings {
         let service = async {
             let cached = service.map_or(Lookup::Unknown, Lookup::Found);
             if !live {
-                return (cached, false);
+                return (cached, false, None);
             }
             match self.live(review, new).await {
-                Lookup::Unknown => (cached, false),
-                found => (found, true),
+                Ok(found) => (looked_up(found), true, None),
+                Err(reason) => {
+                    let unread = matches!(cached, Lookup::Unknown).then_some(reason);
+                    (cached, false, unread)
+                }
             }
         };
         let injects = async {
             // The only rule that asks is about long names.
             if review.creates() && new.name().len() > 63 {
-                self.cluster.injects(namespace).await
+                timeout_at(review.deadline, self.cluster.injects(namespace)).await.ok().flatten()
             } else {
                 None
             }
@@ -288,27 +316,32 @@ impl Bindings {
             let asks = review.needs_aws(new) && !review.must_not_ask(&new.spec.target_group);
             if asks { Box::pin(self.ask_aws(review, new)).await } else { FromAws::default() }
         };
-        let (aws, (service, live), injects) = tokio::join!(aws, service, injects);
-        (Facts { aws, service, others: None, injects }, live)
+        let (aws, (service, live, unread), injects) = tokio::join!(aws, service, injects);
+        (Facts { aws, service, unread, others: None, injects }, live)
     }
 
-    async fn live(&self, review: &Review<'_>, new: &TargetGroupBinding) -> Lookup<Arc<Service>> {
+    /// The Service as it is, or why it can't be read.
+    async fn live(
+        &self,
+        review: &Review<'_>,
+        new: &TargetGroupBinding,
+    ) -> Result<Option<Arc<Service>>, String> {
         let (namespace, name) = (new.namespace(), new.spec.service_ref.name.as_str());
-        match timeout_at(review.deadline, self.cluster.live_service(namespace, name)).await {
-            Ok(Ok(found)) => looked_up(found),
-            Ok(Err(error)) => {
-                let (uid, object) = (review.uid, format_args!("{namespace}/{}", new.name()));
-                tracing::warn!(%error, uid, object = %object, service = name, "a Service can't be read");
-                Lookup::Unknown
-            }
-            Err(_) => Lookup::Unknown,
-        }
+        let error = match timeout_at(review.deadline, self.cluster.live_service(namespace, name)).await {
+            Ok(Ok(found)) => return Ok(found),
+            Ok(Err(kube::Error::Api(status))) => status.message,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "the API server did not answer in time".to_owned(),
+        };
+        let (uid, object) = (review.uid, format_args!("{namespace}/{}", new.name()));
+        tracing::warn!(error, uid, object = %object, service = name, "a Service can't be read");
+        Err(error)
     }
 
     async fn ask_aws(&self, review: &Review<'_>, new: &TargetGroupBinding) -> FromAws {
         let mut out = FromAws::default();
         let group = &new.spec.target_group;
-        let deadline = review.deadline.checked_sub(FOR_THE_SERVICE).unwrap_or(review.deadline);
+        let deadline = review.aws_deadline;
         let named = group.arn().or(group.name()).unwrap_or_default();
         let failed = |reason: String| Some(Failure { reason, slight: false });
         let aws = match self.connection(deadline).await {

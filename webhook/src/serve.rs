@@ -445,14 +445,14 @@ async fn convert_review(State(app): Shared, body: Body) -> Response {
 
 async fn mutate(State(app): Shared, Query(timeout): Query<Timeout>, body: Body) -> Response {
     reviewed(&app, "mtargetgroupbinding", &body, async |request| {
-        Ok(app.bindings.review(request, true, timeout.left()).await)
+        app.bindings.review(request, true, timeout.left()).await
     })
     .await
 }
 
 async fn validate(State(app): Shared, Query(timeout): Query<Timeout>, body: Body) -> Response {
     reviewed(&app, "vtargetgroupbinding", &body, async |request| {
-        Ok(app.bindings.review(request, false, timeout.left()).await)
+        app.bindings.review(request, false, timeout.left()).await
     })
     .await
 }
@@ -674,6 +674,15 @@ mod tests {
         let converted = |(code, text): (u16, String)| {
             assert!(code == 200 && text.contains(r#""status":"Success""#), "{code} {text}");
         };
+    #[test]
+    fn a_review_has_the_time_that_the_api_server_waits_less_a_second() {
+        let left =
+            |timeout: Option<&str>| Timeout { timeout: timeout.map(str::to_owned) }.left().as_secs_f64();
+        assert_eq!([Some("10s"), Some("2s"), Some("3s"), Some("1m30s")].map(left), [9.0, 1.0, 2.0, 29.0]);
+        assert_eq!(left(Some("1s")), 0.5, "rather than nothing");
+        assert_eq!([None, Some("soon"), Some("")].map(left), [9.0; 3]);
+    }
+
         let work = async {
             // HTTP/1.1, as API servers speak to Services: one connection, more panics than there is room for requests.
             let (mut one, connection) = http1::handshake(server.connect("http/1.1").await).await.unwrap();
