@@ -136,6 +136,7 @@ refuses webhook.enabled --set clusterName=c,webhook.enabled=false
 refuses ruleOwner --set clusterName=c,'watchNamespaces={a}'
 refuses TGB --set clusterName=c,webhook.rules.TGB20=deny
 refuses rules --set clusterName=c,webhook.rules.TGB206=perhaps
+refuses TGB501 --set clusterName=c,webhook.rules.TGB501=deny
 refuses port --set clusterName=c,webhook.port=70000
 refuses swapGrace --set clusterName=c,controller.swapGrace=soon
 refuses vpcID --set clusterName=c,aws.vpcID=subnet-1

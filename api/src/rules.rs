@@ -192,6 +192,9 @@ impl Settings {
 
     /// Reads one `KEY[=VALUE]` of `--require-target-group-tag`.
     pub fn require_tag(&mut self, text: &str) {
+        if known.on == "S" && severity == Severity::Deny {
+            return Err(format!("{} never refuses; write warn or off", known.id));
+        }
         let tag = match text.split_once('=') {
             Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
             None => (text.to_owned(), None),

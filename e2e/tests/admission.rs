@@ -1349,6 +1349,14 @@ fn mutations(schema: &Value, present: &Value, put: &dyn Fn(Option<Value>) -> Val
                 None => drop(items.remove(index)),
             }
             put(Some(whole))
+    // What is set to nothing is not set, as where it serves.
+    let empty = ["--rules=", "--assume-role-allow=", &file];
+    assert_eq!(lint(&empty), (0, String::new(), "1 bindings checked: 0 errors, 0 warnings\n".to_owned()));
+    for rules in ["--rules=TGB999=off", "--rules=TGB204=no", "--rules=TGB501=deny"] {
+        assert_eq!(lint(&[rules, &file]).0, 2, "{rules}");
+        let served = tgb_e2e::run_program("tgb-webhook", &["serve", rules], "").unwrap();
+        assert_eq!((served.code, served.stderr.lines().count()), (2, 1), "{}", served.stderr);
+    }
         };
         mutations(&schema["items"], item, &within, out);
     }

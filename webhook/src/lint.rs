@@ -156,18 +156,23 @@ fn checked(options: &Options) -> Result<(Input, Vec<Located>), String> {
 }
 
 fn settings(options: &Options) -> Result<Settings, String> {
-    let mut settings =
-        Settings { assume_role_allow: options.assume_role_allow.clone(), ..Default::default() };
+    // An environment variable that is set to nothing gives one empty text.
+    let given =
+        |texts: &[String]| -> Vec<String> { texts.iter().filter(|t| !t.is_empty()).cloned().collect() };
+    let mut settings = Settings {
+        assume_role_allow: given(&options.assume_role_allow),
+        namespace_tag: options.namespace_binding_tag.clone().filter(|tag| !tag.is_empty()),
+        ..Default::default()
+    };
     if settings.assume_role_allow.is_empty() {
         settings.set_rule("TGB402=off")?;
     }
-    for text in &options.rules {
-        settings.set_rule(text)?;
+    for text in given(&options.rules) {
+        settings.set_rule(&text)?;
     }
-    for text in &options.require_target_group_tag {
-        settings.require_tag(text);
+    for text in given(&options.require_target_group_tag) {
+        settings.require_tag(&text);
     }
-    settings.namespace_tag = options.namespace_binding_tag.clone();
     Ok(settings)
 }
 

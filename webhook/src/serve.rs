@@ -200,12 +200,18 @@ impl Options {
 
 /// Runs until a signal; 0 after an orderly end.
 pub(crate) fn main(options: Options) -> ExitCode {
+    let settings = match options.settings() {
+        Ok(settings) => settings,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::from(2);
+        }
+    };
     let logging = options.logging.clone();
-    tgb_process::main("tgb-webhook", THREADS, &logging, run(options))
+    tgb_process::main("tgb-webhook", THREADS, &logging, run(options, settings))
 }
 
-async fn run(options: Options) -> Result<(), String> {
-    let settings = options.settings()?;
+async fn run(options: Options, settings: Settings) -> Result<(), String> {
     let options = Arc::new(options);
     let stop = Signals::listen()?;
     let client = tgb_process::client(options.kubeconfig.as_deref()).await?;
@@ -668,12 +674,6 @@ mod tests {
         (code, String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    #[tokio::test(flavor = "multi_thread")]
-    async fn a_route_that_panics_is_its_own_500_and_the_connection_and_others_go_on() {
-        let server = guarded_server().await;
-        let converted = |(code, text): (u16, String)| {
-            assert!(code == 200 && text.contains(r#""status":"Success""#), "{code} {text}");
-        };
     #[test]
     fn a_review_has_the_time_that_the_api_server_waits_less_a_second() {
         let left =
@@ -683,6 +683,12 @@ mod tests {
         assert_eq!([None, Some("soon"), Some("")].map(left), [9.0; 3]);
     }
 
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_route_that_panics_is_its_own_500_and_the_connection_and_others_go_on() {
+        let server = guarded_server().await;
+        let converted = |(code, text): (u16, String)| {
+            assert!(code == 200 && text.contains(r#""status":"Success""#), "{code} {text}");
+        };
         let work = async {
             // HTTP/1.1, as API servers speak to Services: one connection, more panics than there is room for requests.
             let (mut one, connection) = http1::handshake(server.connect("http/1.1").await).await.unwrap();
