@@ -212,6 +212,8 @@ struct Input {
     bindings: Vec<Binding>,
     /// Bindings of the cluster that are not checked, but have target groups.
     others: Vec<TargetGroupBinding>,
+    /// Bindings of the cluster whose place one of a file takes.
+    stored: Vec<TargetGroupBinding>,
     services: Vec<Found>,
     /// Whether a Service that is not among them is missing.
     all_services: bool,
@@ -230,6 +232,7 @@ impl Default for Input {
         Self {
             bindings: Vec::new(),
             others: Vec::new(),
+            stored: Vec::new(),
             services: Vec::new(),
             all_services: false,
             injecting: None,
@@ -421,11 +424,13 @@ impl Input {
             .collect();
         for sent in stored {
             let going = sent.pointer("/metadata/deletionTimestamp").is_some_and(|at| !at.is_null());
-            if going || of_files.contains(&label(&sent)) {
+            if going {
                 continue;
             }
             let parsed = parse(&sent, &self.namespace);
-            if check {
+            if of_files.contains(&label(&sent)) {
+                self.stored.extend(parsed.ok());
+            } else if check {
                 let version =
                     sent.get("apiVersion").and_then(Value::as_str).and_then(Version::of_api_version);
                 self.bindings.push(Binding { origin: Origin::Cluster, sent, version, parsed });
@@ -512,6 +517,15 @@ impl Input {
         out
     }
 
+    /// With what an update takes from the stored object.
+    fn continued(&self, parsed: &TargetGroupBinding) -> TargetGroupBinding {
+        let mut full = parsed.clone();
+        if let Some(old) = self.stored.iter().find(|old| identity(old) == identity(parsed)) {
+            defaulting::apply(&mut full.spec, &defaulting::from_old(parsed, old));
+        }
+        full
+    }
+
     fn rules(
         &self,
         binding: &Binding,
@@ -532,7 +546,7 @@ impl Input {
             }
             Some(Err(_)) | None => (Lookup::Unknown, None),
         };
-        let parsed = &complete(parsed, group.found(), service.found());
+        let parsed = &complete(&self.continued(parsed), group.found(), service.found());
         let checked = self.bindings.iter().filter_map(|other| other.parsed.as_ref().ok());
         let others: Vec<Other> = checked
             .chain(&self.others)
@@ -1018,6 +1032,21 @@ mod tests {
         // The file's version of a stored binding takes its place.
         let same = beta("stored", "  serviceRef: {name: api, port: 80}\n");
         assert_eq!(rules(ARN, &same, true), [("TGB201", file(8))]);
+        // What the file leaves out is taken from the stored one, as on `apply`: the port here, so this is a warning.
+        let bare = beta("stored", "  serviceRef: {name: api}\n");
+        let severities = |text: &str| {
+            let mut input = Input::default();
+            let stored = input.know(stored(ARN));
+            input.add("a.yaml", Ok(text.to_owned()));
+            input.add_stored(stored, false);
+            let found = input.check(&Settings::default());
+            found.into_iter().map(|each| (each.rule, each.severity)).collect::<Vec<_>>()
+        };
+        assert_eq!(severities(&bare), [("TGB201", Severity::Warn)]);
+        assert_eq!(
+            severities(&bare.replace("stored", "new")),
+            [("TGB115", Severity::Deny), ("TGB201", Severity::Deny)]
+        );
     }
 
     #[test]
