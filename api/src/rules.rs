@@ -12,9 +12,10 @@ mod tests;
 
 pub use table::{FROZEN, RULES, Rule, document, rule};
 
+use crate::defaulting;
 use crate::service::Service;
 use crate::target_group::TargetGroup;
-use crate::v1::{Sharing, TargetGroupBinding};
+use crate::v1::{Sharing, Spec, TargetGroupBinding};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
@@ -233,7 +234,9 @@ pub fn check(
     context: &Context<'_>,
     settings: &Settings,
 ) -> Vec<Finding> {
-    let mut look = checks::Look::new(operation, new, old, context, settings);
+    let before = old.map(|old| completed(old, new, context));
+    let before = before.as_deref();
+    let mut look = checks::Look::new(operation, new, old, before, context, settings);
     look.run();
     let mut found = look.found;
     found.sort_by(|a, b| (a.severity, a.rule).cmp(&(b.severity, b.rule)));
@@ -245,6 +248,30 @@ pub fn aws_unavailable(
     path: &str,
     reason: &str,
     needed: bool,
+/// The stored spec with what defaulting fills into it, as it does into the new one: an object that was stored before
+/// there was anybody to fill it in stays editable.
+fn completed<'a>(
+    old: &'a TargetGroupBinding,
+    new: &TargetGroupBinding,
+    context: &Context<'_>,
+) -> Cow<'a, Spec> {
+    let (was, is) = (&old.spec.target_group, &new.spec.target_group);
+    let group = context.target_group.found().filter(|group| match was.arn() {
+        Some(was) => is.arn() == Some(was),
+        None => was.name() == is.name() && was.name() == Some(group.arn.name()),
+    });
+    let is_same = old.spec.service_ref.name == new.spec.service_ref.name;
+    let service = context.service.found().filter(|_| is_same);
+    match defaulting::from_lookups(old, group, service).as_slice() {
+        [] => Cow::Borrowed(&old.spec),
+        additions => {
+            let mut spec = old.spec.clone();
+            defaulting::apply(&mut spec, additions);
+            Cow::Owned(spec)
+        }
+    }
+}
+
     admit: bool,
     settings: &Settings,
 ) -> Option<Finding> {

@@ -713,6 +713,109 @@ fn an_update_is_held_against_what_it_changes_and_nothing_else() {
     patched("v1", json!({"targetGroup": {"arn": anew, "name": name}})).ok().unwrap();
 }
 
+/// Lets both reviews look at `operations` only, and waits until the API server does so.
+fn review_only(space: &Space<'_>, operations: &[&str]) {
+    let patch = json!([{"op": "replace", "path": "/webhooks/0/rules/0/operations", "value": operations}]);
+    for kind in ["mutatingwebhookconfiguration", "validatingwebhookconfiguration"] {
+        let (name, patch) = (format!("tgb-{}", space.name()), patch.to_string());
+        space.kubectl_with(&["patch", kind, &name, "--type=json", "-p", &patch], "").ok().unwrap();
+    }
+    let nowhere = "arn:aws:elasticloadbalancing:eu-west-1:123456789012:targetgroup/web/1ce5b7da835c9ffb";
+    let probe =
+        v1("probe", json!({"targetGroup": {"arn": nowhere}, "serviceRef": {"name": "web", "port": 80}}));
+    eventually(SOON, || {
+        let output = try_all(space, std::slice::from_ref(&probe));
+        if operations.contains(&"CREATE") { output.refused() } else { output.ok() }
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_object_that_nobody_completed_stays_editable_when_an_edit_completes_it() {
+    let space = space("uncompleted", &[]);
+    let both = json!([{"name": "http", "port": 80}, {"name": "admin", "port": 90}]);
+    services(&space, &[("web", json!({"selector": {"app": "web"}, "ports": both}))]);
+    let (arn, vpc) = (space.served_target_group("HTTP", 80, "ip").unwrap(), space.aws().lab().vpc.clone());
+    // As an old release of LBC stored it: without address type, VPC and protocol, and with a port that is none.
+    let ingress =
+        json!([{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"protocol": "TCP", "port": 0}]}]);
+    let old = json!({"apiVersion": "elbv2.k8s.aws/v1beta1", "kind": "TargetGroupBinding", "metadata": {"name": "web"},
+        "spec": {"targetGroupARN": arn, "targetType": "ip", "serviceRef": {"name": "web", "port": 80},
+            "networking": {"ingress": ingress}}});
+    review_only(&space, &["UPDATE"]);
+    space.apply(&old).ok().unwrap();
+    review_only(&space, &["CREATE", "UPDATE"]);
+    let patched = |patch: Value| {
+        let patch = json!({"spec": patch}).to_string();
+        let args =
+            ["patch", "targetgroupbindings.v1beta1.elbv2.k8s.aws", "web", "--type=merge", "-p", &patch];
+        space.kubectl_with(&args, "")
+    };
+    // What somebody writes, or admission fills in, where there was nothing is no change …
+    let said = patched(json!({"ipAddressType": "ipv6", "vpcID": "mine"})).refused().unwrap();
+    assert!(said.contains("* spec.ipAddressType: TGB112") && said.contains("* spec.vpcID: TGB113"), "{said}");
+    patched(json!({"serviceRef": {"port": 90}})).ok().unwrap();
+    let spec = object(&space, "web")["spec"].take();
+    assert_eq!(
+        spec["targetGroup"],
+        json!({"arn": arn, "targetType": "ip", "protocol": "HTTP", "ipAddressType": "ipv4", "vpcID": vpc})
+    );
+    assert_eq!(spec["serviceRef"]["port"], 90);
+    // … and where a rule looks, it does.
+    let said = patched(json!({"networking": {"ingress": [{"from": [], "ports": [{"port": 0}]}]}}))
+        .refused()
+        .unwrap();
+    assert!(said.contains("TGB305 0 is no port") && said.contains("TGB302"), "{said}");
+}
+
+#[test]
+fn a_service_that_cannot_be_read_is_told_and_no_port_is_left_out_for_it() {
+    let space = space("unread", &[]);
+    services(
+        &space,
+        &[("web", json!({"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80}]}))],
+    );
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    let role = format!("tgb-{}-webhook", space.name());
+    let allowed = space.kubectl(&format!("get clusterrole {role} -o json")).json().unwrap()["rules"].take();
+    let may = |rules: Value| {
+        let patch = json!([{"op": "replace", "path": "/rules", "value": rules}]).to_string();
+        space.kubectl_with(&["patch", "clusterrole", &role, "--type=json", "-p", &patch], "").ok().unwrap();
+    };
+    let others = allowed.as_array().unwrap().iter().filter(|rule| rule["resources"] != json!(["services"]));
+    may(others.cloned().collect());
+    // With what it has seen of Services so far it would go on.
+    space.webhook().kill().unwrap();
+    space.webhook().restart().unwrap();
+    space.webhook().until_ready(SOON).unwrap();
+    let bare = v1("web", json!({"targetGroup": {"arn": arn}, "serviceRef": {"name": "web"}}));
+    let reason = "services \"web\" is forbidden";
+    // Nobody knows the port: the server's own failure, so that failurePolicy decides.
+    eventually(SOON, || {
+        let said = try_all(&space, std::slice::from_ref(&bare)).undecided()?;
+        let wanted = "Service unread/web can't be read, and the port can only be filled in from it: services";
+        if said.contains(wanted) && said.contains("is forbidden") { Ok(()) } else { Err(said) }
+    })
+    .unwrap();
+    // What is refused anyway is refused with all that is known.
+    let mut wrong = bare.clone();
+    wrong["spec"]["targetGroup"]["protocol"] = json!("TCP");
+    let said = try_all(&space, &[wrong]).refused().unwrap();
+    assert!(said.contains("TGB114") && said.contains(reason), "{said}");
+    let mut complete = bare.clone();
+    complete["spec"]["serviceRef"]["port"] = json!(8080);
+    let output = try_all(&space, &[complete]);
+    let said = output.stderr.clone();
+    output.ok().unwrap();
+    let wanted =
+        format!("Warning: spec.serviceRef: not checked, since Service unread/web can't be read: {reason}");
+    assert!(said.contains(&wanted), "{said}");
+    // As soon as it may again, it does.
+    may(allowed);
+    eventually(SOON, || space.apply(&bare).ok()).unwrap();
+    assert_eq!(object(&space, "web")["spec"]["serviceRef"]["port"], 80);
+}
+
 #[test]
 fn what_is_left_out_is_filled_in_once_and_applying_again_moves_nothing() {
     let space = space("defaults", &[]);
@@ -1002,6 +1105,13 @@ fn pods_get_gates_and_server_ids_and_changes_of_services_are_told() {
             ["TGB501 TargetGroupBinding nodes uses nodePort", &format!("which becomes {}", node_port ^ 1)],
         ),
         (
+            replace("/spec/ports/0/protocol", json!("UDP")),
+            [
+                "TGB501 TargetGroupBinding nodes uses port 80 (http), which becomes UDP",
+                "TargetGroupBinding web uses port 80 (http), which becomes UDP and does not fit the target group's protocol HTTP",
+            ],
+        ),
+        (
             replace("/spec/type", json!("ClusterIP")),
             ["TGB501 TargetGroupBinding nodes uses nodePort", "which goes away"],
         ),
@@ -1104,13 +1214,6 @@ fn the_operator_sets_rules_apart_and_softens_policy_and_no_foreign_role_is_assum
     let text = said(try_all(&space, &[mismatch.clone()]), false);
     assert!(text.contains("Warning: spec.serviceRef.port: TGB206"), "{text}");
     mismatch["metadata"]["annotations"] = json!({"elbv2.k8s.aws/node-port-mismatch": "ignore"});
-        (
-            replace("/spec/ports/0/protocol", json!("UDP")),
-            [
-                "TGB501 TargetGroupBinding nodes uses port 80 (http), which becomes UDP",
-                "TargetGroupBinding web uses port 80 (http), which becomes UDP and does not fit the target group's protocol HTTP",
-            ],
-        ),
     assert_eq!(said(try_all(&space, &[mismatch.clone()]), false), "");
 
     // Roles: one that is not allowed is never assumed, not even to fill something in; one that is, is.
@@ -1246,6 +1349,14 @@ fn lint_knows_files_the_cluster_and_aws_and_writes_sarif_that_is_valid() {
     for line in &wanted {
         assert!(said.lines().any(|each| each.starts_with(line)), "{line} is not in:\n{said}");
     }
+    // What is set to nothing is not set, as where it serves.
+    let empty = ["--rules=", "--assume-role-allow=", &file];
+    assert_eq!(lint(&empty), (0, String::new(), "1 bindings checked: 0 errors, 0 warnings\n".to_owned()));
+    for rules in ["--rules=TGB999=off", "--rules=TGB204=no", "--rules=TGB501=deny"] {
+        assert_eq!(lint(&[rules, &file]).0, 2, "{rules}");
+        let served = tgb_e2e::run_program("tgb-webhook", &["serve", rules], "").unwrap();
+        assert_eq!((served.code, served.stderr.lines().count()), (2, 1), "{}", served.stderr);
+    }
     let (code, said, told) = lint(&["--cluster", "--all", &kubeconfig]);
     assert_eq!(code, 1, "{said}{told}");
     let stored = "cluster: linted/stored: error: spec.serviceRef.port: TGB204 Service linted/web has no port 80; it has 81 (http)";
@@ -1349,14 +1460,6 @@ fn mutations(schema: &Value, present: &Value, put: &dyn Fn(Option<Value>) -> Val
                 None => drop(items.remove(index)),
             }
             put(Some(whole))
-    // What is set to nothing is not set, as where it serves.
-    let empty = ["--rules=", "--assume-role-allow=", &file];
-    assert_eq!(lint(&empty), (0, String::new(), "1 bindings checked: 0 errors, 0 warnings\n".to_owned()));
-    for rules in ["--rules=TGB999=off", "--rules=TGB204=no", "--rules=TGB501=deny"] {
-        assert_eq!(lint(&[rules, &file]).0, 2, "{rules}");
-        let served = tgb_e2e::run_program("tgb-webhook", &["serve", rules], "").unwrap();
-        assert_eq!((served.code, served.stderr.lines().count()), (2, 1), "{}", served.stderr);
-    }
         };
         mutations(&schema["items"], item, &within, out);
     }

@@ -36,6 +36,8 @@ pub(super) struct Look<'a> {
     operation: Operation,
     new: &'a TargetGroupBinding,
     old: Option<&'a TargetGroupBinding>,
+    /// `old` with what defaulting fills in: that is no change.
+    before: Option<&'a Spec>,
     context: &'a Context<'a>,
     settings: &'a Settings,
     pub(super) found: Vec<Finding>,
@@ -46,10 +48,11 @@ impl<'a> Look<'a> {
         operation: Operation,
         new: &'a TargetGroupBinding,
         old: Option<&'a TargetGroupBinding>,
+        before: Option<&'a Spec>,
         context: &'a Context<'a>,
         settings: &'a Settings,
     ) -> Self {
-        Self { operation, new, old, context, settings, found: Vec::new() }
+        Self { operation, new, old, before, context, settings, found: Vec::new() }
     }
 
     pub(super) fn run(&mut self) {
@@ -101,8 +104,8 @@ impl<'a> Look<'a> {
 
     /// On create, or when what `part` takes out of the spec changed.
     fn changed<T: PartialEq>(&self, part: impl Fn(&'a Spec) -> T) -> bool {
-        match (self.operation, self.old) {
-            (Operation::Update, Some(old)) => part(&old.spec) != part(&self.new.spec),
+        match (self.operation, self.before) {
+            (Operation::Update, Some(before)) => part(before) != part(&self.new.spec),
             _ => true,
         }
     }

@@ -701,6 +701,36 @@ fn an_old_object_stays_editable_where_the_rule_does_not_look() {
 }
 
 #[test]
+fn what_is_filled_in_is_no_change_of_an_old_object() {
+    // As old releases of LBC left them: no address type, no protocol, no VPC; and wrong in what was never checked.
+    let old = || {
+        let bare = ["targetType", "ipAddressType", "protocol", "vpcID"]
+            .iter()
+            .fold(update(), |case, field| case.without(&format!("/targetGroup/{field}")));
+        let mut case = bare
+            .with(|c| c.svc().ip_families = vec!["IPv6".into()])
+            .set("/nodeSelector", json!({"matchLabels": {"a": "b"}}))
+            .opens(cidr("2001:db8::/32"), json!([{"port": 0}]))
+            .set("/serviceRef/port", 0.into());
+        case.old = Some(case.spec.clone());
+        case.set("/targetGroup/targetType", "ip".into())
+            .set("/targetGroup/ipAddressType", "ipv4".into())
+            .set("/targetGroup/protocol", "HTTP".into())
+            .set("/targetGroup/vpcID", "vpc-0123456789abcdef0".into())
+            .set("/serviceRef/port", 80.into())
+    };
+    let found = |case: Case| case.check().iter().map(|f| f.rule).collect::<Vec<_>>();
+    assert_eq!(found(old()), [""; 0]);
+    // Another value than what is filled in is a change.
+    assert!(found(old().set("/targetGroup/ipAddressType", "ipv6".into())).contains(&"TGB112"));
+    assert_eq!(found(old().set("/serviceRef/port", 81.into())), ["TGB204"]);
+    // So is an ARN for a name that means another target group.
+    let mut named = update().set("/targetGroup/name", "api".into()).without("/targetGroup/arn");
+    named.old = Some(named.spec.clone());
+    assert_eq!(found(named.set("/targetGroup/arn", ARN.into())), ["TGB105"]);
+}
+
+#[test]
 fn each_rule_looks_only_where_its_own_fields_changed() {
     // Wrong in everything that is looked up, and stored that way.
     let broken = || {
