@@ -76,6 +76,10 @@ impl Finding {
         if version == "v1" {
             return self.message.as_str().into();
         }
+        if version == "v1alpha1" && self.message.contains(COMPLETE_IT) {
+            // It has no fields for the half of that.
+            return self.message.replace(COMPLETE_IT, "write all of it in v1").into();
+        }
         let said = |text: String, (v1, old): &(&str, &str)| {
             if text.contains(v1) { text.replace(v1, old) } else { text }
         };
@@ -90,6 +94,7 @@ const SAID_TO_WRITE: [(&str, &str); 4] = [
     ("set roleARN", "set iamRoleArnToAssume"),
     ("write arn, targetType, protocol,", "write targetGroupARN, targetType, targetGroupProtocol,"),
 ];
+const COMPLETE_IT: &str = "write arn, targetType, protocol, ipAddressType and vpcID yourself";
 
 /// Why admission is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,15 +192,15 @@ impl Settings {
             .into_iter()
             .find(|s| s.as_str() == word.trim())
             .ok_or_else(|| format!("{word:?} is no severity; write deny, warn or off"))?;
+        if known.on == "S" && severity == Severity::Deny {
+            return Err(format!("{} never refuses; write warn or off", known.id));
+        }
         self.severities.insert(known.id, severity);
         Ok(())
     }
 
     /// Reads one `KEY[=VALUE]` of `--require-target-group-tag`.
     pub fn require_tag(&mut self, text: &str) {
-        if known.on == "S" && severity == Severity::Deny {
-            return Err(format!("{} never refuses; write warn or off", known.id));
-        }
         let tag = match text.split_once('=') {
             Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
             None => (text.to_owned(), None),
@@ -243,11 +248,6 @@ pub fn check(
     found
 }
 
-/// A finding of TGB601: AWS did not answer. `needed`: without the answer the object can't be completed.
-pub fn aws_unavailable(
-    path: &str,
-    reason: &str,
-    needed: bool,
 /// The stored spec with what defaulting fills into it, as it does into the new one: an object that was stored before
 /// there was anybody to fill it in stays editable.
 fn completed<'a>(
@@ -272,6 +272,11 @@ fn completed<'a>(
     }
 }
 
+/// A finding of TGB601: AWS did not answer. `needed`: without the answer the object can't be completed.
+pub fn aws_unavailable(
+    path: &str,
+    reason: &str,
+    needed: bool,
     admit: bool,
     settings: &Settings,
 ) -> Option<Finding> {
@@ -280,12 +285,13 @@ fn completed<'a>(
         Some(Severity::Off) if !needed => return None,
         Some(Severity::Warn) if !needed => Severity::Warn,
         _ if settings.warn_only => Severity::Warn,
+        Some(Severity::Deny) => Severity::Deny,
         _ if needed || !admit => Severity::Deny,
         _ => Severity::Warn,
     };
     let message = if needed {
         format!(
-            "AWS is needed to fill in what the manifest leaves out, and did not answer: {reason}; try again, or write arn, targetType, protocol, ipAddressType and vpcID yourself"
+            "AWS is needed to fill in what the manifest leaves out, and did not answer: {reason}; try again, or {COMPLETE_IT}"
         )
     } else {
         format!("not checked against AWS: {reason}")

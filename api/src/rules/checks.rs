@@ -1,6 +1,6 @@
 //! The checks behind the table, in the order of the ids.
 
-use super::{Context, Finding, Kind, Lookup, Operation, Settings, Severity, rule};
+use super::{Context, Finding, Kind, Lookup, Operation, Rule, Settings, Severity, rule};
 use crate::arn::TargetGroupArn;
 use crate::names;
 use crate::service::{Service, ServicePort};
@@ -85,16 +85,18 @@ impl<'a> Look<'a> {
         message: impl Into<String>,
     ) {
         let Some(rule) = rule(id) else { return };
-        let severity = self.settings.severity(rule, default);
+        self.add(rule, self.settings.severity(rule, default), path.into(), message.into());
+    }
+
+    /// A finding on the object's own shape, of a rule that rests on more than that.
+    fn find_shape(&mut self, id: &'static str, path: impl Into<String>, message: impl Into<String>) {
+        let Some(rule) = rule(id).map(|rule| Rule { kind: Kind::Shape, ..*rule }) else { return };
+        self.add(&rule, self.settings.severity(&rule, rule.severity), path.into(), message.into());
+    }
+
+    fn add(&mut self, rule: &Rule, severity: Severity, path: String, message: String) {
         if severity != Severity::Off {
-            let kind: Kind = rule.kind;
-            self.found.push(Finding {
-                rule: rule.id,
-                path: path.into(),
-                message: message.into(),
-                severity,
-                kind,
-            });
+            self.found.push(Finding { rule: rule.id, path, message, severity, kind: rule.kind });
         }
     }
 
@@ -300,7 +302,7 @@ impl<'a> Look<'a> {
                 "{:?} is no VPC id; it is vpc- and 8 or 17 hexadecimal digits",
                 group.vpc_id().unwrap_or_default()
             );
-            self.find("TGB113", VPC_ID, message);
+            self.find_shape("TGB113", VPC_ID, message);
         }
         let identity = |spec: &'a Spec| {
             (spec.target_group.arn(), spec.target_group.name(), spec.target_group.role().map(|r| r.role_arn))
@@ -335,11 +337,13 @@ impl<'a> Look<'a> {
                 return;
             }
             Some(right) if type_changed && group.target_type.is_some_and(|is| is != right) => {
+                // What an update leaves out is taken from the stored object.
+                let or = if self.creating() { ", or leave it out" } else { "" };
                 self.find(
                     "TGB111",
                     TARGET_TYPE,
                     format!(
-                        "target group {name} has targets of type {right}, not {}; write targetType: {right}, or leave it out",
+                        "target group {name} has targets of type {right}, not {}; write targetType: {right}{or}",
                         group.target_type.map_or("", TargetType::as_str)
                     ),
                 );
@@ -582,8 +586,15 @@ impl<'a> Look<'a> {
             );
             match self.new.annotation(names::NODE_PORT_MISMATCH) {
                 Some("ignore") => {}
-                Some("warn") => self.find_as("TGB206", Severity::Warn, PORT, message),
-                _ => self.find("TGB206", PORT, message),
+                annotation => {
+                    let before = self.found.len();
+                    self.find("TGB206", PORT, message);
+                    // As `ignore`, it goes before what the operator decided.
+                    if annotation == Some("warn") {
+                        let found = self.found.iter_mut().skip(before);
+                        found.for_each(|finding| finding.severity = Severity::Warn);
+                    }
+                }
             }
         }
         let check =

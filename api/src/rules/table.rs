@@ -38,7 +38,7 @@ pub fn document() -> String {
          version names it that you sent. *create* and *update* say when a rule looks; on an update only if a field that it looks at \
          changed, so that an old object stays editable. Rules of *shape* need the object only and are answered with `422 Invalid`; \
          rules of *policy* rest on the cluster, AWS or settings, are answered with `403 Forbidden`, and become warnings with \
-         `--enforce=warn`. `--rules TGB206=warn,TGB306=off` sets any of them to `deny`, `warn` or `off`. Rules marked *frozen* are \
+         `--enforce=warn`. `--rules TGB206=warn,TGB306=off` sets any of them to `deny`, `warn` or `off` (TGB501 only to the latter two). Rules marked *frozen* are \
          enforced by the controller too.\n\n| id | on | default | rule |\n|---|---|---|---|\n",
     );
     for rule in RULES {
@@ -182,7 +182,7 @@ pub const RULES: &[Rule] = &[
         Deny,
         Policy,
         "The VPC is the target group's",
-        "Leave `vpcID` out to have it filled in.",
+        "Leave `vpcID` out to have it filled in. One that has not the form of an id (`vpc-` and 8 or 17 hexadecimal digits) is a matter of shape.",
     ),
     row(
         "TGB114",
@@ -250,7 +250,7 @@ pub const RULES: &[Rule] = &[
     ),
     row(
         "TGB203",
-        "C",
+        "CU",
         Deny,
         Policy,
         "The port is set where the Service leaves a choice",
@@ -422,7 +422,7 @@ pub const RULES: &[Rule] = &[
         Warn,
         Policy,
         "A change of a Service leaves no binding behind",
-        "The Service is in use by bindings that would lose their port, nodePort, pods or Service; their targets would be deregistered. Pods are lost where the selector asks for another value of a label; one with a label more or less may still select the same.",
+        "The Service is in use by bindings that would lose their port, nodePort, pods or Service; their targets would be deregistered. It never refuses, so that a namespace can always be deleted. Pods are lost where the selector asks for another value of a label; one with a label more or less may still select the same. A port is lost as well where its protocol no longer fits the target group's.",
     ),
     row(
         "TGB601",
@@ -430,6 +430,6 @@ pub const RULES: &[Rule] = &[
         Warn,
         Policy,
         "AWS answers",
-        "What AWS could not be asked is not checked; the controller will. An object that has to be completed from AWS is refused, and so is every object with `--aws-unavailable=deny`.",
+        "What AWS could not be asked is not checked; the controller will. An object that has to be completed from AWS is refused, and so is every object with `--aws-unavailable=deny` or `--rules TGB601=deny`.",
     ),
 ];

@@ -791,6 +791,43 @@ fn settings_change_severities_and_enforce_softens_policy_only() {
     assert_eq!(seen(&|s| s.set_rule("TGB204=off").unwrap()), [("TGB302", Severity::Deny)]);
     assert!(Settings::default().set_rule("TGB999=off").unwrap_err().contains("TGB999"));
     assert!(Settings::default().set_rule("TGB204=never").is_err());
+    assert!(Settings::default().set_rule("TGB501=deny").unwrap_err().contains("never refuses"));
+}
+
+#[test]
+fn a_vpc_id_that_is_none_is_a_matter_of_shape_and_another_vpc_is_not() {
+    let found = |id: &str, settings: &str| {
+        let case = ip().set("/targetGroup/vpcID", id.into()).with(|c| {
+            c.settings.warn_only = true;
+            c.settings.set_rule(settings).unwrap();
+        });
+        case.check().iter().map(|f| (f.rule, f.severity, f.kind)).collect::<Vec<_>>()
+    };
+    assert_eq!(found("mine", "TGB116=warn"), [("TGB113", Severity::Deny, Kind::Shape)]);
+    assert_eq!(found("vpc-00000000", "TGB116=warn"), [("TGB113", Severity::Warn, Kind::Policy)]);
+    assert_eq!(found("mine", "TGB113=warn"), [("TGB113", Severity::Warn, Kind::Shape)]);
+}
+
+#[test]
+fn the_annotation_softens_a_mismatch_whatever_the_operator_decided() {
+    let found = |meant: &str, settings: &str| {
+        let mut case = instance().with(|c| c.aws().port = Some(30081));
+        case.annotations = json!({"elbv2.k8s.aws/node-port-mismatch": meant});
+        case.settings.set_rule(settings).unwrap();
+        case.check().iter().map(|f| (f.rule, f.severity)).collect::<Vec<_>>()
+    };
+    assert_eq!(found("no", "TGB206=deny"), [("TGB206", Severity::Deny)]);
+    assert_eq!(found("warn", "TGB206=deny"), [("TGB206", Severity::Warn)]);
+    assert_eq!(found("ignore", "TGB206=deny"), []);
+    assert_eq!(found("warn", "TGB206=off"), []);
+}
+
+#[test]
+fn nobody_is_told_to_leave_out_what_an_update_takes_from_the_stored_object() {
+    let wrong = |case: Case| case.set("/targetGroup/targetType", "instance".into());
+    let said = |case: Case| case.check().iter().find(|f| f.rule == "TGB111").unwrap().message.clone();
+    assert!(said(wrong(ip())).ends_with("write targetType: ip, or leave it out"));
+    assert!(said(wrong(update())).ends_with("write targetType: ip"));
 }
 
 #[test]
@@ -818,10 +855,18 @@ fn without_an_answer_of_aws_only_complete_objects_are_admitted() {
     assert_eq!(severity(false, true), Severity::Warn);
     assert_eq!(severity(false, false), Severity::Deny);
     assert_eq!(severity(true, true), Severity::Deny);
+    let mut strict = Settings::default();
+    strict.set_rule("TGB601=deny").unwrap();
+    let severity =
+        |settings: &Settings| aws_unavailable("spec", "timeout", false, true, settings).unwrap().severity;
+    assert_eq!(severity(&strict), Severity::Deny);
+    assert_eq!(severity(&Settings { warn_only: true, ..strict }), Severity::Warn);
     let softened = Settings { warn_only: true, ..Settings::default() };
     let finding = aws_unavailable("spec", "timeout", true, false, &softened).unwrap();
     assert_eq!(finding.severity, Severity::Warn);
     assert!(finding.in_version("v1beta1").contains("write targetGroupARN, targetType, targetGroupProtocol"));
+    // It has no field for the protocol.
+    assert!(finding.in_version("v1alpha1").ends_with("try again, or write all of it in v1"));
 }
 
 #[test]
