@@ -332,7 +332,7 @@ fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
     find("TGB115", true, arn_path, "rules/first has this target group already", on(&taken, "web", json!(80)));
     find("TGB116", false, arn_path, "is attached to no load balancer", on(&alone, "web", json!(80)));
     find("TGB117", false, arn_path, "health check asks port 8081", on(&odd_check, "node", json!(80)));
-    find("TGB118", false, "spec.targetGroup.sharing", "already has 1 targets", on(&held, "web", json!(80)));
+    find("TGB118", false, "spec.targetGroup.sharing", "already has 1 target;", on(&held, "web", json!(80)));
     find(
         "TGB201",
         false,
@@ -666,7 +666,7 @@ fn an_update_is_held_against_what_it_changes_and_nothing_else() {
     space.change_target("RegisterTargets", &arn, "10.244.0.200:8080").unwrap();
     let said = patched("v1beta1", json!({"multiClusterTargetGroup": false})).refused().unwrap();
     assert!(
-        said.contains("spec.multiClusterTargetGroup: TGB119 the target group has 1 targets of others"),
+        said.contains("spec.multiClusterTargetGroup: TGB119 the target group has 1 target of others"),
         "{said}"
     );
     space.change_target("DeregisterTargets", &arn, "10.244.0.200:8080").unwrap();

@@ -405,8 +405,9 @@ impl<'a> Look<'a> {
                 .map(|other| format!("{}/{}", other.namespace, other.name))
                 .collect();
             if !in_the_way.is_empty() {
+                let verb = if in_the_way.len() == 1 { "has" } else { "have" };
                 let message = format!(
-                    "{} has this target group already; use another one, or set sharing: Shared on all of them",
+                    "{} {verb} this target group already; use another one, or set sharing: Shared on all of them",
                     list(&in_the_way)
                 );
                 self.find("TGB115", self.reference_path(), message);
@@ -416,7 +417,8 @@ impl<'a> Look<'a> {
         {
             let n = self.context.registered.unwrap_or_default();
             let message = format!(
-                "the target group already has {n} targets; those that this binding does not want are deregistered; if others registered them, set sharing: Shared"
+                "the target group already has {}; those that this binding does not want are deregistered; if others registered them, set sharing: Shared",
+                targets(n)
             );
             self.find("TGB118", SHARING, message);
         }
@@ -428,7 +430,8 @@ impl<'a> Look<'a> {
             let foreign = self.context.registered.unwrap_or_default().saturating_sub(own);
             if foreign > 0 {
                 let message = format!(
-                    "the target group has {foreign} targets of others, which would be deregistered; remove them first, or stay Shared"
+                    "the target group has {} of others, which would be deregistered; remove them first, or stay Shared",
+                    targets(foreign)
                 );
                 self.find("TGB119", SHARING, message);
             }
@@ -904,8 +907,13 @@ fn describe(ports: &[ServicePort]) -> String {
 fn word(port: &IntOrString) -> String {
     match port {
         IntOrString::Int(number) => number.to_string(),
+        IntOrString::String(name) if name.is_empty() => "\"\"".to_owned(),
         IntOrString::String(name) => name.clone(),
     }
+}
+
+fn targets(count: usize) -> String {
+    if count == 1 { "1 target".to_owned() } else { format!("{count} targets") }
 }
 
 /// At most three names, and how many more.

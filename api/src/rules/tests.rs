@@ -348,6 +348,13 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
         (
             "TGB115",
             ip(),
+            ip().with(|c| c.others = [other(Sharing::Shared), other(Sharing::Exclusive)].concat()),
+            Deny,
+            "ops/old, ops/old have this target group already",
+        ),
+        (
+            "TGB115",
+            ip(),
             ip().set("/targetGroup/sharing", "Shared".into()).with(|c| c.others = other(Sharing::Exclusive)),
             Deny,
             "ops/old",
@@ -386,7 +393,7 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
                 c.old_status = json!({"targets": {"registered": 2}});
             }),
             Deny,
-            "has 1 targets of others",
+            "has 1 target of others",
         ),
         (
             "TGB201",
@@ -417,6 +424,7 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             Deny,
             "spec.serviceRef.port: TGB204 Service shop/web has no port 8080; it has 80 (http), 53 (dns)",
         ),
+        ("TGB204", ip(), ip().set("/serviceRef/port", "".into()), Deny, "has no port \"\"; it has"),
         (
             "TGB205",
             ip().with(|c| c.svc().service_type = "ClusterIP".into()),
