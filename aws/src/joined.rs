@@ -64,6 +64,7 @@ impl<T: Clone + Send + 'static> Queue<T> {
     where
         F: Future<Output = Answer<Vec<(String, T)>>>,
     {
+        let broken = BrokenOff(self);
         loop {
             let batch: Vec<Ask<T>> = {
                 let mut state = self.lock();
@@ -72,6 +73,7 @@ impl<T: Clone + Send + 'static> Queue<T> {
                 state.waiting.drain(..count).collect()
             };
             if batch.is_empty() {
+                std::mem::forget(broken);
                 return;
             }
             let mut parts = vec![batch];
@@ -98,6 +100,17 @@ impl<T: Clone + Send + 'static> Queue<T> {
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Should a call panic, those that wait hear of it, and the next one calls anew.
+struct BrokenOff<'a, T>(&'a Queue<T>);
+
+impl<T> Drop for BrokenOff<'_, T> {
+    fn drop(&mut self) {
+        let mut state = self.0.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.flies = false;
+        state.waiting.clear();
     }
 }
 
@@ -191,5 +204,18 @@ mod tests {
         let (answers, calls) = all(vec!["001".to_owned(); 10], &[]).await;
         assert!(answers.iter().all(|answer| *answer == Ok("group 001".to_owned())));
         assert_eq!(*calls.lock().unwrap(), [["001"], ["001"]]);
+    }
+
+    #[tokio::test]
+    async fn a_call_that_panics_fails_its_own_and_no_later_one() {
+        let queue = Arc::new(Queue::<String>::default());
+        let ask = |panics: bool| {
+            Arc::clone(&queue).ask("001", move |ids| async move {
+                assert!(!panics, "as meant");
+                Ok(ids.into_iter().map(|id| (id.clone(), id)).collect())
+            })
+        };
+        assert_eq!(ask(true).await.unwrap_err().code, "InternalError");
+        assert_eq!(ask(false).await, Ok("001".to_owned()));
     }
 }
