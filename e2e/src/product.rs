@@ -246,11 +246,9 @@ impl Started {
         }
         override_flags(&mut flags, more);
         let args = [vec![self.command.to_owned()], flags].concat();
-        let mut spec = Spec::new(built(&program)?, args).env("NO_COLOR", "1");
-        if program == "tgb-controller" {
-            // As its image says.
-            spec = spec.env("MIMALLOC_PURGE_DELAY", "0");
-        }
+        // The latter as the image has it.
+        let mut spec =
+            Spec::new(built(&program)?, args).env("NO_COLOR", "1").env("MIMALLOC_PURGE_DELAY", "0");
         for (name, value) in aws.environment(&self.part.to_uppercase()) {
             spec = spec.env(&name, value);
         }
