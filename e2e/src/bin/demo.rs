@@ -53,7 +53,8 @@ fn demo(once: bool) -> Result<()> {
     println!("# Ctrl-C ends everything. Target groups and their targets:");
     let mut lines = 0;
     loop {
-        let table = table(cluster, aws)?;
+        // Who tries what happens when AWS refuses, or a target group goes, goes on.
+        let table = table(cluster, aws).unwrap_or_else(|error| format!("{}\n", last_line(&error)));
         // back over the last table, line by line
         for _ in 0..lines {
             print!("\x1b[1A\x1b[2K");
@@ -83,12 +84,20 @@ fn table(cluster: &Cluster, aws: &Aws) -> Result<String> {
             "--output",
             "text",
         ];
-        let targets = aws.cli(cluster, &args).ok()?;
-        let targets: Vec<String> =
-            targets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        let targets = match aws.cli(cluster, &args).ok() {
+            Ok(targets) => {
+                let lines = targets.lines();
+                lines.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
+            }
+            Err(error) => vec![last_line(&error).to_owned()],
+        };
         text.push_str(&format!("{:<18} {}\n", field("TargetGroupName"), targets.join(" | ")));
     }
     Ok(text)
+}
+
+fn last_line(text: &str) -> &str {
+    text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or_default()
 }
 
 struct Terminal {
