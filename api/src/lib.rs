@@ -11,6 +11,7 @@
 //! - [`json`]: JSON as values, with every number as it is written.
 //! - [`defaulting`], [`rules`]: what admission fills in, refuses and warns of.
 //! - [`objects`]: Kubernetes' own objects, as far as they are read.
+//! - [`review`]: what the API server asks of the webhook.
 //! - [`names`]: names that are shared with the AWS Load Balancer Controller and must stay.
 
 pub mod arn;
@@ -22,6 +23,7 @@ mod fuzz;
 pub mod json;
 pub mod names;
 pub mod objects;
+pub mod review;
 pub mod rules;
 pub mod service;
 pub mod target_group;

@@ -1,114 +1,14 @@
 //! Admission reviews as JSON: what is asked, and the answers. Nothing here knows what a binding is.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
-use serde_json::value::RawValue;
 use std::borrow::Cow;
+pub(crate) use tgb_api::review::AdmissionRequest as Request;
 
 /// A warning is at most this long; the API server cuts longer ones.
 const LONGEST_WARNING: usize = 256;
 const API_VERSION: &str = "admission.k8s.io/v1";
 const KIND: &str = "AdmissionReview";
-
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Review<'a> {
-    #[serde(default)]
-    api_version: String,
-    #[serde(default)]
-    kind: String,
-    #[serde(borrow)]
-    request: Option<Request<'a>>,
-}
-
-/// `request` of an AdmissionReview. Objects stay text, so that the `uid` is known whatever is wrong with them, and only
-/// what is needed of them is ever read.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct Request<'a> {
-    #[serde(default)]
-    uid: String,
-    #[serde(default)]
-    operation: String,
-    #[serde(default)]
-    name: String,
-    #[serde(default)]
-    namespace: String,
-    #[serde(default)]
-    sub_resource: String,
-    kind: Option<Kind>,
-    request_kind: Option<Kind>,
-    #[serde(borrow)]
-    object: Option<&'a RawValue>,
-    #[serde(borrow)]
-    old_object: Option<&'a RawValue>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-struct Kind {
-    #[serde(default)]
-    version: String,
-}
-
-impl<'a> Request<'a> {
-    /// Reads a review.
-    ///
-    /// # Errors
-    /// A sentence, if it is none; that is HTTP 400.
-    pub(crate) fn read(body: &'a [u8]) -> Result<Self, String> {
-        let review: Review<'a> =
-            serde_json::from_slice(body).map_err(|e| format!("the body is no {KIND}: {e}"))?;
-        if review.kind != KIND || review.api_version != API_VERSION {
-            return Err(format!("the body is no {KIND} of {API_VERSION}"));
-        }
-        let request = review.request.ok_or("the review has no request")?;
-        if request.uid.is_empty() {
-            return Err("the request has no uid".to_owned());
-        }
-        Ok(request)
-    }
-
-    /// The API server's id of this request.
-    pub(crate) fn uid(&self) -> &str {
-        &self.uid
-    }
-
-    /// `CREATE`, `UPDATE`, `DELETE`.
-    pub(crate) fn operation(&self) -> &str {
-        &self.operation
-    }
-
-    /// Whether it is about a part of the object, such as its status.
-    pub(crate) fn is_of_subresource(&self) -> bool {
-        !self.sub_resource.is_empty()
-    }
-
-    /// The namespace.
-    pub(crate) fn namespace(&self) -> &str {
-        &self.namespace
-    }
-
-    /// The name; empty while a name is to be generated.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// The object as JSON; none on DELETE.
-    pub(crate) fn object(&self) -> Option<&'a str> {
-        self.object.map(RawValue::get)
-    }
-
-    /// The stored object as JSON; none on CREATE.
-    pub(crate) fn old_object(&self) -> Option<&'a str> {
-        self.old_object.map(RawValue::get)
-    }
-
-    /// The version in which the user sent it, though it arrives as v1.
-    pub(crate) fn user_version(&self) -> &str {
-        let kind = self.request_kind.as_ref().or(self.kind.as_ref());
-        kind.map_or("v1", |kind| kind.version.as_str())
-    }
-}
 
 /// An answer.
 #[derive(Debug, Clone, Default)]
@@ -159,7 +59,7 @@ impl Answer {
             base64::engine::general_purpose::STANDARD.encode(patch)
         });
         let response = Response {
-            uid: &request.uid,
+            uid: request.uid(),
             allowed,
             status: self.refusal,
             warnings: self.warnings.iter().map(|text| shortened(text)).collect(),
@@ -261,7 +161,7 @@ mod tests {
     fn nesting_inside_of_an_object_is_no_matter() {
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         let body = body().replace("\"web-\"", &deep);
-        assert_eq!(Request::read(body.as_bytes()).unwrap().uid, "u1");
+        assert_eq!(Request::read(body.as_bytes()).unwrap().uid(), "u1");
     }
 
     #[test]

@@ -3,63 +3,16 @@
 //! Objects are read, converted and written one after the other, so that a long list takes little more memory than its
 //! own text.
 
-use serde::de::{Deserializer, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::value::RawValue;
-use std::fmt;
 use tgb_api::convert::{Note, convert_text};
 use tgb_api::crd::Version;
+use tgb_api::review::ConversionRequest;
 
 const API_VERSION: &str = "apiextensions.k8s.io/v1";
 const KIND: &str = "ConversionReview";
-/// Objects of one review; API servers send at most a page of a list, and clients get lists of any length.
-const MOST_OBJECTS: usize = 200_000;
 /// Bytes of one object: more than an API server takes (3 MiB).
 const MOST_BYTES: usize = 8 << 20;
-
-#[derive(Deserialize)]
-struct Review<'a> {
-    #[serde(default)]
-    kind: String,
-    #[serde(borrow)]
-    request: Option<Request<'a>>,
-}
-
-#[derive(Deserialize)]
-struct Request<'a> {
-    #[serde(default)]
-    uid: String,
-    #[serde(default, rename = "desiredAPIVersion")]
-    desired: String,
-    #[serde(borrow)]
-    objects: Option<Objects<'a>>,
-}
-
-/// The text of each object.
-struct Objects<'a>(Vec<&'a RawValue>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Objects<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
-            type Value = Objects<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of objects")
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-                let mut all = Vec::new();
-                while let Some(item) = items.next_element::<&'de RawValue>()? {
-                    if all.len() == MOST_OBJECTS {
-                        return Err(serde::de::Error::custom(format!("more than {MOST_OBJECTS} objects")));
-                    }
-                    all.push(item);
-                }
-                Ok(Objects(all))
-            }
-        }
-        deserializer.deserialize_seq(Reader)
-    }
-}
 
 #[derive(Serialize)]
 struct Outcome<'a> {
@@ -99,14 +52,8 @@ impl Converted {
 /// # Errors
 /// A sentence, if the body is no review; that is HTTP 400.
 pub(crate) fn review(body: &[u8]) -> Result<(Vec<u8>, Converted), String> {
-    let review: Review<'_> =
-        serde_json::from_slice(body).map_err(|error| format!("the body is no {KIND}: {error}"))?;
-    if review.kind != KIND {
-        return Err(format!("the body is no {KIND}"));
-    }
-    let request = review.request.ok_or("the review has no request")?;
-    let objects = request.objects.ok_or("the request has no objects")?.0;
-    let (uid, to) = (request.uid.as_str(), request.desired.as_str());
+    let ConversionRequest { uid, desired, objects } = ConversionRequest::read(body)?;
+    let (uid, to) = (uid.as_str(), desired.as_str());
     let _span = tracing::debug_span!("conversion", uid, to, objects = objects.len()).entered();
     let quoted = serde_json::to_string(uid).map_err(|error| error.to_string())?;
 
@@ -120,7 +67,7 @@ pub(crate) fn review(body: &[u8]) -> Result<(Vec<u8>, Converted), String> {
     let begun = out.len();
     let mut notes = Vec::new();
     let mut counts = Converted::default();
-    let converted = convert_all(&objects, &request.desired, &mut out, &mut notes, &mut counts);
+    let converted = convert_all(&objects, to, &mut out, &mut notes, &mut counts);
     let outcome = match &converted {
         Ok(()) => Outcome { status: "Success", reason: None, code: None, message: "" },
         Err(message) => {
@@ -225,7 +172,7 @@ mod tests {
         assert_eq!(failed["response"]["result"]["status"], "Failure");
         let many = format!(
             r#"{{"kind":"ConversionReview","request":{{"objects":[{}0]}}}}"#,
-            "0,".repeat(MOST_OBJECTS)
+            "0,".repeat(200_000)
         );
         for body in ["", "{}", "[]", &deep, &many, r#"{"kind":"ConversionReview","request":{}}"#] {
             assert!(review(body.as_bytes()).is_err());
