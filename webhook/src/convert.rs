@@ -170,10 +170,8 @@ mod tests {
         );
         let failed: Value = serde_json::from_slice(&review(objects.as_bytes()).unwrap().0).unwrap();
         assert_eq!(failed["response"]["result"]["status"], "Failure");
-        let many = format!(
-            r#"{{"kind":"ConversionReview","request":{{"objects":[{}0]}}}}"#,
-            "0,".repeat(200_000)
-        );
+        let many =
+            format!(r#"{{"kind":"ConversionReview","request":{{"objects":[{}0]}}}}"#, "0,".repeat(200_000));
         for body in ["", "{}", "[]", &deep, &many, r#"{"kind":"ConversionReview","request":{}}"#] {
             assert!(review(body.as_bytes()).is_err());
         }
