@@ -8,9 +8,12 @@ use serde::de::{Deserializer, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
 
-const ADMISSION: &str = "AdmissionReview";
-const ADMISSION_VERSION: &str = "admission.k8s.io/v1";
-const CONVERSION: &str = "ConversionReview";
+/// `kind` of an admission review.
+pub const ADMISSION: &str = "AdmissionReview";
+/// `apiVersion` of an admission review.
+pub const ADMISSION_VERSION: &str = "admission.k8s.io/v1";
+/// `kind` of a conversion review.
+pub const CONVERSION: &str = "ConversionReview";
 /// Objects of one review; API servers send at most a page of a list, and clients get lists of any length.
 const MOST_OBJECTS: usize = 200_000;
 

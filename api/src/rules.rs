@@ -179,6 +179,26 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// As the flags about tenants say: `--assume-role-allow`, `--require-target-group-tag`, `--namespace-binding-tag`. An
+    /// environment variable that is set to nothing gives an empty text, which counts as none.
+    pub fn of_tenants(roles: &[String], tags: &[String], namespace_tag: Option<&str>) -> Self {
+        let mut settings = Self {
+            assume_role_allow: given(roles).cloned().collect(),
+            namespace_tag: namespace_tag.filter(|tag| !tag.is_empty()).map(str::to_owned),
+            ..Self::default()
+        };
+        given(tags).for_each(|tag| settings.require_tag(tag));
+        settings
+    }
+
+    /// Reads `--rules`; an empty text counts as none.
+    ///
+    /// # Errors
+    /// As [`Self::set_rule`].
+    pub fn set_rules(&mut self, texts: &[String]) -> Result<(), String> {
+        given(texts).try_for_each(|text| self.set_rule(text))
+    }
+
     /// Reads one `ID=deny|warn|off` of `--rules`.
     ///
     /// # Errors
@@ -246,6 +266,10 @@ pub fn check(
     let mut found = look.found;
     found.sort_by(|a, b| (a.severity, a.rule).cmp(&(b.severity, b.rule)));
     found
+}
+
+fn given(texts: &[String]) -> impl Iterator<Item = &String> {
+    texts.iter().filter(|text| !text.is_empty())
 }
 
 /// The stored spec with what defaulting fills into it, as it does into the new one: an object that was stored before

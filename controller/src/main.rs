@@ -212,15 +212,11 @@ impl Flags {
     }
 
     fn rules(&self) -> tgb_api::rules::Settings {
-        let mut rules = tgb_api::rules::Settings {
-            assume_role_allow: self.assume_role_allow.clone(),
-            namespace_tag: self.namespace_binding_tag.clone().filter(|tag| !tag.is_empty()),
-            ..Default::default()
-        };
-        for tag in &self.require_target_group_tag {
-            rules.require_tag(tag);
-        }
-        rules
+        tgb_api::rules::Settings::of_tenants(
+            &self.assume_role_allow,
+            &self.require_target_group_tag,
+            self.namespace_binding_tag.as_deref(),
+        )
     }
 
     fn settings(&self) -> context::Settings {

@@ -246,16 +246,17 @@ impl Started {
         }
         override_flags(&mut flags, more);
         let args = [vec![self.command.to_owned()], flags].concat();
-        // The latter as the image has it.
-        let mut spec =
-            Spec::new(built(&program)?, args).env("NO_COLOR", "1").env("MIMALLOC_PURGE_DELAY", "0");
-        for (name, value) in aws.environment(&self.part.to_uppercase()) {
-            spec = spec.env(&name, value);
-        }
+        let spec = program_spec(&program, args, aws, &self.part.to_uppercase())?;
         let name = format!("{program}{}", installation.suffix);
         cluster.processes().spawn(&name, spec)?;
         Ok(Running { name, http, link: self.link })
     }
+}
+
+/// One of our programs, as this user of AWS, with the environment of its image.
+pub(crate) fn program_spec(name: &str, args: Vec<String>, aws: &Aws, user: &str) -> Result<Spec> {
+    let spec = Spec::new(built(name)?, args).env("NO_COLOR", "1").env("MIMALLOC_PURGE_DELAY", "0");
+    Ok(aws.environment(user).into_iter().fold(spec, |spec, (name, value)| spec.env(&name, value)))
 }
 
 /// Adds flags; one that is there already is replaced.

@@ -10,9 +10,9 @@
 //! `helm install --wait` waits for what it waits for in production.
 
 use crate::cluster::{free_ports, own_address};
-use crate::product::{NAMESPACE, built};
+use crate::product::{NAMESPACE, built, program_spec};
 use crate::programs::source_dir;
-use crate::{Aws, Cluster, Output, Result, Spec, USER, eventually, get, run};
+use crate::{Aws, Cluster, Output, Result, USER, eventually, get, run};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -369,22 +369,17 @@ impl<'a> Desk<'a> {
                 let _ = processes.kill(&process);
             }
             if let Some(args) = wanted.get(program) {
-                let mut spec =
-                    Spec::new(built(&format!("tgb-{program}"))?, args.clone()).env("NO_COLOR", "1");
-                for (name, value) in self.aws.environment("PRODUCT") {
-                    spec = spec.env(&name, value);
-                }
+                let spec = program_spec(&format!("tgb-{program}"), args.clone(), self.aws, "PRODUCT")?;
                 processes.spawn(&process, spec)?;
-                let is_ready = eventually(START, || {
+                eventually(START, || {
                     processes.check(&process)?;
                     let answer = get(&self.http(program), "/readyz?verbose")?;
                     if answer.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(answer) }
-                });
-                if is_ready.is_err() {
+                })
+                .inspect_err(|_| {
                     // Another attempt needs its ports.
                     let _ = processes.kill(&process);
-                }
-                is_ready?;
+                })?;
                 running.insert(program, args.clone());
                 ready(program);
             }

@@ -1,14 +1,13 @@
-//! Admission reviews as JSON: what is asked, and the answers. Nothing here knows what a binding is.
+//! The answers to admission reviews, as JSON. Nothing here knows what a binding is.
 
 use serde::Serialize;
 use serde_json::Value;
 use std::borrow::Cow;
 pub(crate) use tgb_api::review::AdmissionRequest as Request;
+use tgb_api::review::{ADMISSION, ADMISSION_VERSION};
 
 /// A warning is at most this long; the API server cuts longer ones.
 const LONGEST_WARNING: usize = 256;
-const API_VERSION: &str = "admission.k8s.io/v1";
-const KIND: &str = "AdmissionReview";
 
 /// An answer.
 #[derive(Debug, Clone, Default)]
@@ -66,7 +65,7 @@ impl Answer {
             patch_type: patch.is_some().then_some("JSONPatch"),
             patch,
         };
-        let reply = Reply { api_version: API_VERSION, kind: KIND, response };
+        let reply = Reply { api_version: ADMISSION_VERSION, kind: ADMISSION, response };
         serde_json::to_vec(&reply).map_err(|error| error.to_string())
     }
 }

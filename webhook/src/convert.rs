@@ -7,10 +7,9 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use tgb_api::convert::{Note, convert_text};
 use tgb_api::crd::Version;
-use tgb_api::review::ConversionRequest;
+use tgb_api::review::{CONVERSION, ConversionRequest};
 
 const API_VERSION: &str = "apiextensions.k8s.io/v1";
-const KIND: &str = "ConversionReview";
 /// Bytes of one object: more than an API server takes (3 MiB).
 const MOST_BYTES: usize = 8 << 20;
 
@@ -60,7 +59,7 @@ pub(crate) fn review(body: &[u8]) -> Result<(Vec<u8>, Converted), String> {
     let mut out = Vec::with_capacity(body.len() + body.len() / 8 + 256);
     out.extend_from_slice(
         format!(
-            r#"{{"apiVersion":"{API_VERSION}","kind":"{KIND}","response":{{"uid":{quoted},"convertedObjects":["#
+            r#"{{"apiVersion":"{API_VERSION}","kind":"{CONVERSION}","response":{{"uid":{quoted},"convertedObjects":["#
         )
         .as_bytes(),
     );
@@ -115,7 +114,7 @@ mod tests {
     use serde_json::{Value, json};
 
     fn answer(objects: Value, desired: &str) -> Value {
-        let body = json!({"apiVersion": API_VERSION, "kind": KIND,
+        let body = json!({"apiVersion": API_VERSION, "kind": CONVERSION,
             "request": {"uid": "u1", "desiredAPIVersion": desired, "objects": objects}});
         serde_json::from_slice(&review(body.to_string().as_bytes()).unwrap().0).unwrap()
     }
@@ -128,7 +127,7 @@ mod tests {
     #[test]
     fn objects_come_back_in_the_desired_version_and_in_their_order() {
         let answer = answer(json!([beta("b"), beta("a")]), "elbv2.k8s.aws/v1");
-        assert_eq!((&answer["kind"], &answer["apiVersion"]), (&json!(KIND), &json!(API_VERSION)));
+        assert_eq!((&answer["kind"], &answer["apiVersion"]), (&json!(CONVERSION), &json!(API_VERSION)));
         let response = &answer["response"];
         assert_eq!((&response["uid"], &response["result"]), (&json!("u1"), &json!({"status": "Success"})));
         let objects = response["convertedObjects"].as_array().unwrap();

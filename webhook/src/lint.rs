@@ -156,23 +156,15 @@ fn checked(options: &Options) -> Result<(Input, Vec<Located>), String> {
 }
 
 fn settings(options: &Options) -> Result<Settings, String> {
-    // An environment variable that is set to nothing gives one empty text.
-    let given =
-        |texts: &[String]| -> Vec<String> { texts.iter().filter(|t| !t.is_empty()).cloned().collect() };
-    let mut settings = Settings {
-        assume_role_allow: given(&options.assume_role_allow),
-        namespace_tag: options.namespace_binding_tag.clone().filter(|tag| !tag.is_empty()),
-        ..Default::default()
-    };
+    let mut settings = Settings::of_tenants(
+        &options.assume_role_allow,
+        &options.require_target_group_tag,
+        options.namespace_binding_tag.as_deref(),
+    );
     if settings.assume_role_allow.is_empty() {
         settings.set_rule("TGB402=off")?;
     }
-    for text in given(&options.rules) {
-        settings.set_rule(&text)?;
-    }
-    for text in given(&options.require_target_group_tag) {
-        settings.require_tag(&text);
-    }
+    settings.set_rules(&options.rules)?;
     Ok(settings)
 }
 
@@ -1016,13 +1008,15 @@ mod tests {
             bindings: vec![bindings(arn)],
             injecting: None,
         };
-        let rules = |arn: &str, text: &str, all: bool| {
+        let found = |arn: &str, text: &str, all: bool| {
             let mut input = Input::default();
             let stored = input.know(stored(arn));
             input.add("a.yaml", Ok(text.to_owned()));
             input.add_stored(stored, all);
-            let found = input.check(&Settings::default());
-            found.into_iter().map(|each| (each.rule, each.place)).collect::<Vec<_>>()
+            input.check(&Settings::default()).into_iter()
+        };
+        let rules = |arn: &str, text: &str, all: bool| {
+            found(arn, text, all).map(|each| (each.rule, each.place)).collect::<Vec<_>>()
         };
         let file = |line| Place::File { name: "a.yaml".into(), line };
         let text = beta("web", "  serviceRef: {name: web, port: 80}\n");
@@ -1034,14 +1028,8 @@ mod tests {
         assert_eq!(rules(ARN, &same, true), [("TGB201", file(8))]);
         // What the file leaves out is taken from the stored one, as on `apply`: the port here, so this is a warning.
         let bare = beta("stored", "  serviceRef: {name: api}\n");
-        let severities = |text: &str| {
-            let mut input = Input::default();
-            let stored = input.know(stored(ARN));
-            input.add("a.yaml", Ok(text.to_owned()));
-            input.add_stored(stored, false);
-            let found = input.check(&Settings::default());
-            found.into_iter().map(|each| (each.rule, each.severity)).collect::<Vec<_>>()
-        };
+        let severities =
+            |text: &str| found(ARN, text, false).map(|each| (each.rule, each.severity)).collect::<Vec<_>>();
         assert_eq!(severities(&bare), [("TGB201", Severity::Warn)]);
         assert_eq!(
             severities(&bare.replace("stored", "new")),

@@ -179,21 +179,16 @@ pub(crate) enum Unavailable {
 
 impl Options {
     fn settings(&self) -> Result<Settings, String> {
-        let given =
-            |texts: &[String]| -> Vec<String> { texts.iter().filter(|t| !t.is_empty()).cloned().collect() };
         let mut settings = Settings {
             region: self.aws_region.clone().filter(|region| !region.is_empty()),
-            assume_role_allow: given(&self.assume_role_allow),
-            namespace_tag: self.namespace_binding_tag.clone().filter(|tag| !tag.is_empty()),
             warn_only: self.enforce == Enforce::Warn,
-            ..Default::default()
+            ..Settings::of_tenants(
+                &self.assume_role_allow,
+                &self.require_target_group_tag,
+                self.namespace_binding_tag.as_deref(),
+            )
         };
-        for text in given(&self.rules) {
-            settings.set_rule(&text)?;
-        }
-        for text in given(&self.require_target_group_tag) {
-            settings.require_tag(&text);
-        }
+        settings.set_rules(&self.rules)?;
         Ok(settings)
     }
 }

@@ -803,6 +803,17 @@ fn settings_change_severities_and_enforce_softens_policy_only() {
 }
 
 #[test]
+fn a_variable_that_is_set_to_nothing_allows_and_requires_nothing() {
+    let nothing = [String::new()];
+    let mut settings = Settings::of_tenants(&nothing, &nothing, Some(""));
+    settings.set_rules(&nothing).unwrap();
+    assert_eq!(format!("{settings:?}"), format!("{:?}", Settings::default()));
+    let given = Settings::of_tenants(&["r*".into()], &["a=b".into(), "c".into()], Some("ns"));
+    assert!(given.may_assume("role") && given.namespace_tag.as_deref() == Some("ns"));
+    assert_eq!(given.required_tags, [("a".into(), Some("b".into())), ("c".into(), None)]);
+}
+
+#[test]
 fn a_vpc_id_that_is_none_is_a_matter_of_shape_and_another_vpc_is_not() {
     let found = |id: &str, settings: &str| {
         let case = ip().set("/targetGroup/vpcID", id.into()).with(|c| {
