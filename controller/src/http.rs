@@ -12,6 +12,7 @@ use axum::routing::get;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tgb_aws::values::TargetState;
+use tokio_util::sync::CancellationToken;
 
 /// Serves `/livez`, `/readyz` and `/metrics` for ever.
 pub(crate) fn serve(ctx: Arc<Ctx>, listener: tokio::net::TcpListener) {
@@ -20,11 +21,7 @@ pub(crate) fn serve(ctx: Arc<Ctx>, listener: tokio::net::TcpListener) {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(ctx);
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, router).await {
-            tracing::error!(%error, "the HTTP server broke off");
-        }
-    });
+    tokio::spawn(tgb_process::server::serve(listener, None, router, CancellationToken::new()));
 }
 
 /// `?verbose`

@@ -12,7 +12,6 @@ mod metrics;
 mod pods;
 mod rewrite;
 mod serve;
-mod server;
 mod services;
 mod surroundings;
 

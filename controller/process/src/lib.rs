@@ -1,4 +1,6 @@
-//! What both programs do as processes: log and trace, end on a signal, reach the cluster, listen.
+//! What both programs do as processes: log and trace, end on a signal, reach the cluster, listen and serve.
+
+pub mod server;
 
 use clap::{Args, ValueEnum};
 use opentelemetry::trace::TracerProvider as _;

@@ -3,6 +3,9 @@
 //! A connection has to bring its first request soon, and later ones at once when they have begun. There is room for
 //! [`Limits::connections`]; where one more comes, the one that was of least use is closed: whoever opens a thousand and
 //! says nothing only closes their own.
+//!
+//! It is here and not in one of the programs since they are compiled to be small: what a connection does for each request
+//! is generic code of hyper, which is compiled like the crate that asks for it.
 
 use axum::Router;
 use axum::body::Body;
@@ -52,7 +55,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 const LAST_REQUESTS: Duration = Duration::from_secs(30);
 
 /// Serves until `stop`, then lets requests in flight finish.
-pub(crate) async fn serve(
+pub async fn serve(
     listener: TcpListener,
     tls: Option<Arc<ServerConfig>>,
     app: Router,
