@@ -12,7 +12,7 @@ use aws_smithy_types::error::metadata::ProvideErrorMetadata;
 use std::collections::HashMap;
 use std::error::Error;
 use std::future::Future;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tgb_api::target_group::TargetGroup;
@@ -53,6 +53,21 @@ pub struct Identity {
 pub struct Aws {
     pub(crate) inner: Arc<Inner>,
     urgent: bool,
+    turn: Option<Arc<Turn>>,
+}
+
+/// The right to one call that changes targets; given back if it is not made.
+struct Turn {
+    budget: Arc<Budget>,
+    is_used: AtomicBool,
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if !self.is_used.load(Ordering::Relaxed) {
+            self.budget.give_back(CallClass::ElbTargets);
+        }
+    }
 }
 
 pub(crate) struct Inner {
@@ -188,13 +203,34 @@ impl Aws {
             ec2_health: Health::default(),
             recovered: watch::Sender::new(0),
         };
-        Self { inner: Arc::new(inner), urgent: false }
+        Self { inner: Arc::new(inner), urgent: false, turn: None }
     }
 
     /// The same, whose reads go before those of others when the budget is short. Writes always do.
     #[must_use]
     pub fn urgent(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner), urgent: true }
+        Self { inner: Arc::clone(&self.inner), urgent: true, turn: None }
+    }
+
+    /// The same, whose next RegisterTargets or DeregisterTargets need not wait for the budget; nothing, if it would have to.
+    pub fn try_turn(&self, role: Option<Role<'_>>) -> Option<Self> {
+        let budget = self.budget_for(role);
+        budget.try_take(CallClass::ElbTargets).then(|| self.with_turn(budget))
+    }
+
+    /// As [`Self::try_turn`], once there is room for it. Whoever looks only then what to send, sends what came meanwhile, too.
+    ///
+    /// # Errors
+    /// If this replica may not write.
+    pub async fn turn(&self, role: Option<Role<'_>>) -> Answer<Self> {
+        let budget = self.budget_for(role);
+        self.wait(CallClass::ElbTargets, "Wait", budget.take(CallClass::ElbTargets, true)).await?;
+        Ok(self.with_turn(budget))
+    }
+
+    fn with_turn(&self, budget: Arc<Budget>) -> Self {
+        let turn = Arc::new(Turn { budget, is_used: AtomicBool::new(false) });
+        Self { inner: Arc::clone(&self.inner), urgent: self.urgent, turn: Some(turn) }
     }
 
     /// From now on nothing is written unless `may_write` says so at that moment; set once.
@@ -304,18 +340,13 @@ impl Aws {
     /// The ELBv2 client of our own identity or of an assumed role. Two callers that need a role at once make one
     /// client; its credentials are renewed ahead of their end.
     pub(crate) async fn client_for(&self, role: Option<Role<'_>>) -> Elb {
-        let Some(role) = role else {
-            return Elb {
-                client: self.inner.own.clone(),
-                budget: Arc::clone(&self.inner.budget),
-                secret: None,
-            };
-        };
+        let budget = self.budget_for(role);
+        let Some(role) = role else { return Elb { client: self.inner.own.clone(), budget, secret: None } };
         let external_id = role.external_id.map(str::to_owned);
         let key = (role.role_arn.to_owned(), external_id.clone());
         let cell = self.inner.assumed.lock().await.entry(key).or_default().clone();
         let client = cell.get_or_init(|| role::client(&self.inner, role)).await.clone();
-        Elb { client, budget: self.budget_of(role.role_arn), secret: external_id }
+        Elb { client, budget, secret: external_id }
     }
 
     /// The look-ups with our own identity or with a role.
@@ -326,6 +357,10 @@ impl Aws {
     }
 
     // ---- details ----
+
+    fn budget_for(&self, role: Option<Role<'_>>) -> Arc<Budget> {
+        role.map_or_else(|| Arc::clone(&self.inner.budget), |role| self.budget_of(role.role_arn))
+    }
 
     /// AWS counts the calls of each account by itself.
     fn budget_of(&self, role_arn: &str) -> Arc<Budget> {
@@ -388,13 +423,31 @@ impl Aws {
         }
     }
 
-    /// Waits for the budget and for a place; at the end, and while waiting, the fence decides over what writes.
+    /// Waits for the budget and for a place.
     async fn admit(
         &self,
         budget: &Budget,
         class: CallClass,
         operation: &'static str,
     ) -> Answer<Option<SemaphorePermit<'_>>> {
+        let turn = self.turn.as_ref().filter(|_| class == CallClass::ElbTargets);
+        let has_turn = turn.is_some_and(|turn| !turn.is_used.swap(true, Ordering::Relaxed));
+        let taking = async {
+            if !has_turn {
+                budget.take(class, self.urgent).await;
+            }
+            self.inner.places.acquire().await.ok()
+        };
+        self.wait(class, operation, taking).await
+    }
+
+    /// Waits; at the end, and while waiting, the fence decides over what writes.
+    async fn wait<T>(
+        &self,
+        class: CallClass,
+        operation: &'static str,
+        waiting: impl Future<Output = T>,
+    ) -> Answer<T> {
         const LOOKS: Duration = Duration::from_millis(200);
         let begun = Instant::now();
         let fenced = || class.writes() && self.inner.fence.get().is_some_and(|may_write| !may_write());
@@ -403,15 +456,11 @@ impl Aws {
             code: "NotLeading".to_owned(),
             message: "this replica may not write now".to_owned(),
         };
-        let taking = async {
-            budget.take(class, self.urgent).await;
-            self.inner.places.acquire().await.ok()
-        };
-        let mut taking = std::pin::pin!(taking);
-        let place = loop {
+        let mut waiting = std::pin::pin!(waiting);
+        let out = loop {
             tokio::select! {
                 biased;
-                place = &mut taking => break place,
+                out = &mut waiting => break out,
                 () = tokio::time::sleep(LOOKS) => {
                     if fenced() {
                         return Err(stopped());
@@ -420,7 +469,7 @@ impl Aws {
             }
         };
         self.inner.metrics.waited(class, begun.elapsed());
-        if fenced() { Err(stopped()) } else { Ok(place) }
+        if fenced() { Err(stopped()) } else { Ok(out) }
     }
 
     fn health(&self, class: CallClass) -> Option<&Health> {

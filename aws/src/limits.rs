@@ -159,6 +159,29 @@ impl Budget {
         }
     }
 
+    /// As [`Self::take`] for a call that writes, if it need not wait.
+    pub(crate) fn try_take(&self, class: CallClass) -> bool {
+        let now = Instant::now();
+        if !self.bucket(class).is_none_or(|bucket| bucket.take_now(now)) {
+            return false;
+        }
+        if class == CallClass::ElbTargets && !self.elb.take_now(now) {
+            self.elb_targets.give_back();
+            return false;
+        }
+        true
+    }
+
+    /// A call of this class that was waited for is not made.
+    pub(crate) fn give_back(&self, class: CallClass) {
+        if let Some(bucket) = self.bucket(class) {
+            bucket.give_back();
+        }
+        if matches!(class, CallClass::ElbDescribe | CallClass::ElbTargets) {
+            self.elb.give_back();
+        }
+    }
+
     /// AWS throttled a call of this class.
     pub(crate) fn throttled(&self, class: CallClass) {
         if let Some(bucket) = self.bucket(class) {
@@ -196,6 +219,16 @@ impl Bucket {
         while let Err(wait) = self.try_take(Instant::now(), urgent) {
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// Takes a token for an urgent call, if there is one and nobody waits for it.
+    fn take_now(&self, now: Instant) -> bool {
+        self.urgent.try_lock().is_ok() && self.try_take(now, true).is_ok()
+    }
+
+    fn give_back(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.tokens = (state.tokens + 1.0).min(self.limit.burst);
     }
 
     /// Takes a token, or says when there may be one.
@@ -261,6 +294,19 @@ mod tests {
         let begun = Instant::now();
         bucket.take(true).await;
         assert!(begun.elapsed() < Duration::from_millis(500));
+    }
+
+    #[test]
+    fn what_was_taken_and_is_not_needed_is_there_for_others() {
+        let limits = Limits { elb: Limit { burst: 2.0, rate: 0.001 }, ..Limits::default() };
+        let budget = Budget::new(&limits);
+        let takes = |count: usize| (0..count).filter(|_| budget.try_take(CallClass::ElbTargets)).count();
+        assert_eq!(takes(5), 2, "all of ELBv2 is bounded, too");
+        budget.give_back(CallClass::ElbTargets);
+        assert_eq!(takes(5), 1);
+        let now = Instant::now();
+        let left = (0..40).filter(|_| budget.elb_targets.try_take(now, true).is_ok()).count();
+        assert_eq!(left, 18, "a call that was not made for want of one token gives back the other");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::reason::EventReason;
 use crate::zones::Zones;
 use tgb_api::v1::TargetGroupBinding;
 use tgb_aws::values::Target;
-use tgb_aws::{AwsError, Class};
+use tgb_aws::{Aws, AwsError, Class};
 use tokio::time::Instant;
 use tracing::{debug, info};
 
@@ -22,6 +22,8 @@ pub(crate) type ZoneOf<'a> = &'a (dyn Fn(&Zones, &Target) -> Option<String> + Se
 /// A target group, for a binding.
 pub(crate) struct Place<'a> {
     pub(crate) ctx: &'a Ctx,
+    /// Its first change of targets need not wait.
+    pub(crate) aws: Aws,
     pub(crate) binding: &'a TargetGroupBinding,
     pub(crate) arn: &'a str,
     /// The change that this pass is about.
@@ -37,12 +39,14 @@ pub(crate) struct Applied {
     pub(crate) no_room: Option<(usize, String)>,
     /// So many were not tried, since the calls of a pass are limited.
     pub(crate) left: usize,
+    /// What is to be deregistered has to wait for its turn, after which there may be more of it.
+    pub(crate) waits: bool,
 }
 
 /// Registers, then deregisters. Where AWS has no room, what is not wanted goes first, and as much of what waits for a
 /// successor as there are targets to register.
 pub(crate) async fn apply(
-    place: &Place<'_>,
+    mut place: Place<'_>,
     plan: &Plan,
     wanted: &Desired,
     observed: &mut Observed,
@@ -62,6 +66,16 @@ pub(crate) async fn apply(
             plan.register.iter().filter(|target| observed.present(&TargetKey::of(target)).is_none());
         let needed = missing.count().saturating_sub(goes.len());
         goes.extend(plan.spare.iter().take(needed).cloned());
+    }
+    // The turn was for what is registered.
+    if !plan.register.is_empty() && !goes.is_empty() && !is_full {
+        match place.aws.try_turn(place.binding.spec.target_group.role()) {
+            Some(turn) => place.aws = turn,
+            None => {
+                applied.waits = true;
+                return applied;
+            }
+        }
     }
     if let Err(error) = place.deregister(&goes, observed).await {
         applied.failed.get_or_insert(error);
@@ -95,7 +109,7 @@ impl Place<'_> {
         let mut applied = Applied::default();
         let mut full = None;
         while let Some(mut batch) = batches.next() {
-            let error = match self.ctx.aws.register(role, self.arn, &batch).await {
+            let error = match self.aws.register(role, self.arn, &batch).await {
                 Ok(()) => {
                     observed.registered(&batch, wanted, Instant::now());
                     self.tell(EventReason::Registered, &batch);
@@ -147,7 +161,7 @@ impl Place<'_> {
     ) -> Result<(), AwsError> {
         let role = self.binding.spec.target_group.role();
         for batch in targets.chunks(BATCH) {
-            match self.ctx.aws.deregister(role, self.arn, batch).await {
+            match self.aws.deregister(role, self.arn, batch).await {
                 Err(error) if error.code == "InvalidTarget" => {}
                 other => other?,
             }

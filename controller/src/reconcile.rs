@@ -52,12 +52,15 @@ const LAST_CALLS: Duration = Duration::from_millis(500);
 /// The worker of a binding; ends when the binding is gone.
 pub(crate) async fn work(ctx: Arc<Ctx>, key: Key, wake: Arc<Wake>) {
     let announced = tokio::spawn(announce(Arc::clone(&ctx), key.clone()));
-    let mut worker = Worker { ctx, key, uid: String::new(), memory: Memory::default(), changed: None };
+    let mut worker =
+        Worker { ctx, key, uid: String::new(), memory: Memory::default(), changed: None, turn: None };
     while !worker.ctx.stop.is_cancelled() {
-        worker.changed = wake.take_changed();
-        if worker.changed.is_some() {
+        let changed = wake.take_changed();
+        if changed.is_some() {
             worker.memory.failures = 0;
         }
+        // A pass that waited for its turn begins anew, and is still about the change that it was about.
+        worker.changed = worker.changed.filter(|_| worker.turn.is_some()).or(changed);
         let ctx = Arc::clone(&worker.ctx);
         // Boxed, so that a worker that waits keeps nothing of the calls of its last pass.
         let next = tokio::select! {
@@ -142,6 +145,8 @@ struct Worker {
     memory: Memory,
     /// The change that this pass is about.
     changed: Option<Instant>,
+    /// AWS, where the next change of targets need not wait.
+    turn: Option<Aws>,
 }
 
 /// How a pass ended.
@@ -151,6 +156,8 @@ enum Outcome {
     Done(Option<Duration>),
     /// Look again after a backoff.
     Failed,
+    /// The turn to change targets has come: look again at once, since it took a while.
+    Turn,
 }
 
 /// What a pass may write.
@@ -214,6 +221,10 @@ impl Worker {
             // What a replica thinks whose time is over is nobody's status.
             return Some(begun + BACKOFF_LAST);
         }
+        if matches!(outcome, Outcome::Turn) {
+            return Some(begun);
+        }
+        self.turn = None;
         self.measure(&report, outcome, begun);
         self.tell(&binding, &report);
         let ctx = Arc::clone(&self.ctx);
@@ -230,13 +241,14 @@ impl Worker {
                 self.memory.failures = self.memory.failures.saturating_add(1);
                 now + backoff(self.memory.failures, fastrand::f64())
             }
+            Outcome::Turn => now,
         };
         Some(status_again.map_or(next, |again| next.min(now + again)))
     }
 
     fn measure(&self, report: &Report, outcome: Outcome, begun: Instant) {
         let result = match outcome {
-            Outcome::Done(_) => "ok",
+            Outcome::Done(_) | Outcome::Turn => "ok",
             Outcome::Failed => "error",
         };
         let (_, reason, _) = report.ready();
@@ -297,6 +309,9 @@ impl Worker {
     /// One pass over a living binding. Security groups come last, so that they never hold back a target.
     async fn reconcile(&mut self, binding: &Arc<TargetGroupBinding>, report: &mut Report) -> Outcome {
         let found = self.targets(binding, report).await;
+        if matches!(found, Err(Outcome::Turn)) {
+            return Outcome::Turn;
+        }
         self.networking(binding, &found, report).await
     }
 
@@ -356,6 +371,7 @@ impl Worker {
         };
         found.plan = self.plan(binding, &found, Instant::now());
         if mode == Mode::Writes {
+            self.take_turn(binding, &found.plan, report).await?;
             if let Err(error) = self.note(&found.plan.register, &found.targets).await {
                 return Err(self.failed(report, &Error::cluster("the ConfigMap of targets", error)));
             }
@@ -372,6 +388,31 @@ impl Worker {
         Ok(found)
     }
 
+    /// Waits for the turn to change targets, if there is something to change. Where that took a while, the pass begins anew, so
+    /// that what came meanwhile goes out with the same call.
+    async fn take_turn(
+        &mut self,
+        binding: &TargetGroupBinding,
+        plan: &Plan,
+        report: &mut Report,
+    ) -> Result<(), Outcome> {
+        if self.turn.is_some() || (plan.register.is_empty() && plan.deregister.is_empty()) {
+            return Ok(());
+        }
+        let role = binding.spec.target_group.role();
+        self.turn = self.ctx.aws.try_turn(role);
+        if self.turn.is_some() {
+            return Ok(());
+        }
+        match self.ctx.aws.turn(role).await {
+            Ok(turn) => {
+                self.turn = Some(turn);
+                Err(Outcome::Turn)
+            }
+            Err(error) => Err(self.failed(report, &error.into())),
+        }
+    }
+
     /// Has the plan done.
     async fn apply(&mut self, binding: &TargetGroupBinding, found: &Found) -> Applied {
         let ctx = Arc::clone(&self.ctx);
@@ -381,9 +422,10 @@ impl Worker {
             let node = nodes.get(&TargetKey::of(target)).copied();
             zones.of(&target.id.parse().ok()?, subnets, node)
         };
-        let place = Place { ctx: &ctx, binding, arn: group.arn.as_str(), changed: self.changed };
+        let aws = self.turn.take().unwrap_or_else(|| ctx.aws.clone());
+        let place = Place { ctx: &ctx, aws, binding, arn: group.arn.as_str(), changed: self.changed };
         let Memory { observed, zones, .. } = &mut self.memory;
-        let applied = apply(&place, plan, wanted, observed, zones, &zone_of).await;
+        let applied = apply(place, plan, wanted, observed, zones, &zone_of).await;
         if let (true, Some(vpc)) = (zones.take_contradicted(), &group.vpc_id) {
             ctx.forget_subnets(vpc);
         }
@@ -601,9 +643,11 @@ impl Worker {
             return Outcome::Failed;
         }
         let left = (applied.left > 0).then_some(BACKOFF_FIRST);
+        let waits = applied.waits.then_some(Duration::ZERO);
         let contact = contact.filter(|_| !foreign.is_empty());
         let retry = self.memory.observed.not_now(Instant::now()).1;
-        let all = [plan.again_in, left, contact, retry, grace.as_ref().and_then(|grace| grace.again_in)];
+        let all =
+            [plan.again_in, left, waits, contact, retry, grace.as_ref().and_then(|grace| grace.again_in)];
         Outcome::Done(all.into_iter().flatten().min())
     }
 

@@ -504,7 +504,9 @@ impl Scale<'_> {
             let elapsed = begun.elapsed().saturating_sub(Duration::from_secs(5));
             let journal = self.server.journal();
             let count = |action: &str| journal.iter().filter(|call| call.action == action).count() as f64;
-            let calls = count("RegisterTargets") + count("DeregisterTargets");
+            let (more, fewer) = (count("RegisterTargets"), count("DeregisterTargets"));
+            eprintln!("      {more} RegisterTargets, {fewer} DeregisterTargets");
+            let calls = more + fewer;
             for n in 0..BINDINGS {
                 let rows = self.server.targets(awsim::DEFAULT_ACCOUNT, "us-west-2", &self.fleet.arns[n]);
                 let live: BTreeSet<String> =

@@ -342,6 +342,28 @@ fn changes_during_a_call_join_the_next_one() {
 }
 
 #[test]
+fn changes_that_come_while_a_call_waits_for_its_turn_go_out_with_it() {
+    let space = prepare("turns")
+        .controller("--endpoints-without-pods")
+        .controller("--aws-limit=elb-targets=1/0.1")
+        .start()
+        .unwrap();
+    let arn = space.target_group("HTTP", 80, "ip").unwrap();
+    let ips = ["10.1.1.1", "10.1.1.2", "10.1.1.3", "10.1.1.4"];
+    let targets = |ips: &[&str]| ips.iter().map(|ip| format!("{ip}:8080")).collect::<BTreeSet<_>>();
+    bare_endpoints(&space, &ips[..1]);
+    space.bind("web", &arn, &json!({})).unwrap();
+    space.until_targets(&arn, &targets(&ips[..1])).unwrap();
+    // The next call goes out ten seconds later, and knows of all that came until then.
+    for count in 2..=4 {
+        bare_endpoints(&space, &ips[..count]);
+    }
+    bare_endpoints(&space, &ips[1..]);
+    space.until_targets(&arn, &targets(&ips[1..])).unwrap();
+    assert_eq!((space.count("RegisterTargets"), space.count("DeregisterTargets")), (2, 1));
+}
+
+#[test]
 fn what_others_change_by_hand_is_put_right_at_the_next_look() {
     let space = prepare("drift").controller("--health-poll=1s").start().unwrap();
     let arn = bound(&space, 2);
@@ -609,22 +631,27 @@ fn where_nobody_has_heard_of_the_nodes_what_runs_there_is_registered_all_the_sam
     space.kubectl("delete node fail-open").ok().unwrap();
 }
 
-#[test]
-fn endpoints_without_pods_count_only_if_the_operator_says_so_and_bad_ones_are_named() {
-    let space = space("bare-endpoints");
-    let arn = space.target_group("HTTP", 80, "ip").unwrap();
+/// A Service `web` without selector, with these endpoints.
+fn bare_endpoints(space: &Space<'_>, ips: &[&str]) {
     let service = json!({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": "web"},
         "spec": {"ports": [{"port": 80, "targetPort": 8080}]},
     });
     space.apply(&service).ok().unwrap();
+    let endpoints: Vec<Value> = ips.iter().map(|ip| json!({"addresses": [ip]})).collect();
     let slice = json!({
         "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
         "metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
-        "addressType": "IPv4", "ports": [{"name": "", "port": 8080, "protocol": "TCP"}],
-        "endpoints": [{"addresses": ["10.1.1.1"]}, {"addresses": ["10.1.1.2"]}, {"addresses": ["8.8.8.8"]}],
+        "addressType": "IPv4", "ports": [{"name": "", "port": 8080, "protocol": "TCP"}], "endpoints": endpoints,
     });
     space.apply(&slice).ok().unwrap();
+}
+
+#[test]
+fn endpoints_without_pods_count_only_if_the_operator_says_so_and_bad_ones_are_named() {
+    let space = space("bare-endpoints");
+    let arn = space.target_group("HTTP", 80, "ip").unwrap();
+    bare_endpoints(&space, &["10.1.1.1", "10.1.1.2", "8.8.8.8"]);
     space.bind("web", &arn, &json!({})).unwrap();
     until(&space, "Ready", "True", "Reconciled");
     assert!(space.targets(&arn).unwrap().is_empty());

@@ -112,7 +112,7 @@ impl Worker {
             let goes = ownership::to_clean_up(&index, switches, binding, &arn, &seen, tracked, &foreign);
             goes.into_iter().map(|seen| seen.target).collect()
         };
-        let place = Place { ctx: &ctx, binding, arn: &arn, changed: None };
+        let place = Place { ctx: &ctx, aws: ctx.aws.clone(), binding, arn: &arn, changed: None };
         match place.deregister(&goes, &mut self.memory.observed).await {
             Err(error) if error.is_target_group_not_found() => {}
             other => other?,
