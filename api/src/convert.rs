@@ -190,7 +190,9 @@ pub fn drop_nulls(object: &mut Map<String, Value>) {
     fn walk(value: &mut Value) {
         match value {
             Value::Object(members) => {
-                members.retain(|_, member| !member.is_null());
+                if members.values().any(Value::is_null) {
+                    members.retain(|_, member| !member.is_null());
+                }
                 members.values_mut().for_each(walk);
             }
             Value::Array(items) => items.iter_mut().for_each(walk),

@@ -25,6 +25,7 @@ pub mod names;
 pub mod objects;
 pub mod review;
 pub mod rules;
+mod scan;
 pub mod service;
 pub mod target_group;
 pub mod v1;

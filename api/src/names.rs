@@ -46,8 +46,12 @@ pub const NODE_PORT_MISMATCH: &str = "elbv2.k8s.aws/node-port-mismatch";
 /// `keep` or `deregister`: what happens when no endpoint is ready although pods run.
 pub const WHEN_NONE_READY: &str = "elbv2.k8s.aws/when-none-ready";
 
-/// Label prefixes of bindings that the AWS Load Balancer Controller made for itself.
-pub const LBC_OWNED_LABEL_PREFIXES: [&str; 3] = ["ingress.k8s.aws/", "service.k8s.aws/", "gateway.k8s.aws/"];
+/// Whether it is a label of bindings that the AWS Load Balancer Controller made for itself.
+pub fn is_of_lbc(label: &str) -> bool {
+    ["ingress.k8s.aws/", "service.k8s.aws/", "gateway.k8s.aws/"]
+        .iter()
+        .any(|prefix| label.starts_with(prefix))
+}
 
 /// The readiness-gate condition type of a binding.
 pub fn readiness_gate(binding: &str) -> String {

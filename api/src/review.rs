@@ -3,10 +3,8 @@
 //! They are read here and not where they are answered, since this crate is compiled for speed: most of what a request costs is
 //! finding the ends of its objects.
 
-use serde::Deserialize;
-use serde::de::{Deserializer, SeqAccess, Visitor};
-use serde_json::value::RawValue;
-use std::fmt;
+use crate::scan::{Cursor, Unreadable};
+use std::borrow::Cow;
 
 /// `kind` of an admission review.
 pub const ADMISSION: &str = "AdmissionReview";
@@ -17,44 +15,38 @@ pub const CONVERSION: &str = "ConversionReview";
 /// Objects of one review; API servers send at most a page of a list, and clients get lists of any length.
 const MOST_OBJECTS: usize = 200_000;
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct AdmissionReview<'a> {
-    #[serde(default)]
-    api_version: String,
-    #[serde(default)]
-    kind: String,
-    #[serde(borrow)]
-    request: Option<AdmissionRequest<'a>>,
-}
-
 /// `request` of an AdmissionReview. Objects stay text, so that the `uid` is known whatever is wrong with them, and only
 /// what is needed of them is ever read.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Clone, Default)]
 pub struct AdmissionRequest<'a> {
-    #[serde(default)]
-    uid: String,
-    #[serde(default)]
-    operation: String,
-    #[serde(default)]
-    name: String,
-    #[serde(default)]
-    namespace: String,
-    #[serde(default)]
-    sub_resource: String,
-    kind: Option<Kind>,
-    request_kind: Option<Kind>,
-    #[serde(borrow)]
-    object: Option<&'a RawValue>,
-    #[serde(borrow)]
-    old_object: Option<&'a RawValue>,
+    uid: Cow<'a, str>,
+    operation: Cow<'a, str>,
+    name: Cow<'a, str>,
+    namespace: Cow<'a, str>,
+    sub_resource: Cow<'a, str>,
+    version: Option<Cow<'a, str>>,
+    requested_version: Option<Cow<'a, str>>,
+    object: Option<&'a str>,
+    old_object: Option<&'a str>,
 }
 
-#[derive(Debug, Clone, Deserialize)]
-struct Kind {
-    #[serde(default)]
-    version: String,
+/// A body as text.
+fn text_of<'a>(body: &'a [u8], kind: &str) -> Result<&'a str, String> {
+    std::str::from_utf8(body).map_err(|error| format!("the body is no {kind}: {error}"))
+}
+
+fn is_there(value: &str) -> Option<&str> {
+    (value != "null").then_some(value)
+}
+
+/// `version` of a kind.
+fn version<'a>(kind: &mut Cursor<'a>) -> Result<Option<Cow<'a, str>>, Unreadable> {
+    let mut version = Cow::default();
+    let read = kind.object(|key, value| match key {
+        "version" => Ok(version = value.string()?),
+        _ => value.skip(),
+    })?;
+    Ok(read.map(|()| version))
 }
 
 impl<'a> AdmissionRequest<'a> {
@@ -63,16 +55,43 @@ impl<'a> AdmissionRequest<'a> {
     /// # Errors
     /// A sentence, if it is none; that is HTTP 400.
     pub fn read(body: &'a [u8]) -> Result<Self, String> {
-        let review: AdmissionReview<'a> =
-            serde_json::from_slice(body).map_err(|e| format!("the body is no {ADMISSION}: {e}"))?;
-        if review.kind != ADMISSION || review.api_version != ADMISSION_VERSION {
+        let mut cursor = Cursor::of(text_of(body, ADMISSION)?);
+        let (mut kind, mut api_version, mut request) = (Cow::default(), Cow::default(), None);
+        let read = cursor.object(|key, value| match key {
+            "kind" => Ok(kind = value.string()?),
+            "apiVersion" => Ok(api_version = value.string()?),
+            "request" => Ok(request = Self::of(value)?),
+            _ => value.skip(),
+        });
+        read.and_then(|_| cursor.end()).map_err(|error| format!("the body is no {ADMISSION}: {error}"))?;
+        if kind != ADMISSION || api_version != ADMISSION_VERSION {
             return Err(format!("the body is no {ADMISSION} of {ADMISSION_VERSION}"));
         }
-        let request = review.request.ok_or("the review has no request")?;
+        let request = request.ok_or("the review has no request")?;
         if request.uid.is_empty() {
             return Err("the request has no uid".to_owned());
         }
         Ok(request)
+    }
+
+    fn of(cursor: &mut Cursor<'a>) -> Result<Option<Self>, Unreadable> {
+        let mut request = Self::default();
+        let read = cursor.object(|key, value| {
+            match key {
+                "uid" => request.uid = value.string()?,
+                "operation" => request.operation = value.string()?,
+                "name" => request.name = value.string()?,
+                "namespace" => request.namespace = value.string()?,
+                "subResource" => request.sub_resource = value.string()?,
+                "kind" => request.version = version(value)?,
+                "requestKind" => request.requested_version = version(value)?,
+                "object" => request.object = is_there(value.value()?),
+                "oldObject" => request.old_object = is_there(value.value()?),
+                _ => value.skip()?,
+            }
+            Ok(())
+        })?;
+        Ok(read.map(|()| request))
     }
 
     /// The API server's id of this request.
@@ -102,48 +121,29 @@ impl<'a> AdmissionRequest<'a> {
 
     /// The object as JSON; none on DELETE.
     pub fn object(&self) -> Option<&'a str> {
-        self.object.map(RawValue::get)
+        self.object
     }
 
     /// The stored object as JSON; none on CREATE.
     pub fn old_object(&self) -> Option<&'a str> {
-        self.old_object.map(RawValue::get)
+        self.old_object
     }
 
     /// The version in which the user sent it, though it arrives as v1.
     pub fn user_version(&self) -> &str {
-        let kind = self.request_kind.as_ref().or(self.kind.as_ref());
-        kind.map_or("v1", |kind| kind.version.as_str())
+        self.requested_version.as_deref().or(self.version.as_deref()).unwrap_or("v1")
     }
-}
-
-#[derive(Deserialize)]
-struct ConversionReview<'a> {
-    #[serde(default)]
-    kind: String,
-    #[serde(borrow)]
-    request: Option<Conversion<'a>>,
-}
-
-#[derive(Deserialize)]
-struct Conversion<'a> {
-    #[serde(default)]
-    uid: String,
-    #[serde(default, rename = "desiredAPIVersion")]
-    desired: String,
-    #[serde(borrow)]
-    objects: Option<Objects<'a>>,
 }
 
 /// `request` of a ConversionReview.
 #[derive(Debug)]
 pub struct ConversionRequest<'a> {
     /// The API server's id of it.
-    pub uid: String,
+    pub uid: Cow<'a, str>,
     /// `group/version` of what is wanted.
-    pub desired: String,
+    pub desired: Cow<'a, str>,
     /// The text of each object.
-    pub objects: Vec<&'a RawValue>,
+    pub objects: Vec<&'a str>,
 }
 
 impl<'a> ConversionRequest<'a> {
@@ -152,39 +152,46 @@ impl<'a> ConversionRequest<'a> {
     /// # Errors
     /// A sentence, if it is none; that is HTTP 400.
     pub fn read(body: &'a [u8]) -> Result<Self, String> {
-        let review: ConversionReview<'a> =
-            serde_json::from_slice(body).map_err(|error| format!("the body is no {CONVERSION}: {error}"))?;
-        if review.kind != CONVERSION {
+        let mut cursor = Cursor::of(text_of(body, CONVERSION)?);
+        let (mut kind, mut uid, mut desired) = (Cow::default(), Cow::default(), Cow::default());
+        let (mut request, mut objects) = (None, None);
+        let read = cursor.object(|key, value| {
+            match key {
+                "kind" => kind = value.string()?,
+                "request" => {
+                    request = value.object(|key, value| {
+                        match key {
+                            "uid" => uid = value.string()?,
+                            "desiredAPIVersion" => desired = value.string()?,
+                            "objects" => objects = texts(value)?,
+                            _ => value.skip()?,
+                        }
+                        Ok(())
+                    })?;
+                }
+                _ => value.skip()?,
+            }
+            Ok(())
+        });
+        read.and_then(|_| cursor.end()).map_err(|error| format!("the body is no {CONVERSION}: {error}"))?;
+        if kind != CONVERSION {
             return Err(format!("the body is no {CONVERSION}"));
         }
-        let Conversion { uid, desired, objects } = review.request.ok_or("the review has no request")?;
-        let objects = objects.ok_or("the request has no objects")?.0;
+        request.ok_or("the review has no request")?;
+        let objects = objects.ok_or("the request has no objects")?;
         Ok(Self { uid, desired, objects })
     }
 }
 
-/// The text of each object.
-struct Objects<'a>(Vec<&'a RawValue>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Objects<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Reader;
-        impl<'de> Visitor<'de> for Reader {
-            type Value = Objects<'de>;
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of objects")
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
-                let mut all = Vec::new();
-                while let Some(item) = items.next_element::<&'de RawValue>()? {
-                    if all.len() == MOST_OBJECTS {
-                        return Err(serde::de::Error::custom(format!("more than {MOST_OBJECTS} objects")));
-                    }
-                    all.push(item);
-                }
-                Ok(Objects(all))
-            }
+/// The text of each item.
+fn texts<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Vec<&'a str>>, Unreadable> {
+    let mut all = Vec::new();
+    let read = cursor.list(|item| {
+        if all.len() == MOST_OBJECTS {
+            return Err(Unreadable::TooMany(MOST_OBJECTS));
         }
-        deserializer.deserialize_seq(Reader)
-    }
+        all.push(item.value()?);
+        Ok(())
+    })?;
+    Ok(read.map(|()| all))
 }

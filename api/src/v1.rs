@@ -4,25 +4,21 @@
 //! `status`; conversion works on JSON ([`crate::convert`]). [`TargetGroupBinding::of_review`] reads less, and faster.
 
 use crate::names;
+pub use crate::scan::Unreadable;
 use crate::target_group::{IpAddressType, Protocol, TargetType, words};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde::de::{Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 /// Binds a Kubernetes Service to an existing target group.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TargetGroupBinding {
-    /// `elbv2.k8s.aws/v1`.
-    #[serde(default = "api_version")]
-    pub api_version: String,
-    /// `TargetGroupBinding`.
-    #[serde(default = "kind")]
-    pub kind: String,
     /// Name, namespace, labels, …
     #[serde(default, deserialize_with = "crate::objects::metadata")]
     pub metadata: ObjectMeta,
@@ -32,14 +28,6 @@ pub struct TargetGroupBinding {
     /// What the controller saw.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub status: Option<Status>,
-}
-
-fn api_version() -> String {
-    format!("{}/v1", names::GROUP)
-}
-
-fn kind() -> String {
-    names::KIND.to_owned()
 }
 
 impl TargetGroupBinding {
@@ -63,9 +51,8 @@ impl TargetGroupBinding {
     ///
     /// # Errors
     /// Where a value is of another type than the schema's.
-    pub fn of_review(json: &str) -> Result<(Self, Parents), serde_json::Error> {
-        let sent: review::Sent = serde_json::from_str(json)?;
-        Ok(sent.into_binding())
+    pub fn of_review(json: &str) -> Result<(Self, Parents), Unreadable> {
+        review::read(json)
     }
 
     /// An annotation's value.
@@ -75,9 +62,7 @@ impl TargetGroupBinding {
 
     /// Whether the AWS Load Balancer Controller made this binding for an Ingress, Service or Gateway of its own.
     pub fn is_owned_by_lbc(&self) -> bool {
-        self.metadata.labels.as_ref().is_some_and(|labels| {
-            labels.keys().any(|key| names::LBC_OWNED_LABEL_PREFIXES.iter().any(|p| key.starts_with(p)))
-        })
+        self.metadata.labels.iter().flatten().any(|(label, _)| names::is_of_lbc(label))
     }
 }
 
@@ -386,13 +371,36 @@ pub struct Status {
     pub observed_generation: Option<i64>,
     /// The ARN that was resolved; clean-up uses it.
     #[serde(default, rename = "targetGroupARN", skip_serializing_if = "Option::is_none")]
-    pub target_group_arn: Option<String>,
+    pub target_group_arn: Option<Arc<str>>,
     /// What is true of the binding, by type.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub conditions: Vec<Condition>,
     /// Counts of this binding's targets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<TargetCounts>,
+}
+
+/// An entry of `status.conditions`, as Kubernetes' `metav1.Condition`. Thousands of bindings say the same, so that its texts
+/// can be shared.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// What it is about.
+    #[serde(rename = "type")]
+    pub type_: Arc<str>,
+    /// `True`, `False` or `Unknown`.
+    pub status: Arc<str>,
+    /// Why, for machines.
+    #[serde(default)]
+    pub reason: Arc<str>,
+    /// Why, for people.
+    #[serde(default)]
+    pub message: Arc<str>,
+    /// The generation that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// When `status` changed.
+    pub last_transition_time: Time,
 }
 
 /// `status.targets`.
@@ -416,10 +424,10 @@ pub struct TargetCounts {
     pub draining: u32,
     /// `healthy/desired`, for people.
     #[serde(default)]
-    pub summary: String,
+    pub summary: Arc<str>,
     /// When AWS was last asked, RFC 3339.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_at: Option<String>,
+    pub observed_at: Option<Arc<str>>,
     /// What this version does not know.
     #[serde(flatten)]
     pub other: BTreeMap<String, serde_json::Value>,
@@ -428,113 +436,93 @@ pub struct TargetCounts {
 /// What [`TargetGroupBinding::of_review`] reads.
 mod review {
     use super::*;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-    use serde::de::{IgnoredAny, MapAccess};
-
-    #[derive(Deserialize)]
-    pub(super) struct Sent {
-        #[serde(default)]
-        metadata: Metadata,
-        #[serde(default)]
-        spec: Option<SentSpec>,
-        #[serde(default)]
-        status: Option<SentStatus>,
-    }
+    use crate::scan::Cursor;
 
     #[derive(Default, Deserialize)]
     #[serde(rename_all = "camelCase", default)]
-    struct Metadata {
-        name: Option<String>,
-        generate_name: Option<String>,
-        namespace: Option<String>,
-        deletion_timestamp: Option<Time>,
-        annotations: Option<Annotations>,
-    }
-
-    /// Those that rules look at.
-    #[derive(Default)]
-    struct Annotations(BTreeMap<String, String>);
-
-    impl<'de> Deserialize<'de> for Annotations {
-        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            struct Reader;
-            impl<'de> Visitor<'de> for Reader {
-                type Value = Annotations;
-                fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                    f.write_str("annotations")
-                }
-                fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Annotations, A::Error> {
-                    let mut kept = BTreeMap::new();
-                    while let Some(key) = members.next_key::<String>()? {
-                        if key == names::NODE_PORT_MISMATCH {
-                            kept.insert(key, members.next_value()?);
-                        } else {
-                            members.next_value::<IgnoredAny>()?;
-                        }
-                    }
-                    Ok(Annotations(kept))
-                }
-            }
-            deserializer.deserialize_map(Reader)
-        }
-    }
-
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct SentSpec {
-        #[serde(default)]
+    struct Sent {
         target_group: Option<TargetGroupRef>,
-        #[serde(default)]
         service_ref: Option<ServiceRef>,
-        #[serde(default)]
         networking: Option<Networking>,
-        #[serde(default)]
         node_selector: Option<LabelSelector>,
     }
 
-    #[derive(Deserialize)]
-    struct SentStatus {
-        #[serde(default)]
-        targets: Option<SentTargets>,
+    pub(super) fn read(json: &str) -> Result<(TargetGroupBinding, Parents), Unreadable> {
+        let (mut metadata, mut spec, mut status) = (ObjectMeta::default(), None, None);
+        let mut cursor = Cursor::of(json);
+        let read = cursor.object(|key, value| {
+            match key {
+                "metadata" => read_metadata(value, &mut metadata)?,
+                "spec" => spec = value.read::<Option<Sent>>()?,
+                "status" => status = read_status(value)?,
+                _ => value.skip()?,
+            }
+            Ok(())
+        })?;
+        cursor.end()?;
+        read.ok_or(Unreadable::NoObject)?;
+        let mut parents = Parents { spec: spec.is_some(), ..Parents::default() };
+        let spec = spec.map_or_else(Spec::default, |spec| {
+            parents.target_group = spec.target_group.is_some();
+            parents.service_ref = spec.service_ref.is_some();
+            Spec {
+                target_group: spec.target_group.unwrap_or_default(),
+                service_ref: spec.service_ref.unwrap_or_default(),
+                networking: spec.networking,
+                node_selector: spec.node_selector,
+            }
+        });
+        Ok((TargetGroupBinding { metadata, spec, status }, parents))
     }
 
-    #[derive(Deserialize)]
-    struct SentTargets {
-        #[serde(default)]
-        registered: u64,
+    fn read_metadata(metadata: &mut Cursor<'_>, read: &mut ObjectMeta) -> Result<(), Unreadable> {
+        let there = metadata.object(|key, value| {
+            match key {
+                "name" => read.name = value.read()?,
+                "generateName" => read.generate_name = value.read()?,
+                "namespace" => read.namespace = value.read()?,
+                "deletionTimestamp" => read.deletion_timestamp = value.read()?,
+                "annotations" => read.annotations = read_annotations(value)?,
+                _ => value.skip()?,
+            }
+            Ok(())
+        })?;
+        there.ok_or(Unreadable::NoObject)
     }
 
-    impl Sent {
-        pub(super) fn into_binding(self) -> (TargetGroupBinding, Parents) {
-            let Self { metadata, spec, status } = self;
-            let mut parents = Parents { spec: spec.is_some(), ..Parents::default() };
-            let spec = spec.map_or_else(Spec::default, |spec| {
-                parents.target_group = spec.target_group.is_some();
-                parents.service_ref = spec.service_ref.is_some();
-                Spec {
-                    target_group: spec.target_group.unwrap_or_default(),
-                    service_ref: spec.service_ref.unwrap_or_default(),
-                    networking: spec.networking,
-                    node_selector: spec.node_selector,
-                }
-            });
-            let metadata = ObjectMeta {
-                name: metadata.name,
-                generate_name: metadata.generate_name,
-                namespace: metadata.namespace,
-                deletion_timestamp: metadata.deletion_timestamp,
-                annotations: metadata.annotations.map(|annotations| annotations.0),
-                ..ObjectMeta::default()
-            };
-            let targets = status.and_then(|status| status.targets);
-            let status = targets.map(|targets| {
-                let registered = u32::try_from(targets.registered).unwrap_or(u32::MAX);
-                let targets = Some(TargetCounts { registered, ..TargetCounts::default() });
-                Status { targets, ..Status::default() }
-            });
-            let (api_version, kind) = (String::new(), String::new());
-            (TargetGroupBinding { api_version, kind, metadata, spec, status }, parents)
-        }
+    /// Those that rules look at.
+    fn read_annotations(
+        annotations: &mut Cursor<'_>,
+    ) -> Result<Option<BTreeMap<String, String>>, Unreadable> {
+        let mut kept = BTreeMap::new();
+        let there = annotations.object(|key, value| {
+            if key == names::NODE_PORT_MISMATCH {
+                kept.insert(key.to_owned(), value.string()?.into_owned());
+                return Ok(());
+            }
+            value.skip()
+        })?;
+        Ok(there.map(|()| kept))
+    }
+
+    /// How many targets are registered, if it says so.
+    fn read_status(status: &mut Cursor<'_>) -> Result<Option<Status>, Unreadable> {
+        let mut read = None;
+        status.object(|key, value| {
+            if key != "targets" {
+                return value.skip();
+            }
+            let mut registered = 0_u64;
+            let there = value.object(|key, value| match key {
+                "registered" => Ok(registered = value.read()?),
+                _ => value.skip(),
+            })?;
+            let registered = u32::try_from(registered).unwrap_or(u32::MAX);
+            let targets = there.map(|()| TargetCounts { registered, ..TargetCounts::default() });
+            read = targets.map(|targets| Status { targets: Some(targets), ..Status::default() });
+            Ok(())
+        })?;
+        Ok(read)
     }
 }
 

@@ -161,7 +161,7 @@ pub(crate) fn is_alive(
             && match (uid, service) {
                 (Some(uid), _) => pod.uid == uid,
                 (None, Some(service)) => {
-                    service.selects(&pod.labels)
+                    service.selects(|name| pod.label(name))
                         || index.slices(&service_key).flat_map(|slice| &slice.endpoints).any(|endpoint| {
                             endpoint.pod.as_deref() == Some(&*pod_key.name)
                                 && endpoint.addresses.contains(&ip)
@@ -196,7 +196,7 @@ pub(crate) fn not_there_yet(
         return None;
     }
     let mut pods = index.pods.iter().filter(|(pod, _)| pod.namespace == key.namespace);
-    pods.any(|(_, pod)| pod.running && service.selects(&pod.labels)).then_some(left)
+    pods.any(|(_, pod)| pod.running && service.selects(|name| pod.label(name))).then_some(left)
 }
 
 /// Whether labels match a selector; one that does not parse matches nothing.
@@ -253,7 +253,7 @@ fn candidates<'a>(
     ports.flat_map(move |slice_port| {
         slice.endpoints.iter().flat_map(move |endpoint| {
             let pod = endpoint.pod.as_deref().map(|name| Key::new(namespace, name));
-            let pod = pod.and_then(|key| index.pods.get_key_value(&key));
+            let pod = pod.and_then(|key| index.pod(&key));
             endpoint.addresses.iter().map(move |ip| Candidate {
                 ip: *ip,
                 port: slice_port.port,

@@ -15,7 +15,7 @@ use tgb_api::names;
 use tgb_api::objects;
 use tgb_api::service::Service;
 use tgb_api::target_group::TargetType;
-use tgb_api::v1::TargetGroupBinding;
+use tgb_api::v1::{Condition, TargetGroupBinding};
 
 #[cfg(test)]
 #[path = "index_tests.rs"]
@@ -35,6 +35,11 @@ impl Key {
 
     pub(crate) fn of(meta: &ObjectMeta) -> Self {
         Self::new(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default())
+    }
+
+    /// Another name in the same namespace.
+    pub(crate) fn beside(&self, name: &str) -> Self {
+        Self { namespace: Arc::clone(&self.namespace), name: Arc::from(name) }
     }
 }
 
@@ -61,6 +66,10 @@ impl<T: ?Sized + Eq + Hash> Pool<T> {
         }
         if self.0.len() == self.0.capacity() {
             self.0.retain(|known| Arc::strong_count(known) > 1);
+            // Where all are in use, this look through them is not worth while soon again.
+            if self.0.len() > self.0.capacity() / 2 {
+                self.0.reserve(self.0.len() + 1);
+            }
         }
         self.0.insert(Arc::clone(&value));
         value
@@ -106,7 +115,8 @@ pub(crate) struct Pod {
     pub(crate) running: bool,
     pub(crate) containers_ready: bool,
     pub(crate) node: Option<Arc<str>>,
-    pub(crate) labels: Arc<BTreeMap<String, String>>,
+    /// Sorted.
+    pub(crate) labels: Arc<[(Arc<str>, Arc<str>)]>,
     /// Readiness gates of ours with the condition's (status, reason, message), if it is set.
     pub(crate) gates: BTreeMap<String, Option<(String, String, String)>>,
     /// Container ports by name.
@@ -118,6 +128,11 @@ pub(crate) struct Pod {
 }
 
 impl Pod {
+    /// The value of a label.
+    pub(crate) fn label(&self, name: &str) -> Option<&str> {
+        self.labels.iter().find(|(other, _)| **other == *name).map(|(_, value)| &**value)
+    }
+
     /// The QUIC server id of what listens on a port.
     pub(crate) fn quic_server_id(&self, port: u16) -> Option<&String> {
         self.quic.get(&port).or_else(|| self.quic.get(&0))
@@ -174,8 +189,9 @@ pub(crate) struct Index {
     pub(crate) bindings: BTreeMap<Key, Arc<TargetGroupBinding>>,
     /// Bindings that can't be read, and were not before.
     pub(crate) unreadable: BTreeSet<Key>,
-    pub(crate) services: HashMap<Key, Service>,
-    pub(crate) pods: HashMap<Key, Pod>,
+    // Half of a table is empty: what is large is not in it.
+    pub(crate) services: HashMap<Key, Box<Service>>,
+    pub(crate) pods: HashMap<Key, Box<Pod>>,
     pub(crate) nodes: BTreeMap<Arc<str>, Node>,
     pub(crate) namespaces: HashMap<Arc<str>, Namespace>,
     // Of these there is almost always one: a vector of one is a tenth of a set of one.
@@ -184,7 +200,7 @@ pub(crate) struct Index {
     slice_owner: HashMap<Key, Key>,
     by_service: HashMap<Key, Vec<Key>>,
     /// Bindings by the ARN of their target group, the oldest first.
-    by_arn: HashMap<String, Vec<(Option<Timestamp>, Key)>>,
+    by_arn: HashMap<Arc<str>, Vec<(Option<Timestamp>, Key)>>,
     /// The pods of an address.
     by_ip: HashMap<IpAddr, Vec<Key>>,
     /// The Services whose slices name a pod.
@@ -196,7 +212,7 @@ pub(crate) struct Index {
     /// The pods with a readiness gate of a binding, whether or not that exists.
     gated: BTreeMap<Key, BTreeSet<Key>>,
     words: Pool<str>,
-    labels: Pool<BTreeMap<String, String>>,
+    labels: Pool<[(Arc<str>, Arc<str>)]>,
     ports: Pool<BTreeMap<String, u16>>,
 }
 
@@ -211,9 +227,14 @@ impl Index {
         self.slice_owner.keys()
     }
 
+    /// A pod, with the key that is kept.
+    pub(crate) fn pod(&self, key: &Key) -> Option<(&Key, &Pod)> {
+        self.pods.get_key_value(key).map(|(key, pod)| (key, &**pod))
+    }
+
     /// The pods that have an address.
     pub(crate) fn pods_at(&self, ip: &IpAddr) -> impl Iterator<Item = (&Key, &Pod)> {
-        self.by_ip.get(ip).into_iter().flatten().filter_map(|key| self.pods.get_key_value(key))
+        self.by_ip.get(ip).into_iter().flatten().filter_map(|key| self.pod(key))
     }
 
     /// The bindings that pods have readiness gates of, whether or not they exist, and those pods.
@@ -224,7 +245,7 @@ impl Index {
     /// The running pods with a readiness gate of a binding.
     pub(crate) fn gated_pods(&self, binding: &Key) -> impl Iterator<Item = (&Key, &Pod)> {
         let pods = self.gated.get(binding).into_iter().flatten();
-        pods.filter_map(|key| self.pods.get_key_value(key)).filter(|(_, pod)| pod.running)
+        pods.filter_map(|key| self.pod(key)).filter(|(_, pod)| pod.running)
     }
 
     /// The pods that a Service's slices name.
@@ -232,7 +253,7 @@ impl Index {
         let endpoints = self.slices(service).flat_map(|slice| &slice.endpoints);
         endpoints.filter_map(|endpoint| {
             let name = endpoint.pod.clone()?;
-            self.pods.get_key_value(&Key { namespace: Arc::clone(&service.namespace), name })
+            self.pod(&Key { namespace: Arc::clone(&service.namespace), name })
         })
     }
 
@@ -253,18 +274,16 @@ impl Index {
     }
 
     pub(crate) fn put_binding(&mut self, mut binding: TargetGroupBinding) -> Concerned {
-        let key = Key::of(&binding.metadata);
+        let key = self.key(&binding.metadata);
         self.unreadable.remove(&key);
-        if let Some(annotations) = &mut binding.metadata.annotations {
-            annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
-        }
+        self.strip(&mut binding);
         let mut concerned = Concerned::new();
         // Our own writes of the status are no change that a pass has to look at.
         if self.bindings.get(&key).is_none_or(|old| differs(old, &binding)) {
             concerned.insert(key.clone());
         }
         if let Some(old) = self.bindings.get(&key).cloned() {
-            let service = Key::new(&key.namespace, &old.spec.service_ref.name);
+            let service = key.beside(&old.spec.service_ref.name);
             take_out(&mut self.by_service, &service, &key);
             if !old.is_terminating() && binding.is_terminating() {
                 concerned.extend(self.companions(&old));
@@ -272,11 +291,12 @@ impl Index {
             self.unlink_arn(&key, &old);
         }
         if let Some(arn) = claimed_arn(&binding) {
-            let all = self.by_arn.entry(arn.to_owned()).or_insert_with(one);
+            let arn = self.words.share(arn.into());
+            let all = self.by_arn.entry(arn).or_insert_with(one);
             all.push((created(&binding), key.clone()));
             all.sort_unstable();
         }
-        let service = Key::new(&key.namespace, &binding.spec.service_ref.name);
+        let service = key.beside(&binding.spec.service_ref.name);
         self.by_service.entry(service).or_insert_with(one).push(key.clone());
         self.bindings.insert(key, Arc::new(binding));
         concerned
@@ -295,8 +315,8 @@ impl Index {
     }
 
     pub(crate) fn put_service(&mut self, service: &objects::Service) -> Concerned {
-        let key = Key::of(&service.metadata);
-        let read = Service::read(service);
+        let key = self.key(&service.metadata);
+        let read = Box::new(Service::read(service));
         self.unlink_service(&key);
         if let Some(label) = first_label(&key.namespace, &read) {
             self.by_label.entry(label).or_insert_with(one).push(key.clone());
@@ -312,9 +332,9 @@ impl Index {
     }
 
     pub(crate) fn put_slice(&mut self, slice: &objects::EndpointSlice) -> Concerned {
-        let key = Key::of(&slice.metadata);
+        let key = self.key(&slice.metadata);
         let label = slice.metadata.labels.as_ref().and_then(|labels| labels.get(names::SERVICE_NAME_LABEL));
-        let Some(service) = label.map(|name| Key::new(&key.namespace, name)) else {
+        let Some(service) = label.map(|name| key.beside(name)) else {
             return self.remove_slice(&key);
         };
         let mut concerned = Concerned::new();
@@ -356,14 +376,20 @@ impl Index {
     }
 
     pub(crate) fn put_pod(&mut self, pod: &objects::Pod) -> Concerned {
-        let mut key = Key::of(&pod.metadata);
-        let mut read = read_pod(pod);
+        let key = self.key(&pod.metadata);
+        let mut read = Box::new(read_pod(pod));
         if self.pods.get(&key) == Some(&read) {
             return Concerned::new();
         }
-        key.namespace = self.words.share(key.namespace);
         read.node = read.node.map(|node| self.words.share(node));
-        read.labels = self.labels.share(read.labels);
+        read.labels = match self.labels.0.get(&*read.labels) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let mut share = |text: &Arc<str>| self.words.share(Arc::clone(text));
+                let shared = read.labels.iter().map(|(name, value)| (share(name), share(value)));
+                self.labels.share(shared.collect())
+            }
+        };
         read.ports = self.ports.share(read.ports);
         self.unlink(&key);
         for ip in &read.ips {
@@ -423,6 +449,42 @@ impl Index {
 
     // ---- details ----
 
+    /// The key of an object; of its namespace there is one text.
+    fn key(&mut self, meta: &ObjectMeta) -> Key {
+        let Key { namespace, name } = Key::of(meta);
+        Key { namespace: self.words.share(namespace), name }
+    }
+
+    /// Takes away what nobody reads, and shares what many bindings say.
+    fn strip(&mut self, binding: &mut TargetGroupBinding) {
+        fn keep(texts: &mut Option<BTreeMap<String, String>>, is_read: impl Fn(&str) -> bool) {
+            // A tree stays as large as it was.
+            let kept = texts.take().into_iter().flatten().filter(|(key, _)| is_read(key));
+            *texts = Some(kept.collect::<BTreeMap<_, _>>()).filter(|kept| !kept.is_empty());
+        }
+        let meta = &mut binding.metadata;
+        keep(&mut meta.annotations, |key| {
+            key.split_once('/').is_some_and(|(group, _)| group == names::GROUP)
+        });
+        keep(&mut meta.labels, names::is_of_lbc);
+        meta.generate_name = None;
+        let Some(status) = &mut binding.status else { return };
+        status.target_group_arn = status.target_group_arn.take().map(|arn| self.words.share(arn));
+        if let Some(targets) = &mut status.targets {
+            targets.summary = self.words.share(Arc::clone(&targets.summary));
+        }
+        // Shrinking in place leaves the block as large as it was.
+        let mut conditions = Vec::with_capacity(status.conditions.len());
+        conditions.append(&mut status.conditions);
+        for condition in &mut conditions {
+            let Condition { type_, status, reason, message, .. } = condition;
+            for text in [type_, status, reason, message] {
+                *text = self.words.share(Arc::clone(text));
+            }
+        }
+        status.conditions = conditions;
+    }
+
     fn companions(&self, binding: &TargetGroupBinding) -> Concerned {
         claimed_arn(binding)
             .map(|arn| self.bindings_of(arn).iter().map(|other| Key::of(&other.metadata)).collect())
@@ -439,10 +501,10 @@ impl Index {
         let mut users: Concerned =
             by_slice.filter_map(|service| self.by_service.get(service)).flatten().cloned().collect();
         let Some(pod) = self.pods.get(key) else { return users };
-        for (name, value) in &*pod.labels {
+        for (name, value) in pod.labels.iter() {
             let services = self.by_label.get(&label(&key.namespace, name, value)).into_iter().flatten();
             let selecting = services.filter(|service| {
-                self.services.get(service).is_some_and(|service| service.selects(&pod.labels))
+                self.services.get(service).is_some_and(|service| service.selects(|name| pod.label(name)))
             });
             users.extend(selecting.filter_map(|service| self.by_service.get(service)).flatten().cloned());
         }
@@ -532,7 +594,7 @@ impl Index {
 /// The bindings that a pod has readiness gates of.
 fn gate_bindings(key: &Key, pod: &Pod) -> Vec<Key> {
     let names = pod.gates.keys().filter_map(|kind| kind.split_once('/'));
-    names.map(|(_, name)| Key::new(&key.namespace, name)).collect()
+    names.map(|(_, name)| key.beside(name)).collect()
 }
 
 /// Whether a binding changed in more than its status.
@@ -674,7 +736,13 @@ fn read_pod(pod: &objects::Pod) -> Pod {
         running: !finished && pod.metadata.deletion_timestamp.is_none(),
         containers_ready: condition("ContainersReady").is_some_and(|condition| condition.status == "True"),
         node: spec.and_then(|spec| spec.node_name.as_deref()).map(Arc::from),
-        labels: Arc::new(pod.metadata.labels.clone().unwrap_or_default()),
+        labels: pod
+            .metadata
+            .labels
+            .iter()
+            .flatten()
+            .map(|(name, value)| (Arc::from(name.as_str()), Arc::from(value.as_str())))
+            .collect(),
         gates: gates.collect(),
         ports: Arc::new(ports),
         eni: pod.metadata.annotations.as_ref().and_then(|all| all.get("vpc.amazonaws.com/pod-eni")).cloned(),
@@ -745,6 +813,31 @@ mod tests {
             "namespace": "shop", "name": "web", "generation": 1, "annotations": {"elbv2.k8s.aws/paused": "true"},
         }});
         assert_eq!(index.put_binding(binding(annotated)).len(), 1);
+    }
+
+    #[test]
+    fn what_nobody_reads_is_not_kept_and_what_bindings_say_alike_is_kept_once() {
+        let mut index = Index::default();
+        let made = |name: &str, note: &str| {
+            let condition = json!({"type": "Ready", "status": "True", "reason": "Reconciled", "message": "as it says",
+                                   "lastTransitionTime": "2026-01-02T03:04:05Z"});
+            binding(json!({
+                "metadata": {
+                    "namespace": "shop", "name": name, "generation": 1, "labels": {"app": note, "service.k8s.aws/stack": "s"},
+                    "annotations": {"elbv2.k8s.aws/paused": "true", "kubectl.kubernetes.io/last-applied-configuration": note},
+                },
+                "status": {"conditions": [condition]},
+            }))
+        };
+        index.put_binding(made("a", "1"));
+        assert!(index.put_binding(made("a", "2")).is_empty(), "a label that nobody reads is no change");
+        index.put_binding(made("b", "1"));
+        let all: Vec<_> = index.bindings.values().collect();
+        assert_eq!(all[0].annotation("elbv2.k8s.aws/paused"), Some("true"));
+        assert_eq!(all[0].metadata.annotations.as_ref().unwrap().len(), 1);
+        assert!(all[0].is_owned_by_lbc() && all[0].metadata.labels.as_ref().unwrap().len() == 1);
+        let message = |at: usize| &all[at].status.as_ref().unwrap().conditions[0].message;
+        assert!(Arc::ptr_eq(message(0), message(1)));
     }
 
     #[test]

@@ -107,12 +107,12 @@ fn every_look_up_finds_what_a_look_at_everything_finds() {
                     let pod = Key::new(namespace, &format!("x{number}"));
                     let uses = |(key, binding): &(&Key, &Arc<TargetGroupBinding>)| {
                         let service = service_of(key, binding);
-                        let labels = index.pods.get(&pod).map(|pod| &pod.labels);
+                        let there = index.pods.get(&pod);
                         names_pod(&index, &service, &pod)
                             || service.namespace == pod.namespace
-                                && labels
+                                && there
                                     .zip(index.services.get(&service))
-                                    .is_some_and(|(labels, service)| service.selects(labels))
+                                    .is_some_and(|(pod, service)| service.selects(|name| pod.label(name)))
                     };
                     let wanted: Concerned =
                         index.bindings.iter().filter(uses).map(|(key, _)| key.clone()).collect();

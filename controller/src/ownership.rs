@@ -4,7 +4,6 @@ use crate::desired::{Switches, TargetKey, desired, is_of_cluster};
 use crate::index::{Index, resolved_arn};
 use crate::observed::Observed;
 use crate::reason::{Kind, Reason};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,7 +11,7 @@ use tgb_api::arn::TargetGroupArn;
 use tgb_api::names;
 use tgb_api::rules;
 use tgb_api::target_group::TargetGroup;
-use tgb_api::v1::{Sharing, TargetGroupBinding};
+use tgb_api::v1::{Condition, Sharing, TargetGroupBinding};
 use tgb_aws::values::{ObservedTarget, TargetState};
 
 /// A rule that is enforced here again refuses a binding.
@@ -111,8 +110,8 @@ pub(crate) fn first_contact(binding: &TargetGroupBinding, now: Timestamp) -> Opt
         return Some(now);
     };
     let is_foreign = |condition: &&Condition| {
-        condition.type_ == Kind::TargetsRegistered.as_str()
-            && condition.reason == Reason::ForeignTargets.as_str()
+        *condition.type_ == *Kind::TargetsRegistered.as_str()
+            && *condition.reason == *Reason::ForeignTargets.as_str()
     };
     status.conditions.iter().find(is_foreign).map(|condition| condition.last_transition_time.0)
 }
@@ -131,7 +130,7 @@ pub(crate) fn may_have_been_shared(binding: &TargetGroupBinding) -> bool {
     let ended = i64::from(binding.is_terminating());
     let is_settled = binding.status.as_ref().is_some_and(|status| {
         let is_ready =
-            |condition: &Condition| condition.type_ == Kind::Ready.as_str() && condition.status == "True";
+            |condition: &Condition| *condition.type_ == *Kind::Ready.as_str() && *condition.status == *"True";
         status
             .observed_generation
             .is_some_and(|seen| seen + ended >= binding.metadata.generation.unwrap_or_default())
@@ -189,8 +188,8 @@ fn never_owned(index: &Index, binding: &TargetGroupBinding, arn: &str) -> bool {
         index.bindings_of(arn).iter().any(|other| !other.is_terminating() && is_older(other));
     let conditions = binding.status.iter().flat_map(|status| &status.conditions);
     let says_so = |condition: &Condition| {
-        condition.type_ == Kind::TargetGroupResolved.as_str()
-            && condition.reason == Reason::InUseByAnotherBinding.as_str()
+        *condition.type_ == *Kind::TargetGroupResolved.as_str()
+            && *condition.reason == *Reason::InUseByAnotherBinding.as_str()
     };
     an_older_lives || conditions.into_iter().any(says_so)
 }

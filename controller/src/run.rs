@@ -72,7 +72,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         &ctx,
         "nodes",
         Api::all(client.clone()),
-        |index, node: &Node| index.put_node(node),
+        |index, node: Node| index.put_node(&node),
         Index::remove_node,
         |i| i.nodes.keys().map(|name| Key::new("", name)).collect(),
     );
@@ -80,7 +80,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         &ctx,
         "namespaces",
         Api::all(client.clone()),
-        |index, namespace: &Namespace| index.put_namespace(namespace),
+        |index, namespace: Namespace| index.put_namespace(&namespace),
         Index::remove_namespace,
         |i| i.namespaces.keys().map(|name| Key::new("", name)).collect(),
     );
@@ -96,7 +96,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         &ctx,
         "services",
         &namespaces,
-        |i, s| i.put_service(s),
+        |i, s| i.put_service(&s),
         Index::remove_service,
         |i| i.services.keys().cloned().collect(),
     );
@@ -104,7 +104,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         &ctx,
         "endpointslices",
         &namespaces,
-        |i, s| i.put_slice(s),
+        |i, s| i.put_slice(&s),
         Index::remove_slice,
         |i| i.slice_keys().cloned().collect(),
     );
@@ -112,7 +112,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         &ctx,
         "pods",
         &namespaces,
-        |i, p| i.put_pod(p),
+        |i, p| i.put_pod(&p),
         Index::remove_pod,
         |i| i.pods.keys().cloned().collect(),
     );
@@ -242,9 +242,9 @@ fn ended(ctx: &Arc<Ctx>, key: &Key, wake: &Wake) {
     }
 }
 
-fn put_binding(index: &mut Index, binding: &DeserializeGuard<TargetGroupBinding>) -> Concerned {
-    match &binding.0 {
-        Ok(binding) => index.put_binding(binding.clone()),
+fn put_binding(index: &mut Index, binding: DeserializeGuard<TargetGroupBinding>) -> Concerned {
+    match binding.0 {
+        Ok(binding) => index.put_binding(binding),
         Err(error) => {
             let key = Key::of(&error.metadata);
             warn!(binding = %key, error = %error.error, "a binding that cannot be read");
@@ -259,7 +259,7 @@ fn watch_all<K>(
     ctx: &Arc<Ctx>,
     cache: &'static str,
     namespaces: &[String],
-    put: fn(&mut Index, &K) -> Concerned,
+    put: fn(&mut Index, K) -> Concerned,
     remove: fn(&mut Index, &Key) -> Concerned,
     keys: fn(&Index) -> Vec<Key>,
 ) where
@@ -283,7 +283,7 @@ fn watch<K>(
     ctx: &Arc<Ctx>,
     cache: &'static str,
     api: Api<K>,
-    put: fn(&mut Index, &K) -> Concerned,
+    put: fn(&mut Index, K) -> Concerned,
     remove: fn(&mut Index, &Key) -> Concerned,
     keys: fn(&Index) -> Vec<Key>,
 ) where
@@ -316,7 +316,7 @@ fn watch<K>(
                     }
                     watcher::Event::InitApply(object) => {
                         listed.insert(Key::of(object.meta()));
-                        put(&mut index, &object)
+                        put(&mut index, object)
                     }
                     watcher::Event::InitDone => {
                         let mut concerned = Concerned::new();
@@ -333,7 +333,7 @@ fn watch<K>(
                         }
                         concerned
                     }
-                    watcher::Event::Apply(object) => put(&mut index, &object),
+                    watcher::Event::Apply(object) => put(&mut index, object),
                     watcher::Event::Delete(object) => remove(&mut index, &Key::of(object.meta())),
                 }
             };

@@ -458,7 +458,7 @@ fn holds(interface: &NetworkInterface, ip: &IpAddr) -> bool {
 fn site(index: &Index, target: &TargetKey, wanted: &Wanted) -> Option<Site> {
     let (pod, node) = match &wanted.origin {
         Origin::Pod { key, .. } => {
-            let pod = index.pods.get(key);
+            let pod = index.pod(key).map(|(_, pod)| pod);
             (pod.cloned(), pod.and_then(|pod| index.nodes.get(pod.node.as_deref()?)))
         }
         Origin::Node(name) => (None, index.nodes.get(name.as_str())),

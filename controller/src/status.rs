@@ -1,8 +1,9 @@
 //! The status of a binding: conditions with reasons for machines and sentences for people.
 
 use crate::reason::{Kind, Reason};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use tgb_api::v1::{Status, TargetCounts};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use std::sync::Arc;
+use tgb_api::v1::{Condition, Status, TargetCounts};
 
 /// The types in the order in which `Ready` takes over the first that is false.
 const ORDER: [Kind; 4] =
@@ -108,14 +109,14 @@ pub(crate) fn status(report: &Report, old: Option<&Status>, generation: Option<i
     let old_conditions = old.map(|status| status.conditions.as_slice()).unwrap_or_default();
     let mut conditions: Vec<Condition> = Vec::new();
     let mut put = |kind: Kind, verdict: Verdict, reason: Reason, message: &str| {
-        let before = old_conditions.iter().find(|condition| condition.type_ == kind.as_str());
+        let before = old_conditions.iter().find(|condition| *condition.type_ == *kind.as_str());
         let last_transition_time = before
-            .filter(|before| before.status == verdict.as_str())
+            .filter(|before| *before.status == *verdict.as_str())
             .map_or_else(|| now.clone(), |before| before.last_transition_time.clone());
         conditions.push(Condition {
-            type_: kind.as_str().to_owned(),
-            status: verdict.as_str().to_owned(),
-            reason: reason.as_str().to_owned(),
+            type_: kind.as_str().into(),
+            status: verdict.as_str().into(),
+            reason: reason.as_str().into(),
             message: shortened(message),
             observed_generation: generation,
             last_transition_time,
@@ -141,9 +142,9 @@ pub(crate) fn status(report: &Report, old: Option<&Status>, generation: Option<i
     let extra = [Kind::Ready, Kind::Stalled, Kind::CleanupFailed];
     let ours = |name: &str| ORDER.iter().chain(&extra).any(|kind| kind.as_str() == name);
     let is_there =
-        |all: &[Condition], name: &str| all.iter().any(|condition: &Condition| condition.type_ == name);
+        |all: &[Condition], name: &str| all.iter().any(|condition: &Condition| *condition.type_ == *name);
     let kept = old_conditions.iter().filter(|condition| {
-        let name = condition.type_.as_str();
+        let name = &*condition.type_;
         !is_there(&conditions, name) && (!ours(name) || (report.ends && name != Kind::CleanupFailed.as_str()))
     });
     let kept: Vec<Condition> = kept.cloned().collect();
@@ -152,7 +153,8 @@ pub(crate) fn status(report: &Report, old: Option<&Status>, generation: Option<i
         observed_generation: generation,
         target_group_arn: report
             .target_group_arn
-            .clone()
+            .as_deref()
+            .map(Arc::from)
             .or_else(|| old.and_then(|status| status.target_group_arn.clone())),
         conditions,
         targets: report.targets.clone().or_else(|| old.and_then(|status| status.targets.clone())),
@@ -173,7 +175,7 @@ pub(crate) enum Difference {
 /// Compares. When AWS was last asked makes no difference.
 pub(crate) fn difference(old: Option<&Status>, new: &Status) -> Difference {
     let Some(old) = old else { return Difference::Substance };
-    let words = |status: &Status| -> Vec<(String, String, String, Option<i64>)> {
+    let words = |status: &Status| -> Vec<(Arc<str>, Arc<str>, Arc<str>, Option<i64>)> {
         let one = |condition: &Condition| {
             let (kind, reason) = (condition.type_.clone(), condition.reason.clone());
             (kind, condition.status.clone(), reason, condition.observed_generation)
@@ -190,7 +192,7 @@ pub(crate) fn difference(old: Option<&Status>, new: &Status) -> Difference {
         .conditions
         .iter()
         .zip(&new.conditions)
-        .any(|(old, new)| new.status != Verdict::True.as_str() && old.message != new.message)
+        .any(|(old, new)| *new.status != *Verdict::True.as_str() && old.message != new.message)
     {
         Difference::Words
     } else if old.conditions != new.conditions || counts(old) != counts(new) {
@@ -201,12 +203,12 @@ pub(crate) fn difference(old: Option<&Status>, new: &Status) -> Difference {
 }
 
 /// Conditions hold 32 KiB; people read a few lines.
-fn shortened(message: &str) -> String {
+fn shortened(message: &str) -> Arc<str> {
     const MOST: usize = 1024;
     if message.chars().count() <= MOST {
-        return message.to_owned();
+        return message.into();
     }
-    message.chars().take(MOST).chain(['…']).collect()
+    message.chars().take(MOST).chain(['…']).collect::<String>().into()
 }
 
 #[cfg(test)]
@@ -228,7 +230,7 @@ mod tests {
 
     fn ready(status: &Status) -> (&str, &str) {
         let ready =
-            status.conditions.iter().find(|condition| condition.type_ == Kind::Ready.as_str()).unwrap();
+            status.conditions.iter().find(|condition| *condition.type_ == *Kind::Ready.as_str()).unwrap();
         (&ready.status, &ready.reason)
     }
 
@@ -255,9 +257,9 @@ mod tests {
         report.findings.clear();
         report.stalled(Kind::TargetGroupResolved, Reason::NotAllowed, "no");
         let stalled = status(&report, None, Some(1), at(1));
-        assert!(stalled.conditions.iter().any(|condition| condition.type_ == Kind::Stalled.as_str()));
+        assert!(stalled.conditions.iter().any(|condition| *condition.type_ == *Kind::Stalled.as_str()));
         let healed = status(&good(), Some(&stalled), Some(1), at(2));
-        assert!(!healed.conditions.iter().any(|condition| condition.type_ == Kind::Stalled.as_str()));
+        assert!(!healed.conditions.iter().any(|condition| *condition.type_ == *Kind::Stalled.as_str()));
     }
 
     #[test]
@@ -265,7 +267,7 @@ mod tests {
         let first = status(&good(), None, Some(1), at(1));
         assert_eq!(difference(Some(&first), &first), Difference::None);
         let mut other = first.clone();
-        other.conditions[0].message = "5 of 5".to_owned();
+        other.conditions[0].message = "5 of 5".into();
         assert_eq!(difference(Some(&first), &other), Difference::Counts);
         let mut counted = first.clone();
         counted.targets = Some(TargetCounts { desired: 3, ..Default::default() });
@@ -285,8 +287,8 @@ mod tests {
         let before = status(&good(), None, Some(1), at(1));
         let report = Report { ends: true, cleanup_failed: Some("no".to_owned()), ..Default::default() };
         let after = status(&report, Some(&before), Some(2), at(2));
-        let registered = after.conditions.iter().find(|c| c.type_ == "TargetsRegistered").unwrap();
-        assert_eq!((registered.status.as_str(), ready(&after)), ("True", ("False", "CleanupFailed")));
-        assert!(after.conditions.iter().any(|condition| condition.type_ == "CleanupFailed"));
+        let registered = after.conditions.iter().find(|c| *c.type_ == *"TargetsRegistered").unwrap();
+        assert_eq!((&*registered.status, ready(&after)), ("True", ("False", "CleanupFailed")));
+        assert!(after.conditions.iter().any(|condition| *condition.type_ == *"CleanupFailed"));
     }
 }

@@ -14,7 +14,7 @@ use tgb_api::names;
 use tgb_api::rules::{self, Context, Finding, Lookup, Operation, Other, Severity};
 use tgb_api::service::Service;
 use tgb_api::target_group::{TargetGroup, TargetType};
-use tgb_api::v1::{Role, Sharing, TargetGroupBinding, TargetGroupRef};
+use tgb_api::v1::{Role, Sharing, TargetGroupBinding, TargetGroupRef, Unreadable};
 use tgb_aws::{AwsError, TargetGroupQuery};
 use tokio::time::{Instant, timeout_at};
 
@@ -190,7 +190,7 @@ impl Bindings {
         let read = |json: &str| {
             let (mut binding, there) = TargetGroupBinding::of_review(json)?;
             binding.metadata.namespace.get_or_insert_with(|| request.namespace().to_owned());
-            Ok::<_, serde_json::Error>((binding, there))
+            Ok::<_, Unreadable>((binding, there))
         };
         let (mut new, there) = match read(sent) {
             Ok(read) => read,

@@ -4,7 +4,6 @@
 //! own text.
 
 use serde::Serialize;
-use serde_json::value::RawValue;
 use tgb_api::convert::{Note, convert_text};
 use tgb_api::crd::Version;
 use tgb_api::review::{CONVERSION, ConversionRequest};
@@ -52,7 +51,7 @@ impl Converted {
 /// A sentence, if the body is no review; that is HTTP 400.
 pub(crate) fn review(body: &[u8]) -> Result<(Vec<u8>, Converted), String> {
     let ConversionRequest { uid, desired, objects } = ConversionRequest::read(body)?;
-    let (uid, to) = (uid.as_str(), desired.as_str());
+    let (uid, to) = (&*uid, &*desired);
     let _span = tracing::debug_span!("conversion", uid, to, objects = objects.len()).entered();
     let quoted = serde_json::to_string(uid).map_err(|error| error.to_string())?;
 
@@ -85,7 +84,7 @@ pub(crate) fn review(body: &[u8]) -> Result<(Vec<u8>, Converted), String> {
 }
 
 fn convert_all(
-    objects: &[&RawValue],
+    objects: &[&str],
     desired: &str,
     out: &mut Vec<u8>,
     notes: &mut Vec<Note>,
@@ -94,8 +93,7 @@ fn convert_all(
     let to = Version::of_api_version(desired)
         .ok_or_else(|| tgb_api::convert::ConvertError::UnknownVersion(desired.to_owned()).to_string())?;
     counts.to = Some(to);
-    for (n, object) in objects.iter().enumerate() {
-        let text = object.get();
+    for (n, text) in objects.iter().enumerate() {
         if text.len() > MOST_BYTES {
             return Err(format!("object {n} has {} bytes; at most {MOST_BYTES} are converted", text.len()));
         }

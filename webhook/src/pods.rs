@@ -79,7 +79,7 @@ pub(crate) async fn gates(request: &Request<'_>, cluster: &Cluster) -> Result<An
                 cluster.live_service(namespace, &binding.service).await.map_err(|error| error.to_string())?
             }
         };
-        if service.is_some_and(|service| service.selects(&labels)) {
+        if service.is_some_and(|service| service.selects(|name| labels.get(name).map(String::as_str))) {
             gates.push(names::readiness_gate(&binding.name));
         }
     }

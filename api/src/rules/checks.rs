@@ -693,17 +693,14 @@ impl<'a> Look<'a> {
         let (family, target_type) = (self.family(), self.target_type());
         let (mut rules4, mut rules6) = (0_usize, 0_usize);
         for (i, rule) in networking.ingress().iter().enumerate() {
-            let at = format!("spec.networking.ingress[{i}]");
+            // Only what is found needs a path.
+            let at = || format!("spec.networking.ingress[{i}]");
             if rule.from().is_empty() {
-                self.find(
-                    "TGB302",
-                    format!("{at}.from"),
-                    "is empty; name at least one securityGroup or ipBlock",
-                );
+                self.find("TGB302", at() + ".from", "is empty; name at least one securityGroup or ipBlock");
             }
             let ports = rule.ports().len().max(1);
             for (j, peer) in rule.from().iter().enumerate() {
-                let at = format!("{at}.from[{j}]");
+                let at = || format!("{}.from[{j}]", at());
                 match (&peer.security_group, &peer.ip_block) {
                     (Some(group), None) => {
                         rules4 = rules4.saturating_add(ports);
@@ -713,22 +710,22 @@ impl<'a> Look<'a> {
                                 "{:?} is no security group id; it is sg- and 8 or 17 hexadecimal digits",
                                 group.group_id
                             );
-                            self.find("TGB304", format!("{at}.securityGroup.groupID"), message);
+                            self.find("TGB304", at() + ".securityGroup.groupID", message);
                         }
                     }
                     (None, Some(block)) => {
-                        let v6 = self.cidr(&block.cidr, family, format!("{at}.ipBlock.cidr"));
+                        let v6 = self.cidr(&block.cidr, family, || at() + ".ipBlock.cidr");
                         let rules = if v6 { &mut rules6 } else { &mut rules4 };
                         *rules = rules.saturating_add(ports);
                     }
                     (Some(_), Some(_)) => {
-                        self.find("TGB302", at, "has both a securityGroup and an ipBlock; make two entries")
+                        self.find("TGB302", at(), "has both a securityGroup and an ipBlock; make two entries")
                     }
-                    (None, None) => self.find("TGB302", at, "has neither a securityGroup nor an ipBlock"),
+                    (None, None) => self.find("TGB302", at(), "has neither a securityGroup nor an ipBlock"),
                 }
             }
             for (j, port) in rule.ports().iter().enumerate() {
-                self.networking_port(port, target_type, format!("{at}.ports[{j}].port"));
+                self.networking_port(port, target_type, || format!("{}.ports[{j}].port", at()));
             }
         }
         let most = rules4.max(rules6);
@@ -741,14 +738,14 @@ impl<'a> Look<'a> {
     }
 
     /// Whether it is IPv6.
-    fn cidr(&mut self, text: &str, family: Option<IpAddressType>, path: String) -> bool {
+    fn cidr(&mut self, text: &str, family: Option<IpAddressType>, path: impl Fn() -> String) -> bool {
         let Ok(net) = text.parse::<ipnet::IpNet>() else {
             let message = match text.parse::<IpAddr>() {
                 Ok(IpAddr::V4(_)) => format!("{text} is an address, not a network; write {text}/32"),
                 Ok(IpAddr::V6(_)) => format!("{text} is an address, not a network; write {text}/128"),
                 Err(_) => format!("{text:?} is no network in CIDR notation such as 10.0.0.0/16"),
             };
-            self.find("TGB303", path, message);
+            self.find("TGB303", path(), message);
             return text.contains(':');
         };
         let v6 = matches!(net, ipnet::IpNet::V6(_));
@@ -758,36 +755,41 @@ impl<'a> Look<'a> {
             None => false,
         };
         if other && let Some(family) = family {
-            self.find("TGB303", path.clone(), format!("{text} is not {family}, as the target group is"));
+            self.find("TGB303", path(), format!("{text} is not {family}, as the target group is"));
         }
         if net.trunc() != net {
             self.find_as(
                 "TGB303",
                 Severity::Warn,
-                path.clone(),
+                path(),
                 format!("{text} has host bits set; {} is used", net.trunc()),
             );
         }
         if self.creating() && net.prefix_len() == 0 {
-            self.find("TGB306", path, format!("{text} opens the targets to the whole internet; name the load balancer's security group or subnets"));
+            self.find("TGB306", path(), format!("{text} opens the targets to the whole internet; name the load balancer's security group or subnets"));
         }
         v6
     }
 
-    fn networking_port(&mut self, port: &NetworkingPort, target_type: Option<TargetType>, path: String) {
+    fn networking_port(
+        &mut self,
+        port: &NetworkingPort,
+        target_type: Option<TargetType>,
+        path: impl Fn() -> String,
+    ) {
         match &port.port {
             None | Some(IntOrString::Int(1..=65535)) => {}
             Some(IntOrString::Int(number)) => {
-                self.find("TGB305", path, format!("{number} is no port; it is between 1 and 65535"))
+                self.find("TGB305", path(), format!("{number} is no port; it is between 1 and 65535"))
             }
             Some(IntOrString::String(name)) if !is_port_name(name) => {
                 let message = format!(
                     "{name:?} is no port name; it has at most 15 of a-z, 0-9 and -, and a letter among them"
                 );
-                self.find("TGB305", path, message);
+                self.find("TGB305", path(), message);
             }
             Some(IntOrString::String(name)) if target_type == Some(TargetType::Instance) => {
-                self.find("TGB305", path, format!("{name:?} is a container port's name, and nodes have none; write the nodePort's number"));
+                self.find("TGB305", path(), format!("{name:?} is a container port's name, and nodes have none; write the nodePort's number"));
             }
             Some(IntOrString::String(_)) => {}
         }

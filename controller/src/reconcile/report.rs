@@ -134,8 +134,8 @@ impl Worker {
             healthy,
             unhealthy: count(|state| state == TargetState::Unhealthy),
             draining: number(draining),
-            summary: format!("{healthy}/{all}"),
-            observed_at: self.memory.asked.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()),
+            summary: format!("{healthy}/{all}").into(),
+            observed_at: self.memory.asked.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into()),
             other: BTreeMap::new(),
         }
     }
