@@ -42,9 +42,12 @@ fn is_there(value: &str) -> Option<&str> {
 /// `version` of a kind.
 fn version<'a>(kind: &mut Cursor<'a>) -> Result<Option<Cow<'a, str>>, Unreadable> {
     let mut version = Cow::default();
-    let read = kind.object(|key, value| match key {
-        "version" => Ok(version = value.string()?),
-        _ => value.skip(),
+    let read = kind.object(|key, value| {
+        match key {
+            "version" => version = value.string()?,
+            _ => value.skip()?,
+        }
+        Ok(())
     })?;
     Ok(read.map(|()| version))
 }
@@ -57,11 +60,14 @@ impl<'a> AdmissionRequest<'a> {
     pub fn read(body: &'a [u8]) -> Result<Self, String> {
         let mut cursor = Cursor::of(text_of(body, ADMISSION)?);
         let (mut kind, mut api_version, mut request) = (Cow::default(), Cow::default(), None);
-        let read = cursor.object(|key, value| match key {
-            "kind" => Ok(kind = value.string()?),
-            "apiVersion" => Ok(api_version = value.string()?),
-            "request" => Ok(request = Self::of(value)?),
-            _ => value.skip(),
+        let read = cursor.object(|key, value| {
+            match key {
+                "kind" => kind = value.string()?,
+                "apiVersion" => api_version = value.string()?,
+                "request" => request = Self::of(value)?,
+                _ => value.skip()?,
+            }
+            Ok(())
         });
         read.and_then(|_| cursor.end()).map_err(|error| format!("the body is no {ADMISSION}: {error}"))?;
         if kind != ADMISSION || api_version != ADMISSION_VERSION {

@@ -513,9 +513,12 @@ mod review {
                 return value.skip();
             }
             let mut registered = 0_u64;
-            let there = value.object(|key, value| match key {
-                "registered" => Ok(registered = value.read()?),
-                _ => value.skip(),
+            let there = value.object(|key, value| {
+                match key {
+                    "registered" => registered = value.read()?,
+                    _ => value.skip()?,
+                }
+                Ok(())
             })?;
             let registered = u32::try_from(registered).unwrap_or(u32::MAX);
             let targets = there.map(|()| TargetCounts { registered, ..TargetCounts::default() });

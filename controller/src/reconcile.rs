@@ -112,6 +112,8 @@ struct Memory {
     tags: Option<BTreeMap<String, String>>,
     /// AWS said that there is no such target group.
     group_is_gone: bool,
+    /// A call said so of one that was there, and it is looked up again.
+    group_is_doubted: bool,
     zones: Zones,
     observed: Observed,
     next_poll: Option<Instant>,
@@ -156,8 +158,9 @@ enum Outcome {
     Done(Option<Duration>),
     /// Look again after a backoff.
     Failed,
-    /// The turn to change targets has come: look again at once, since it took a while.
-    Turn,
+    /// Look again at once, and say nothing: the turn to change targets has come, which took a while, or the target group is not
+    /// there after all.
+    Again,
 }
 
 /// What a pass may write.
@@ -221,7 +224,7 @@ impl Worker {
             // What a replica thinks whose time is over is nobody's status.
             return Some(begun + BACKOFF_LAST);
         }
-        if matches!(outcome, Outcome::Turn) {
+        if matches!(outcome, Outcome::Again) {
             return Some(begun);
         }
         self.turn = None;
@@ -241,14 +244,14 @@ impl Worker {
                 self.memory.failures = self.memory.failures.saturating_add(1);
                 now + backoff(self.memory.failures, fastrand::f64())
             }
-            Outcome::Turn => now,
+            Outcome::Again => now,
         };
         Some(status_again.map_or(next, |again| next.min(now + again)))
     }
 
     fn measure(&self, report: &Report, outcome: Outcome, begun: Instant) {
         let result = match outcome {
-            Outcome::Done(_) | Outcome::Turn => "ok",
+            Outcome::Done(_) | Outcome::Again => "ok",
             Outcome::Failed => "error",
         };
         let (_, reason, _) = report.ready();
@@ -309,8 +312,8 @@ impl Worker {
     /// One pass over a living binding. Security groups come last, so that they never hold back a target.
     async fn reconcile(&mut self, binding: &Arc<TargetGroupBinding>, report: &mut Report) -> Outcome {
         let found = self.targets(binding, report).await;
-        if matches!(found, Err(Outcome::Turn)) {
-            return Outcome::Turn;
+        if matches!(found, Err(Outcome::Again) | Ok(Found { outcome: Outcome::Again, .. })) {
+            return Outcome::Again;
         }
         self.networking(binding, &found, report).await
     }
@@ -407,7 +410,7 @@ impl Worker {
         match self.ctx.aws.turn(role).await {
             Ok(turn) => {
                 self.turn = Some(turn);
-                Err(Outcome::Turn)
+                Err(Outcome::Again)
             }
             Err(error) => Err(self.failed(report, &error.into())),
         }
@@ -437,13 +440,19 @@ impl Worker {
 
     /// A call failed that all the rest depends on.
     fn failed(&mut self, report: &mut Report, error: &Error) -> Outcome {
-        if error.is_target_group_not_found() {
-            self.memory.group = None;
+        if error.is_target_group_not_found() && self.doubts() {
+            return Outcome::Again;
         }
         self.memory.next_poll = None;
         warn!(binding = %self.key, %error, "a pass failed");
         report.bad(Kind::TargetsRegistered, Reason::RegistrationFailed, error.to_string());
         Outcome::Failed
+    }
+
+    /// The target group is to be looked up again; whether that is news.
+    fn doubts(&mut self) -> bool {
+        self.memory.group = None;
+        !std::mem::replace(&mut self.memory.group_is_doubted, true)
     }
 
     /// Says how the backend stands. The grace for targets that run while it is missing, if it is.
@@ -631,13 +640,14 @@ impl Worker {
     fn outcome(&mut self, found: &Found) -> Outcome {
         let Found { plan, applied, foreign, contact, grace, .. } = found;
         if let Some(error) = &applied.failed {
+            if error.is_target_group_not_found() && self.doubts() {
+                return Outcome::Again;
+            }
             warn!(binding = %self.key, %error, "could not change targets");
             self.memory.next_poll = None;
-            if error.is_target_group_not_found() {
-                self.memory.group = None;
-            }
             return Outcome::Failed;
         }
+        self.memory.group_is_doubted = false;
         // Full by AWS's word: it may have room again later.
         if applied.no_room.is_some() {
             return Outcome::Failed;

@@ -16,6 +16,7 @@ use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
 use std::collections::HashSet;
 use std::fmt::Debug;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tgb_api::objects::{EndpointSlice, Namespace, Node, Pod, Service};
@@ -23,6 +24,10 @@ use tgb_api::v1::TargetGroupBinding;
 use tgb_aws::Aws;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
+
+/// Objects of one answer to a list. They are whole for a moment, and what they leave between what is kept stays: with 500 it
+/// was as much as a thousand bindings take.
+const PAGE: u32 = 100;
 
 /// Runs until a signal.
 ///
@@ -293,8 +298,10 @@ fn watch<K>(
     let ctx = Arc::clone(ctx);
     tokio::spawn(async move {
         let scope = api.namespace().map(str::to_owned);
-        let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
-        let mut listed = HashSet::new();
+        let mut events = watcher(api, watcher::Config::default().page_size(PAGE)).default_backoff().boxed();
+        // Keys would be as large as what is kept of some objects. That two have the same hash, of which one is gone, is as likely
+        // as a flipped bit.
+        let (hasher, mut listed) = (RandomState::new(), HashSet::new());
         let mut synced = false;
         loop {
             let event = match events.try_next().await {
@@ -315,14 +322,14 @@ fn watch<K>(
                         Concerned::new()
                     }
                     watcher::Event::InitApply(object) => {
-                        listed.insert(Key::of(object.meta()));
+                        listed.insert(hasher.hash_one(Key::of(object.meta())));
                         put(&mut index, object)
                     }
                     watcher::Event::InitDone => {
                         let mut concerned = Concerned::new();
                         for key in keys(&index) {
                             let in_scope = scope.as_deref().is_none_or(|scope| *key.namespace == *scope);
-                            if in_scope && !listed.contains(&key) {
+                            if in_scope && !listed.contains(&hasher.hash_one(&key)) {
                                 concerned.extend(remove(&mut index, &key));
                             }
                         }

@@ -175,17 +175,13 @@ pub(crate) enum Difference {
 /// Compares. When AWS was last asked makes no difference.
 pub(crate) fn difference(old: Option<&Status>, new: &Status) -> Difference {
     let Some(old) = old else { return Difference::Substance };
-    let words = |status: &Status| -> Vec<(Arc<str>, Arc<str>, Arc<str>, Option<i64>)> {
-        let one = |condition: &Condition| {
-            let (kind, reason) = (condition.type_.clone(), condition.reason.clone());
-            (kind, condition.status.clone(), reason, condition.observed_generation)
-        };
-        status.conditions.iter().map(one).collect()
-    };
+    fn substance(all: &[Condition]) -> impl Iterator<Item = (&str, &str, &str, Option<i64>)> {
+        all.iter().map(|one| (&*one.type_, &*one.status, &*one.reason, one.observed_generation))
+    }
     let counts =
         |status: &Status| status.targets.clone().map(|counts| TargetCounts { observed_at: None, ..counts });
     if (old.observed_generation, &old.target_group_arn) != (new.observed_generation, &new.target_group_arn)
-        || words(old) != words(new)
+        || !substance(&old.conditions).eq(substance(&new.conditions))
     {
         Difference::Substance
     } else if old

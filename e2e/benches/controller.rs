@@ -16,6 +16,8 @@ use tokio::time::sleep;
 const CONTROLLER: &str = "tgb-controller";
 /// So much that a change never waits for AWS's allowance: what is measured is the program.
 const NO_LIMITS: &str = "--aws-limit=elb=400/400,elb-describe=400/400,elb-targets=400/400,ec2-describe=400/400,ec2-change=400/400";
+/// Five times of what AWS grants.
+const SCARCE: &str = "--aws-limit=elb-targets=20/20";
 const MERGE: &str = "application/merge-patch+json";
 /// Numbers of pods that are put in beyond those of [`Fleet::bindings`].
 const EXTRA: usize = 10_100;
@@ -474,10 +476,14 @@ impl Scale<'_> {
         Ok(())
     }
 
-    /// Every pod of 1,000 bindings × 20 is replaced.
+    /// Every pod of 1,000 bindings × 20 is replaced, where AWS's allowance is what bounds it.
     async fn rolling(&mut self, table: &mut Table) -> Result<()> {
         const BINDINGS: usize = 1_000;
         const PODS: usize = 20;
+        let processes = self.stage.cluster.processes();
+        let spec = processes.spec(CONTROLLER).ok_or("no controller")?;
+        processes.kill(CONTROLLER)?;
+        processes.spawn(CONTROLLER, spec.flag(SCARCE))?;
         let pid = self.stage.pid(CONTROLLER);
         let mut old: BTreeMap<usize, Vec<usize>> =
             (0..BINDINGS).map(|n| (n, vec![2 * n, 2 * n + 1])).collect();
@@ -526,7 +532,7 @@ impl Scale<'_> {
             );
             table.add(
                 "rolling-time",
-                &format!("{what}: until AWS has all, at 400 calls a second"),
+                &format!("{what}: until AWS has all, at 20 calls a second that change"),
                 elapsed.as_secs_f64(),
                 "s",
                 Limit::None,

@@ -1389,6 +1389,21 @@ fn a_clean_up_ends_at_its_deadline_and_at_once_where_the_target_group_is_gone() 
     space.kubectl("delete tgb gone --timeout=60s").ok().unwrap();
 }
 
+#[test]
+fn a_target_group_that_vanishes_is_told_as_such_and_not_as_a_failed_call() {
+    let space = space("vanishes");
+    let arn = space.target_group("HTTP", 80, "ip").unwrap();
+    space.deploy("web", 1).unwrap();
+    space.bind("web", &arn, &json!({})).unwrap();
+    space.until_pods_are_targets(&arn, "web", 1).unwrap();
+    space.call("DeleteTargetGroup", &[("TargetGroupArn", &arn)]).unwrap();
+    space.kubectl("scale deployment web --replicas=2").ok().unwrap();
+    until(&space, "TargetGroupResolved", "False", "TargetGroupNotFound");
+    assert!(until_event(&space, "ReconcileFailed").contains("TargetGroupNotFound"));
+    let all = events(&space, "web");
+    assert!(!all.iter().any(|(_, note)| note.contains("RegistrationFailed")), "{all:?}");
+}
+
 // ---- AWS has a bad day ----
 
 #[test]

@@ -30,7 +30,7 @@ impl Worker {
             // No endpoint, or sick for good: it keeps the rules that it had.
             Ok(_) | Err(Outcome::Done(_)) => Sight::Nothing,
             Err(Outcome::Failed) if self.memory.group_is_gone => Sight::Nothing,
-            Err(Outcome::Failed | Outcome::Turn) => Sight::Unknown,
+            Err(Outcome::Failed | Outcome::Again) => Sight::Unknown,
         };
         let sight = (sight, self.changed.is_some());
         match security::bring(&self.ctx, &self.key, binding, sight, report).await {
