@@ -12,6 +12,7 @@ use axum::routing::get;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tgb_aws::values::TargetState;
+use tgb_process::server;
 use tokio_util::sync::CancellationToken;
 
 /// Serves `/livez`, `/readyz` and `/metrics` for ever.
@@ -21,7 +22,7 @@ pub(crate) fn serve(ctx: Arc<Ctx>, listener: tokio::net::TcpListener) {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(ctx);
-    tokio::spawn(tgb_process::server::serve(listener, None, router, CancellationToken::new()));
+    tokio::spawn(server::serve(listener, None, server::routed(router), CancellationToken::new()));
 }
 
 /// `?verbose`

@@ -22,6 +22,9 @@ use tgb_aws::{Aws, AwsError, TargetGroupQuery};
 
 // ---- the cluster ----
 
+/// Objects of one answer to a list: they are whole for a moment, and what they leave between what is kept stays.
+const PAGE: u32 = 100;
+
 /// Namespace and name.
 type Key = (String, String);
 /// By namespace, then by name.
@@ -244,7 +247,8 @@ async fn follow<S: Store>(api: Api<DeserializeGuard<S::Source>>, scope: Option<S
     };
     let mut listed = HashSet::new();
     let mut first = true;
-    let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
+    let config = watcher::Config::default().page_size(PAGE);
+    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
     loop {
         match events.try_next().await {
             Ok(Some(Event::Init)) => listed.clear(),

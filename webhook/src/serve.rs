@@ -8,12 +8,14 @@ use crate::metrics::Metrics;
 use crate::{certificates, convert, pods, services};
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{FromRequest, Query, State};
-use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::{self, Next};
+use axum::extract::{Query, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
-use axum::routing::{get, post};
+use axum::routing::get;
 use clap::{Args, ValueEnum};
+use futures::FutureExt as _;
+use hyper::body::Incoming;
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -23,7 +25,6 @@ use tgb_certs::Serving;
 use tgb_process::{Logging, Signals, duration, listen, server};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument as _;
 use tracing::field::Empty;
 
@@ -251,8 +252,8 @@ async fn run(options: Options, settings: Settings) -> Result<(), String> {
     let over = CancellationToken::new();
     let servers = async {
         tokio::join!(
-            server::serve(https, Some(Arc::new(tls)), admission_routes(&state), over.clone()),
-            server::serve(http, None, probe_routes(&state), over.clone()),
+            server::serve(https, Some(Arc::new(tls)), guarded(&state, answer), over.clone()),
+            server::serve(http, None, server::routed(probe_routes(&state)), over.clone()),
         )
     };
     let after_signal = async {
@@ -330,41 +331,79 @@ struct App {
     places: Semaphore,
 }
 
-type Shared = State<Arc<App>>;
+type Asked = hyper::Request<Incoming>;
 
-fn admission_routes(state: &Arc<App>) -> Router {
-    let routes = Router::new()
-        .route(CONVERT, post(convert_review))
-        .route(MUTATE, post(mutate))
-        .route(VALIDATE, post(validate))
-        .route(SERVICE, post(service))
-        .route(POD, post(pod))
-        .route(SERVER_ID, post(server_id));
-    guarded(routes, state).with_state(Arc::clone(state))
+/// Answers with `route`, within bounds: counts, and asks clients to leave once the end has begun. A panic in one request is its
+/// own 500.
+fn guarded<R, F>(app: &Arc<App>, route: R) -> server::Answer
+where
+    R: Fn(Arc<App>, Asked) -> F + Send + Sync + 'static,
+    F: Future<Output = Response> + Send + 'static,
+{
+    let app = Arc::clone(app);
+    Arc::new(move |request| {
+        let path = PATHS.into_iter().find(|known| *known == request.uri().path()).unwrap_or("other");
+        let version = request.version();
+        let (app, answer) = (Arc::clone(&app), route(Arc::clone(&app), request));
+        Box::pin(async move {
+            let mut response = match app.places.try_acquire() {
+                Ok(_place) => {
+                    let answer = AssertUnwindSafe(answer).catch_unwind();
+                    match tokio::time::timeout(LONGEST, answer).await {
+                        Ok(Ok(response)) => response,
+                        Ok(Err(_)) => {
+                            (StatusCode::INTERNAL_SERVER_ERROR, "the request went wrong").into_response()
+                        }
+                        Err(_) => (StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response(),
+                    }
+                }
+                Err(_) => {
+                    (StatusCode::SERVICE_UNAVAILABLE, "too many requests at the same time").into_response()
+                }
+            };
+            app.metrics.request(path, response.status().as_u16());
+            if app.stop.first.is_cancelled() && version < axum::http::Version::HTTP_2 {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        })
+    })
 }
 
-/// A panic in one request is its own 500.
-fn guarded(routes: Router<Arc<App>>, state: &Arc<App>) -> Router<Arc<App>> {
-    routes.layer(CatchPanicLayer::new()).layer(middleware::from_fn_with_state(Arc::clone(state), around))
-}
-
-/// Counts, bounds, and asks clients to leave once the end has begun.
-async fn around(State(app): Shared, request: axum::extract::Request, next: Next) -> Response {
-    let path = request.uri().path();
-    let path = PATHS.into_iter().find(|known| *known == path).unwrap_or("other");
-    let version = request.version();
-    let mut response = match app.places.try_acquire() {
-        Ok(_place) => match tokio::time::timeout(LONGEST, next.run(request)).await {
-            Ok(response) => response,
-            Err(_) => (StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response(),
-        },
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, "too many requests at the same time").into_response(),
+/// The reviews.
+async fn answer(app: Arc<App>, request: Asked) -> Response {
+    let Some(path) = PATHS.into_iter().find(|known| *known == request.uri().path()) else {
+        return StatusCode::NOT_FOUND.into_response();
     };
-    app.metrics.request(path, response.status().as_u16());
-    if app.stop.first.is_cancelled() && version < axum::http::Version::HTTP_2 {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    if request.method() != Method::POST {
+        return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")]).into_response();
     }
-    response
+    let left = time_left(request.uri().query().unwrap_or_default());
+    let body = match Body::read(&app, path, request).await {
+        Ok(body) => body,
+        Err(response) => return response,
+    };
+    match path {
+        CONVERT => convert_review(&app, &body).await,
+        MUTATE => {
+            let review = async |request: &Request<'_>| app.bindings.review(request, true, left).await;
+            reviewed(&app, "mtargetgroupbinding", &body, review).await
+        }
+        VALIDATE => {
+            let review = async |request: &Request<'_>| app.bindings.review(request, false, left).await;
+            reviewed(&app, "vtargetgroupbinding", &body, review).await
+        }
+        SERVICE => {
+            reviewed(&app, "vservice", &body, async |request| service(&app, request, left).await).await
+        }
+        POD => {
+            let gates = async |request: &Request<'_>| {
+                in_time(left, pods::gates(request, &app.bindings.cluster)).await
+            };
+            reviewed(&app, "mpod", &body, gates).await
+        }
+        _ => reviewed(&app, "quicid", &body, async |request| pods::server_ids(request)).await,
+    }
 }
 
 /// A whole body, and the room that it takes until it is dropped.
@@ -373,11 +412,13 @@ struct Body {
     _room: Option<OwnedSemaphorePermit>,
 }
 
-impl FromRequest<Arc<App>> for Body {
-    type Rejection = Response;
-
-    async fn from_request(request: axum::extract::Request, app: &Arc<App>) -> Result<Self, Response> {
-        let most = if request.uri().path() == CONVERT { CONVERSION_BODY } else { ADMISSION_BODY };
+impl Body {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What to answer where it is too large or does not come.
+    async fn read(app: &App, path: &str, request: Asked) -> Result<Self, Response> {
+        let most = if path == CONVERT { CONVERSION_BODY } else { ADMISSION_BODY };
         let too_large = || {
             let message = format!("the body is larger than {} MiB", most >> 20);
             (StatusCode::PAYLOAD_TOO_LARGE, message).into_response()
@@ -395,10 +436,12 @@ impl FromRequest<Arc<App>> for Body {
             }
             _ => None,
         };
-        let bytes = axum::body::to_bytes(request.into_body(), length).await.map_err(|error| {
-            tracing::debug!(%error, "a body did not come");
-            (StatusCode::BAD_REQUEST, "the body did not come as a whole").into_response()
-        })?;
+        let bytes = axum::body::to_bytes(axum::body::Body::new(request.into_body()), length).await.map_err(
+            |error| {
+                tracing::debug!(%error, "a body did not come");
+                (StatusCode::BAD_REQUEST, "the body did not come as a whole").into_response()
+            },
+        )?;
         Ok(Self { bytes, _room: room })
     }
 }
@@ -411,18 +454,12 @@ fn bad(message: String) -> Response {
     (StatusCode::BAD_REQUEST, message).into_response()
 }
 
-/// `?timeout=10s`, as the API server sends it.
-#[derive(Debug, serde::Deserialize)]
-struct Timeout {
-    timeout: Option<String>,
-}
-
-impl Timeout {
-    fn left(&self) -> Duration {
-        let asked = self.timeout.as_deref().and_then(|text| duration(text).ok()).unwrap_or(REVIEW_TIMEOUT);
-        let whole = asked.min(LONGEST);
-        whole.saturating_sub(RESERVE).max(whole / 2)
-    }
+/// The time for a review, by its query: `timeout=10s`, as the API server sends it.
+fn time_left(query: &str) -> Duration {
+    let asked = query.split('&').find_map(|part| part.strip_prefix("timeout="));
+    let asked = asked.and_then(|text| duration(text).ok()).unwrap_or(REVIEW_TIMEOUT);
+    let whole = asked.min(LONGEST);
+    whole.saturating_sub(RESERVE).max(whole / 2)
 }
 
 /// Does work on so many bytes; what takes long, aside: other requests go on.
@@ -433,7 +470,7 @@ async fn aside<T>(bytes: usize, work: impl Future<Output = T>) -> T {
     tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(work))
 }
 
-async fn convert_review(State(app): Shared, body: Body) -> Response {
+async fn convert_review(app: &App, body: &Body) -> Response {
     let begun = Instant::now();
     match aside(body.bytes.len(), async { convert::review(&body.bytes) }).await {
         Ok((review, counts)) => {
@@ -444,42 +481,14 @@ async fn convert_review(State(app): Shared, body: Body) -> Response {
     }
 }
 
-async fn mutate(State(app): Shared, Query(timeout): Query<Timeout>, body: Body) -> Response {
-    reviewed(&app, "mtargetgroupbinding", &body, async |request| {
-        app.bindings.review(request, true, timeout.left()).await
-    })
-    .await
-}
-
-async fn validate(State(app): Shared, Query(timeout): Query<Timeout>, body: Body) -> Response {
-    reviewed(&app, "vtargetgroupbinding", &body, async |request| {
-        app.bindings.review(request, false, timeout.left()).await
-    })
-    .await
-}
-
-async fn service(State(app): Shared, Query(timeout): Query<Timeout>, body: Body) -> Response {
-    reviewed(&app, "vservice", &body, async |request| {
-        let settings = Arc::clone(&app.bindings.settings.borrow());
-        let review = services::review(request, &app.bindings.cluster, &settings);
-        let answer = in_time(timeout.left(), review).await?;
-        for _ in &answer.warnings {
-            app.metrics.finding("TGB501", "warned");
-        }
-        Ok(answer)
-    })
-    .await
-}
-
-async fn pod(State(app): Shared, Query(timeout): Query<Timeout>, body: Body) -> Response {
-    reviewed(&app, "mpod", &body, async |request| {
-        in_time(timeout.left(), pods::gates(request, &app.bindings.cluster)).await
-    })
-    .await
-}
-
-async fn server_id(State(app): Shared, body: Body) -> Response {
-    reviewed(&app, "quicid", &body, async |request| pods::server_ids(request)).await
+async fn service(app: &App, request: &Request<'_>, left: Duration) -> Result<Answer, String> {
+    let settings = Arc::clone(&app.bindings.settings.borrow());
+    let review = services::review(request, &app.bindings.cluster, &settings);
+    let answer = in_time(left, review).await?;
+    for _ in &answer.warnings {
+        app.metrics.finding("TGB501", "warned");
+    }
+    Ok(answer)
 }
 
 /// Answers an admission review; what the review itself can't do is HTTP 500.
@@ -541,7 +550,7 @@ fn probe_routes(state: &Arc<App>) -> Router {
     Router::new()
         .route("/livez", get(async || "ok"))
         .route("/readyz", get(readyz))
-        .route("/metrics", get(async |State(app): Shared| app.metrics.text()))
+        .route("/metrics", get(async |State(app): State<Arc<App>>| app.metrics.text()))
         .with_state(Arc::clone(state))
 }
 
@@ -550,7 +559,7 @@ struct Verbose {
     verbose: Option<String>,
 }
 
-async fn readyz(State(app): Shared, Query(query): Query<Verbose>) -> Response {
+async fn readyz(State(app): State<Arc<App>>, Query(query): Query<Verbose>) -> Response {
     let certificate = app.serving.state();
     let (published, problems) = app.health.get();
     let checks = [
@@ -583,7 +592,6 @@ async fn readyz(State(app): Shared, Query(query): Query<Verbose>) -> Response {
 #[allow(clippy::unwrap_used, clippy::panic, reason = "these are tests")]
 mod tests {
     use super::*;
-    use axum::http::Request as Asked;
     use hyper::client::conn::{http1, http2};
     use hyper_util::rt::{TokioExecutor, TokioIo};
     use rustls::pki_types::ServerName;
@@ -632,11 +640,20 @@ mod tests {
         });
         let go_on = Arc::new(Notify::new());
         let waited_for = Arc::clone(&go_on);
-        let routes = Router::new()
-            .route(CONVERT, post(convert_review))
-            .route(PANICS, post(async || -> StatusCode { panic!("a test asked for it") }))
-            .route(WAITS, post(async move || waited_for.notified().await));
-        let app = guarded(routes, &state).with_state(Arc::clone(&state));
+        let route = move |app: Arc<App>, request: Asked| {
+            let waited_for = Arc::clone(&waited_for);
+            async move {
+                match request.uri().path() {
+                    PANICS => panic!("a test asked for it"),
+                    WAITS => {
+                        waited_for.notified().await;
+                        StatusCode::OK.into_response()
+                    }
+                    _ => answer(app, request).await,
+                }
+            }
+        };
+        let app = guarded(&state, route);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let tls = Arc::new(tgb_certs::server_config(serving).unwrap());
@@ -656,10 +673,10 @@ mod tests {
             TokioIo::new(connector.connect(ServerName::try_from(NAME).unwrap(), stream).await.unwrap())
         }
 
-        fn request(&self, path: &str) -> Asked<axum::body::Body> {
+        fn request(&self, path: &str) -> hyper::Request<axum::body::Body> {
             let review = r#"{"kind":"ConversionReview","request":{"uid":"u","desiredAPIVersion":"elbv2.k8s.aws/v1","objects":[]}}"#;
             let uri = format!("https://{NAME}{path}");
-            Asked::post(uri).header(header::HOST, NAME).body(axum::body::Body::from(review)).unwrap()
+            hyper::Request::post(uri).header(header::HOST, NAME).body(axum::body::Body::from(review)).unwrap()
         }
     }
 
@@ -671,11 +688,11 @@ mod tests {
 
     #[test]
     fn a_review_has_the_time_that_the_api_server_waits_less_a_second() {
-        let left =
-            |timeout: Option<&str>| Timeout { timeout: timeout.map(str::to_owned) }.left().as_secs_f64();
-        assert_eq!([Some("10s"), Some("2s"), Some("3s"), Some("1m30s")].map(left), [9.0, 1.0, 2.0, 29.0]);
-        assert_eq!(left(Some("1s")), 0.5, "rather than nothing");
-        assert_eq!([None, Some("soon"), Some("")].map(left), [9.0; 3]);
+        let left = |query: &str| time_left(query).as_secs_f64();
+        let asked = ["timeout=10s", "timeout=2s", "dry=1&timeout=3s", "timeout=1m30s"];
+        assert_eq!(asked.map(left), [9.0, 1.0, 2.0, 29.0]);
+        assert_eq!(left("timeout=1s"), 0.5, "rather than nothing");
+        assert_eq!(["", "timeout=soon", "timeout="].map(left), [9.0; 3]);
     }
 
     #[tokio::test(flavor = "multi_thread")]
