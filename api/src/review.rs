@@ -4,6 +4,7 @@
 //! finding the ends of its objects.
 
 use crate::scan::{Cursor, Unreadable};
+use crate::v1::{Parents, TargetGroupBinding};
 use std::borrow::Cow;
 
 /// `kind` of an admission review.
@@ -15,8 +16,7 @@ pub const CONVERSION: &str = "ConversionReview";
 /// Objects of one review; API servers send at most a page of a list, and clients get lists of any length.
 const MOST_OBJECTS: usize = 200_000;
 
-/// `request` of an AdmissionReview. Objects stay text, so that the `uid` is known whatever is wrong with them, and only
-/// what is needed of them is ever read.
+/// `request` of an AdmissionReview without its objects. The `uid` is known whatever is wrong with these.
 #[derive(Debug, Clone, Default)]
 pub struct AdmissionRequest<'a> {
     uid: Cow<'a, str>,
@@ -26,17 +26,23 @@ pub struct AdmissionRequest<'a> {
     sub_resource: Cow<'a, str>,
     version: Option<Cow<'a, str>>,
     requested_version: Option<Cow<'a, str>>,
-    object: Option<&'a str>,
-    old_object: Option<&'a str>,
 }
+
+/// The objects of an AdmissionReview, as far as they are read.
+#[derive(Debug, Clone)]
+pub struct Objects<O> {
+    /// As it is to be; none on DELETE.
+    pub new: Option<O>,
+    /// As it is stored; none on CREATE.
+    pub old: Option<O>,
+}
+
+/// A binding as a review has it, and which of its parts are there; or why it can't be read.
+pub type Sent = Result<(TargetGroupBinding, Parents), Unreadable>;
 
 /// A body as text.
 fn text_of<'a>(body: &'a [u8], kind: &str) -> Result<&'a str, String> {
     std::str::from_utf8(body).map_err(|error| format!("the body is no {kind}: {error}"))
-}
-
-fn is_there(value: &str) -> Option<&str> {
-    (value != "null").then_some(value)
 }
 
 /// `version` of a kind.
@@ -53,18 +59,41 @@ fn version<'a>(kind: &mut Cursor<'a>) -> Result<Option<Cow<'a, str>>, Unreadable
 }
 
 impl<'a> AdmissionRequest<'a> {
-    /// Reads a review.
+    /// Reads a review, whose objects stay text.
     ///
     /// # Errors
     /// A sentence, if it is none; that is HTTP 400.
-    pub fn read(body: &'a [u8]) -> Result<Self, String> {
+    pub fn read(body: &'a [u8]) -> Result<(Self, Objects<&'a str>), String> {
+        Self::read_by(body, Cursor::value)
+    }
+
+    /// Reads a review of bindings, these on the way.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn read_bindings(body: &'a [u8]) -> Result<(Self, Objects<Sent>), String> {
+        Self::read_by(body, |object| {
+            let mut reading = object.clone();
+            let read = TargetGroupBinding::of_review(&mut reading);
+            match read {
+                Ok(_) => *object = reading,
+                Err(_) => object.skip()?,
+            }
+            Ok(read)
+        })
+    }
+
+    fn read_by<O>(
+        body: &'a [u8],
+        mut take: impl FnMut(&mut Cursor<'a>) -> Result<O, Unreadable>,
+    ) -> Result<(Self, Objects<O>), String> {
         let mut cursor = Cursor::of(text_of(body, ADMISSION)?);
         let (mut kind, mut api_version, mut request) = (Cow::default(), Cow::default(), None);
         let read = cursor.object(|key, value| {
             match key {
                 "kind" => kind = value.string()?,
                 "apiVersion" => api_version = value.string()?,
-                "request" => request = Self::of(value)?,
+                "request" => request = Self::of(value, &mut take)?,
                 _ => value.skip()?,
             }
             Ok(())
@@ -74,14 +103,21 @@ impl<'a> AdmissionRequest<'a> {
             return Err(format!("the body is no {ADMISSION} of {ADMISSION_VERSION}"));
         }
         let request = request.ok_or("the review has no request")?;
-        if request.uid.is_empty() {
+        if request.0.uid.is_empty() {
             return Err("the request has no uid".to_owned());
         }
         Ok(request)
     }
 
-    fn of(cursor: &mut Cursor<'a>) -> Result<Option<Self>, Unreadable> {
-        let mut request = Self::default();
+    fn of<O>(
+        cursor: &mut Cursor<'a>,
+        mut take: impl FnMut(&mut Cursor<'a>) -> Result<O, Unreadable>,
+    ) -> Result<Option<(Self, Objects<O>)>, Unreadable> {
+        let (mut request, mut objects) = (Self::default(), Objects { new: None, old: None });
+        let mut object = |cursor: &mut Cursor<'a>| match cursor.takes_null() {
+            true => Ok(None),
+            false => take(cursor).map(Some),
+        };
         let read = cursor.object(|key, value| {
             match key {
                 "uid" => request.uid = value.string()?,
@@ -91,13 +127,13 @@ impl<'a> AdmissionRequest<'a> {
                 "subResource" => request.sub_resource = value.string()?,
                 "kind" => request.version = version(value)?,
                 "requestKind" => request.requested_version = version(value)?,
-                "object" => request.object = is_there(value.value()?),
-                "oldObject" => request.old_object = is_there(value.value()?),
+                "object" => objects.new = object(value)?,
+                "oldObject" => objects.old = object(value)?,
                 _ => value.skip()?,
             }
             Ok(())
         })?;
-        Ok(read.map(|()| request))
+        Ok(read.map(|()| (request, objects)))
     }
 
     /// The API server's id of this request.
@@ -123,16 +159,6 @@ impl<'a> AdmissionRequest<'a> {
     /// The name; empty while a name is to be generated.
     pub fn name(&self) -> &str {
         &self.name
-    }
-
-    /// The object as JSON; none on DELETE.
-    pub fn object(&self) -> Option<&'a str> {
-        self.object
-    }
-
-    /// The stored object as JSON; none on CREATE.
-    pub fn old_object(&self) -> Option<&'a str> {
-        self.old_object
     }
 
     /// The version in which the user sent it, though it arrives as v1.

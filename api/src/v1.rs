@@ -1,9 +1,10 @@
 //! Version v1, the hub: every rule and the controller work on it.
 //!
 //! These types are for reading. They drop what they don't know, so nothing is ever written back from them but
-//! `status`; conversion works on JSON ([`crate::convert`]). [`TargetGroupBinding::of_review`] reads less, and faster.
+//! `status`; conversion works on JSON ([`crate::convert`]). For reviews less of them is read, and faster ([`crate::review`]).
 
 use crate::names;
+use crate::scan::Cursor;
 pub use crate::scan::Unreadable;
 use crate::target_group::{IpAddressType, Protocol, TargetType, words};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, Time};
@@ -51,8 +52,8 @@ impl TargetGroupBinding {
     ///
     /// # Errors
     /// Where a value is of another type than the schema's.
-    pub fn of_review(json: &str) -> Result<(Self, Parents), Unreadable> {
-        review::read(json)
+    pub(crate) fn of_review(object: &mut Cursor<'_>) -> Result<(Self, Parents), Unreadable> {
+        review::read(object)
     }
 
     /// An annotation's value.
@@ -436,7 +437,6 @@ pub struct TargetCounts {
 /// What [`TargetGroupBinding::of_review`] reads.
 mod review {
     use super::*;
-    use crate::scan::Cursor;
 
     #[derive(Default, Deserialize)]
     #[serde(rename_all = "camelCase", default)]
@@ -447,10 +447,9 @@ mod review {
         node_selector: Option<LabelSelector>,
     }
 
-    pub(super) fn read(json: &str) -> Result<(TargetGroupBinding, Parents), Unreadable> {
+    pub(super) fn read(object: &mut Cursor<'_>) -> Result<(TargetGroupBinding, Parents), Unreadable> {
         let (mut metadata, mut spec, mut status) = (ObjectMeta::default(), None, None);
-        let mut cursor = Cursor::of(json);
-        let read = cursor.object(|key, value| {
+        let read = object.object(|key, value| {
             match key {
                 "metadata" => read_metadata(value, &mut metadata)?,
                 "spec" => spec = value.read::<Option<Sent>>()?,
@@ -459,7 +458,6 @@ mod review {
             }
             Ok(())
         })?;
-        cursor.end()?;
         read.ok_or(Unreadable::NoObject)?;
         let mut parents = Parents { spec: spec.is_some(), ..Parents::default() };
         let spec = spec.map_or_else(Spec::default, |spec| {
@@ -555,14 +553,15 @@ mod tests {
     #[test]
     fn a_review_is_read_as_far_as_rules_look() {
         let whole: TargetGroupBinding = serde_json::from_value(full()).unwrap();
-        let (read, parents) = TargetGroupBinding::of_review(&full().to_string()).unwrap();
+        let (read, parents) = TargetGroupBinding::of_review(&mut Cursor::of(&full().to_string())).unwrap();
         assert_eq!(read.spec, whole.spec);
         assert_eq!((read.name(), read.namespace()), ("web", "shop"));
         assert!(read.is_terminating());
         assert_eq!(read.annotation(names::NODE_PORT_MISMATCH), Some("warn"));
         assert_eq!(read.status.unwrap().targets.unwrap().registered, 4);
         assert_eq!(parents, Parents { spec: true, target_group: true, service_ref: true });
-        let (_, parents) = TargetGroupBinding::of_review(r#"{"spec": {"targetGroup": null}}"#).unwrap();
+        let mut bare = Cursor::of(r#"{"spec": {"targetGroup": null}}"#);
+        let (_, parents) = TargetGroupBinding::of_review(&mut bare).unwrap();
         assert_eq!(parents, Parents { spec: true, ..Parents::default() });
     }
 

@@ -3,8 +3,8 @@
 use serde::Serialize;
 use serde_json::Value;
 use std::borrow::Cow;
-pub(crate) use tgb_api::review::AdmissionRequest as Request;
 use tgb_api::review::{ADMISSION, ADMISSION_VERSION};
+pub(crate) use tgb_api::review::{AdmissionRequest as Request, Objects};
 
 /// A warning is at most this long; the API server cuts longer ones.
 const LONGEST_WARNING: usize = 256;
@@ -141,7 +141,7 @@ mod tests {
 
     fn answered(answer: Answer) -> Value {
         let body = body();
-        let reply = answer.review(&Request::read(body.as_bytes()).unwrap()).unwrap();
+        let reply = answer.review(&Request::read(body.as_bytes()).unwrap().0).unwrap();
         serde_json::from_slice::<Value>(&reply).unwrap()["response"].take()
     }
 
@@ -160,14 +160,17 @@ mod tests {
     fn nesting_inside_of_an_object_is_no_matter() {
         let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
         let body = body().replace("\"web-\"", &deep);
-        assert_eq!(Request::read(body.as_bytes()).unwrap().uid(), "u1");
+        assert_eq!(Request::read(body.as_bytes()).unwrap().0.uid(), "u1");
+        let (request, objects) = Request::read_bindings(body.as_bytes()).unwrap();
+        assert!(request.uid() == "u1" && objects.new.is_some_and(|sent| sent.is_err()));
     }
 
     #[test]
     fn the_users_version_is_seen_and_null_is_nothing() {
         let body = body();
-        let request = Request::read(body.as_bytes()).unwrap();
-        assert_eq!((request.user_version(), request.name(), request.old_object()), ("v1beta1", "", None));
+        let (request, objects) = Request::read(body.as_bytes()).unwrap();
+        assert_eq!((request.user_version(), request.name(), objects.old), ("v1beta1", "", None));
+        assert!(Request::read_bindings(body.as_bytes()).unwrap().1.old.is_none());
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The two reviews of bindings: both complete the object and hold it against every rule; the mutating one answers with
 //! the patch as well.
 
-use crate::admission::{self, Answer, Cause, Request};
+use crate::admission::{self, Answer, Cause, Objects, Request};
 use crate::lookup::{Cluster, FRESH, KNOWN, TargetGroups};
 use crate::metrics::Metrics;
 use serde_json::Value;
@@ -11,10 +11,11 @@ use std::time::Duration;
 use tgb_api::arn::TargetGroupArn;
 use tgb_api::defaulting;
 use tgb_api::names;
+use tgb_api::review::Sent;
 use tgb_api::rules::{self, Context, Finding, Lookup, Operation, Other, Severity};
 use tgb_api::service::Service;
 use tgb_api::target_group::{TargetGroup, TargetType};
-use tgb_api::v1::{Role, Sharing, TargetGroupBinding, TargetGroupRef, Unreadable};
+use tgb_api::v1::{Role, Sharing, TargetGroupBinding, TargetGroupRef};
 use tgb_aws::{AwsError, TargetGroupQuery};
 use tokio::time::{Instant, timeout_at};
 
@@ -176,6 +177,7 @@ impl Bindings {
     pub(crate) async fn review(
         &self,
         request: &Request<'_>,
+        objects: Objects<Sent>,
         mutating: bool,
         within: Duration,
     ) -> Result<Answer, String> {
@@ -184,15 +186,10 @@ impl Bindings {
             "UPDATE" => Operation::Update,
             _ => return Ok(Answer::default()),
         };
-        let Some(sent) = request.object().filter(|_| !request.is_of_subresource()) else {
+        let Some(sent) = objects.new.filter(|_| !request.is_of_subresource()) else {
             return Ok(Answer::default());
         };
-        let read = |json: &str| {
-            let (mut binding, there) = TargetGroupBinding::of_review(json)?;
-            binding.metadata.namespace.get_or_insert_with(|| request.namespace().to_owned());
-            Ok::<_, Unreadable>((binding, there))
-        };
-        let (mut new, there) = match read(sent) {
+        let (mut new, there) = match sent {
             Ok(read) => read,
             // Of a wrong type somewhere: the schema, which comes after the mutating review, says where.
             Err(_) if mutating => return Ok(Answer::default()),
@@ -201,7 +198,10 @@ impl Bindings {
                 return Ok(Answer { warnings, ..Answer::default() });
             }
         };
-        let old = request.old_object().and_then(|old| read(old).ok()).map(|(old, _)| old);
+        let mut old = objects.old.and_then(Result::ok).map(|(old, _)| old);
+        for binding in std::iter::once(&mut new).chain(&mut old) {
+            binding.metadata.namespace.get_or_insert_with(|| request.namespace().to_owned());
+        }
         let old = old.as_ref().filter(|_| operation == Operation::Update);
         if new.is_terminating() || old.is_some_and(|old| old.spec == new.spec) {
             return Ok(Answer::default());
@@ -247,7 +247,7 @@ impl Bindings {
             |finding: &Finding| finding.rule.starts_with("TGB2") || finding.rule == "TGB117";
         if !live
             && findings.iter().any(rests_on_service)
-            && let Ok(service) = self.live(&review, &new).await
+            && let Ok(service) = Box::pin(self.live(&review, &new)).await
         {
             facts.service = looked_up(service);
             findings = review.findings(&new, &facts);
@@ -296,7 +296,8 @@ impl Bindings {
             if !live {
                 return (cached, false, None);
             }
-            match self.live(review, new).await {
+            // Boxed, as all that most reviews don't need: what a review may need is made room for, and moved.
+            match Box::pin(self.live(review, new)).await {
                 Ok(found) => (looked_up(found), true, None),
                 Err(reason) => {
                     let unread = matches!(cached, Lookup::Unknown).then_some(reason);
@@ -307,7 +308,7 @@ impl Bindings {
         let injects = async {
             // The only rule that asks is about long names.
             if review.creates() && new.name().len() > 63 {
-                timeout_at(review.deadline, self.cluster.injects(namespace)).await.ok().flatten()
+                timeout_at(review.deadline, Box::pin(self.cluster.injects(namespace))).await.ok().flatten()
             } else {
                 None
             }

@@ -23,9 +23,13 @@ const WORDS: [&str; 10] = [
 #[test]
 fn fuzz_admission_review() {
     fuzz("admission-review", &[ADMISSION], &WORDS, |input| match Request::read(input) {
-        Ok(request) => {
+        Ok((request, objects)) => {
             let _ = (request.operation(), request.namespace(), request.name(), request.user_version());
-            (request.object().is_some(), request.old_object().is_some(), String::new())
+            // Whether its objects are bindings or not, it is the same review.
+            let read = Request::read_bindings(input).ok();
+            let there = read.map(|(_, bindings)| (bindings.new.is_some(), bindings.old.is_some()));
+            assert_eq!(there, Some((objects.new.is_some(), objects.old.is_some())));
+            (objects.new.is_some(), objects.old.is_some(), String::new())
         }
         Err(message) => (false, false, words(&message)),
     });

@@ -1,7 +1,7 @@
 //! What new pods get: readiness gates, and QUIC server ids. The namespace selectors of the two webhook entries say which
 //! pods come here.
 
-use crate::admission::{Answer, Request};
+use crate::admission::{Answer, Objects, Request};
 use crate::lookup::{Bound, Cluster};
 use base64::Engine as _;
 use serde::Deserialize;
@@ -53,20 +53,24 @@ struct Variable {
     name: String,
 }
 
-fn read(request: &Request<'_>) -> Option<Pod> {
+fn read(request: &Request<'_>, object: Option<&str>) -> Option<Pod> {
     if request.is_of_subresource() {
         return None;
     }
     // What can't be read is refused by the API server itself.
-    serde_json::from_str(request.object()?).ok()
+    serde_json::from_str(object?).ok()
 }
 
 /// Answers a review: a gate for each binding with ip targets whose Service selects the pod.
 ///
 /// # Errors
 /// A sentence for HTTP 500, if the cluster can't be asked.
-pub(crate) async fn gates(request: &Request<'_>, cluster: &Cluster) -> Result<Answer, String> {
-    let Some(pod) = read(request) else { return Ok(Answer::default()) };
+pub(crate) async fn gates(
+    request: &Request<'_>,
+    objects: Objects<&str>,
+    cluster: &Cluster,
+) -> Result<Answer, String> {
+    let Some(pod) = read(request, objects.new) else { return Ok(Answer::default()) };
     let labels = pod.metadata.labels.unwrap_or_default();
     let namespace = request.namespace();
     let bindings = cluster.bindings_of(namespace).await.map_err(|error| error.to_string())?;
@@ -114,8 +118,8 @@ fn gate_patch(existing: Option<&[Gate]>, gates: Vec<String>) -> Vec<Value> {
 ///
 /// # Errors
 /// A sentence for HTTP 500, if the system has no random bytes.
-pub(crate) fn server_ids(request: &Request<'_>) -> Result<Answer, String> {
-    let Some(pod) = read(request) else { return Ok(Answer::default()) };
+pub(crate) fn server_ids(request: &Request<'_>, objects: Objects<&str>) -> Result<Answer, String> {
+    let Some(pod) = read(request, objects.new) else { return Ok(Answer::default()) };
     let annotations = pod.metadata.annotations.unwrap_or_default();
     let Some(named) = annotations.get(names::QUIC_CONTAINERS_ANNOTATION) else {
         return Ok(Answer::default());
@@ -173,7 +177,8 @@ mod tests {
 
     fn injected(value: &Value) -> Answer {
         let body = pod(value);
-        server_ids(&Request::read(body.as_bytes()).unwrap()).unwrap()
+        let (request, objects) = Request::read(body.as_bytes()).unwrap();
+        server_ids(&request, objects).unwrap()
     }
 
     #[test]

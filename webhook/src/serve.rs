@@ -17,6 +17,7 @@ use futures::FutureExt as _;
 use hyper::body::Incoming;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -383,27 +384,18 @@ async fn answer(app: Arc<App>, request: Asked) -> Response {
         Ok(body) => body,
         Err(response) => return response,
     };
-    match path {
-        CONVERT => convert_review(&app, &body).await,
-        MUTATE => {
-            let review = async |request: &Request<'_>| app.bindings.review(request, true, left).await;
-            reviewed(&app, "mtargetgroupbinding", &body, review).await
-        }
-        VALIDATE => {
-            let review = async |request: &Request<'_>| app.bindings.review(request, false, left).await;
-            reviewed(&app, "vtargetgroupbinding", &body, review).await
-        }
-        SERVICE => {
-            reviewed(&app, "vservice", &body, async |request| service(&app, request, left).await).await
-        }
-        POD => {
-            let gates = async |request: &Request<'_>| {
-                in_time(left, pods::gates(request, &app.bindings.cluster)).await
-            };
-            reviewed(&app, "mpod", &body, gates).await
-        }
-        _ => reviewed(&app, "quicid", &body, async |request| pods::server_ids(request)).await,
-    }
+    // Boxed, so that each takes the room that it needs and no more is moved.
+    let answer: Pin<Box<dyn Future<Output = Result<Response, String>> + Send>> = match path {
+        CONVERT => Box::pin(converted(&app, &body)),
+        MUTATE => Box::pin(binding(&app, &body, true, left)),
+        VALIDATE => Box::pin(binding(&app, &body, false, left)),
+        SERVICE => Box::pin(service(&app, &body, left)),
+        POD => Box::pin(pod(&app, &body, left)),
+        _ => Box::pin(server_id(&app, &body)),
+    };
+    let answered = aside(body.bytes.len(), answer).await;
+    // It is no review.
+    answered.unwrap_or_else(|message| (StatusCode::BAD_REQUEST, message).into_response())
 }
 
 /// A whole body, and the room that it takes until it is dropped.
@@ -450,10 +442,6 @@ fn json(bytes: Vec<u8>) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], bytes).into_response()
 }
 
-fn bad(message: String) -> Response {
-    (StatusCode::BAD_REQUEST, message).into_response()
-}
-
 /// The time for a review, by its query: `timeout=10s`, as the API server sends it.
 fn time_left(query: &str) -> Duration {
     let asked = query.split('&').find_map(|part| part.strip_prefix("timeout="));
@@ -470,47 +458,52 @@ async fn aside<T>(bytes: usize, work: impl Future<Output = T>) -> T {
     tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(work))
 }
 
-async fn convert_review(app: &App, body: &Body) -> Response {
+async fn converted(app: &App, body: &Body) -> Result<Response, String> {
     let begun = Instant::now();
-    match aside(body.bytes.len(), async { convert::review(&body.bytes) }).await {
-        Ok((review, counts)) => {
-            app.metrics.converted(&counts, begun.elapsed());
-            json(review)
-        }
-        Err(message) => bad(message),
-    }
+    let (review, counts) = convert::review(&body.bytes)?;
+    app.metrics.converted(&counts, begun.elapsed());
+    Ok(json(review))
 }
 
-async fn service(app: &App, request: &Request<'_>, left: Duration) -> Result<Answer, String> {
-    let settings = Arc::clone(&app.bindings.settings.borrow());
-    let review = services::review(request, &app.bindings.cluster, &settings);
-    let answer = in_time(left, review).await?;
-    for _ in &answer.warnings {
-        app.metrics.finding("TGB501", "warned");
-    }
-    Ok(answer)
+async fn binding(app: &App, body: &Body, mutating: bool, left: Duration) -> Result<Response, String> {
+    let (request, objects) = Request::read_bindings(&body.bytes)?;
+    let webhook = if mutating { "mtargetgroupbinding" } else { "vtargetgroupbinding" };
+    let review = Box::pin(app.bindings.review(&request, objects, mutating, left));
+    Ok(reviewed(app, webhook, &request, review).await)
+}
+
+async fn service(app: &App, body: &Body, left: Duration) -> Result<Response, String> {
+    let (request, objects) = Request::read(&body.bytes)?;
+    let review = async {
+        let settings = Arc::clone(&app.bindings.settings.borrow());
+        let review = services::review(&request, objects, &app.bindings.cluster, &settings);
+        let answer = in_time(left, review).await?;
+        for _ in &answer.warnings {
+            app.metrics.finding("TGB501", "warned");
+        }
+        Ok(answer)
+    };
+    Ok(reviewed(app, "vservice", &request, review).await)
+}
+
+async fn pod(app: &App, body: &Body, left: Duration) -> Result<Response, String> {
+    let (request, objects) = Request::read(&body.bytes)?;
+    let gates = in_time(left, pods::gates(&request, objects, &app.bindings.cluster));
+    Ok(reviewed(app, "mpod", &request, gates).await)
+}
+
+async fn server_id(app: &App, body: &Body) -> Result<Response, String> {
+    let (request, objects) = Request::read(&body.bytes)?;
+    Ok(reviewed(app, "quicid", &request, async { pods::server_ids(&request, objects) }).await)
 }
 
 /// Answers an admission review; what the review itself can't do is HTTP 500.
 async fn reviewed(
     app: &App,
     webhook: &'static str,
-    body: &Body,
-    review: impl AsyncFnOnce(&Request<'_>) -> Result<Answer, String>,
+    request: &Request<'_>,
+    review: impl Future<Output = Result<Answer, String>>,
 ) -> Response {
-    aside(body.bytes.len(), answered(app, webhook, &body.bytes, review)).await
-}
-
-async fn answered(
-    app: &App,
-    webhook: &'static str,
-    body: &[u8],
-    review: impl AsyncFnOnce(&Request<'_>) -> Result<Answer, String>,
-) -> Response {
-    let request = match Request::read(body) {
-        Ok(request) => request,
-        Err(message) => return bad(message),
-    };
     let (uid, operation) = (request.uid(), request.operation());
     let (namespace, name) = (request.namespace(), request.name());
     // For traces. The log would format it for every review, so that its lines say themselves what they are about.
@@ -524,9 +517,9 @@ async fn answered(
     );
     let begun = Instant::now();
     async {
-        let answer = review(&request).await;
-        app.metrics.reviewed(webhook, &request, answer.as_ref().ok(), begun.elapsed());
-        match answer.and_then(|answer| answer.review(&request)) {
+        let answer = review.await;
+        app.metrics.reviewed(webhook, request, answer.as_ref().ok(), begun.elapsed());
+        match answer.and_then(|answer| answer.review(request)) {
             Ok(review) => json(review),
             Err(message) => {
                 tracing::error!(message, uid, object = %format_args!("{namespace}/{name}"), "a review failed");

@@ -1,6 +1,6 @@
 //! TGB501: warns when a change of a Service leaves bindings without what they need. Never refuses.
 
-use crate::admission::{Answer, Request};
+use crate::admission::{Answer, Objects, Request};
 use crate::lookup::{Bound, Cluster};
 use tgb_api::objects;
 use tgb_api::rules::{Settings, Severity};
@@ -13,6 +13,7 @@ use tgb_api::target_group::TargetType;
 /// A sentence for HTTP 500, if the cluster can't be asked.
 pub(crate) async fn review(
     request: &Request<'_>,
+    objects: Objects<&str>,
     cluster: &Cluster,
     settings: &Settings,
 ) -> Result<Answer, String> {
@@ -29,8 +30,8 @@ pub(crate) async fn review(
         let service: objects::Service = serde_json::from_str(json?).ok()?;
         Some(Service::read(&service))
     };
-    let Some(old) = read(request.old_object()) else { return Ok(answer) };
-    let new = if request.operation() == "DELETE" { None } else { read(request.object()) };
+    let Some(old) = read(objects.old) else { return Ok(answer) };
+    let new = if request.operation() == "DELETE" { None } else { read(objects.new) };
     answer.warnings = bindings.iter().filter_map(|binding| loss(binding, &old, new.as_ref())).collect();
     Ok(answer)
 }
