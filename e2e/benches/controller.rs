@@ -3,53 +3,81 @@
 
 use crate::fleet::{self, Fleet, NAMESPACE};
 use crate::http::{Connection, Place};
-use crate::table::{Limit, Table};
-use crate::webhook::{restart, start};
-use crate::{Stage, machine};
+use crate::machine;
+use crate::stage::{Program, Stage};
+use crate::table::{Limit, Side, Table};
+use crate::webhook::start;
 use awsim::{Call, Effect, Fault, Server};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
-use tgb_e2e::{Result, free_ports, get};
+use tgb_e2e::{Result, free_ports};
 use tokio::time::sleep;
 
-const CONTROLLER: &str = "tgb-controller";
-/// So much that a change never waits for AWS's allowance: what is measured is the program.
-const NO_LIMITS: &str = "--aws-limit=elb=400/400,elb-describe=400/400,elb-targets=400/400,ec2-describe=400/400,ec2-change=400/400";
-/// Five times of what AWS grants.
-const SCARCE: &str = "--aws-limit=elb-targets=20/20";
+/// Another controller beside the one that runs.
+const STANDBY: &str = "standby";
+/// Five times of the changes that AWS grants.
+const SCARCE: &str =
+    "--aws-limit=elb=400/400,elb-describe=400/400,elb-targets=20/20,ec2-describe=400/400,ec2-change=400/400";
 const MERGE: &str = "application/merge-patch+json";
+/// How long a process may take to end, and another to take over.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Numbers of pods that are put in beyond those of [`Fleet::bindings`].
 const EXTRA: usize = 10_100;
+/// Between two changes of many.
+const OFTEN: Duration = Duration::from_millis(50);
 const STRANGERS: usize = 14_000;
 const ROLLED: [usize; 2] = [24_000, 44_000];
 
 /// Measures and adds the rows; without `all` only those of many bindings.
 pub(crate) async fn run(table: &mut Table, all: bool) -> Result<()> {
-    eprintln!("== controller");
-    let stage = Stage::start(&[])?;
+    let stage = Stage::start(table.side, &[])?;
+    measure(table, &stage, all).await.map_err(|error| stage.explain(error))
+}
+
+async fn measure(table: &mut Table, stage: &Stage, all: bool) -> Result<()> {
     let server = stage.aws.server().ok_or("this needs awsim")?;
-    let mut fleet = Fleet::new(&stage.cluster, &stage.aws).await?;
+    let mut fleet = Fleet::new(stage).await?;
     fleet.target_groups(&stage.aws, 101)?;
     fleet.bindings(0..100, 2).await?;
     settled(server, Duration::from_secs(3), Duration::from_secs(180)).await?;
 
+    let ours = table.side == Side::Ours;
     if all {
-        few(table, &stage, server, &mut fleet).await?;
+        few(table, stage, server, &mut fleet).await?;
+    }
+    if all && ours {
+        handover(table, stage, server, &mut fleet, 4).await?;
     }
 
-    let spec = stage.cluster.processes().spec(CONTROLLER).ok_or("no controller")?;
-    stage.cluster.processes().kill(CONTROLLER)?;
-    stage.cluster.processes().spawn(CONTROLLER, spec.flag(NO_LIMITS))?;
+    let (processes, name) = (stage.cluster.processes(), stage.controller().name);
+    let spec = processes.spec(name).ok_or("no controller")?;
+    let start = || {
+        processes.stop(name, PATIENCE)?;
+        processes.spawn(name, spec.flag(stage.no_limits()))?;
+        stage.until_ready(stage.controller())
+    };
+    stage.lead(start).await?;
     let mut bench = Scale {
-        stage: &stage,
+        stage,
         server,
-        api: api(&stage).await?,
+        api: api(stage).await?,
         fleet,
-        count: 0,
+        count: 101,
         next: EXTRA,
         extra: BTreeMap::new(),
     };
+    if table.beside {
+        bench.grow(50).await?;
+        bench.latencies(table, Duration::from_millis(200), Limit::None).await?;
+    }
+    if !ours {
+        return if all { handover(table, stage, server, &mut bench.fleet, 1).await } else { Ok(()) };
+    }
+    if std::env::var("ONLY").is_ok_and(|only| only == "rolling") {
+        bench.grow(1_000).await?;
+        return bench.rolling(table).await;
+    }
     let full = std::env::var("FULL").is_ok_and(|value| !value.is_empty());
     let mut memory = Vec::new();
     for count in [10, 100, 1_000, 5_000].into_iter().filter(|count| full || *count < 5_000) {
@@ -80,19 +108,19 @@ pub(crate) async fn run(table: &mut Table, all: bool) -> Result<()> {
 
 /// What 100 bindings cost.
 async fn few(table: &mut Table, stage: &Stage, server: &Server, fleet: &mut Fleet) -> Result<()> {
-    start(table, stage, "start-controller", CONTROLLER, stage.product.controller().http(), 1_000.0)?;
+    let controller = stage.controller();
+    start(table, stage, "start-controller", controller, 1_000.0)?;
+    stage.lead(|| stage.restart(controller)).await?;
     settled(server, Duration::from_secs(8), Duration::from_secs(180)).await?;
-    let memory = machine::memory(stage.pid(CONTROLLER)).0 as f64 / 1e6;
-    table.add(
-        "memory-controller",
-        "memory, 100 bindings, 200 pods: controller",
-        memory,
-        "MB",
-        Limit::Most(25.0),
-    );
+    let memory = stage.memory(controller).0 / 1e6;
+    let what = "memory, 100 bindings, 200 pods: controller";
+    table.add("memory-controller", what, memory, "MB", Limit::Most(25.0));
+    if table.side == Side::Peer {
+        let what = "the same, since it is the webhook, too";
+        table.add("memory-webhook", what, memory, "MB", Limit::None);
+    }
     calls(table, stage, server, fleet).await?;
-    comparison(table, stage, server).await?;
-    handover(table, stage, server).await
+    comparison(table, stage, server).await
 }
 
 async fn api(stage: &Stage) -> Result<Connection> {
@@ -101,7 +129,7 @@ async fn api(stage: &Stage) -> Result<Connection> {
 }
 
 /// Waits until nothing was called for `quiet`.
-async fn settled(server: &Server, quiet: Duration, deadline: Duration) -> Result<()> {
+pub(crate) async fn settled(server: &Server, quiet: Duration, deadline: Duration) -> Result<()> {
     let begun = Instant::now();
     let (mut seen, mut since) = (server.journal().len(), Instant::now());
     while since.elapsed() < quiet {
@@ -156,43 +184,41 @@ async fn calls(table: &mut Table, stage: &Stage, server: &Server, fleet: &mut Fl
     let n = 100;
     let arn = fleet.arns[n].clone();
     fleet.backend(n, &[EXTRA - 10, EXTRA - 9]).await?;
-    let manifest = json!({
-        "apiVersion": "elbv2.k8s.aws/v1", "kind": "TargetGroupBinding",
-        "metadata": {"name": format!("web-{n}"), "namespace": NAMESPACE},
-        "spec": {"targetGroup": {"arn": arn}, "serviceRef": {"name": format!("web-{n}")}},
-    })
-    .to_string();
-    let apply = |server: &Server| -> Result<(usize, f64)> {
+    let manifest = fleet.manifest(n).to_string();
+    let apply = || -> Result<usize> {
         server.clear_journal(None);
-        let begun = Instant::now();
         stage.cluster.kubectl_with(&["create", "-f", "-"], &manifest).ok()?;
-        Ok((about(server, &arn).len(), begun.elapsed().as_secs_f64() * 1e3))
+        Ok(about(server, &arn).len())
     };
-    // The controller stands still for a moment, so that all calls are the webhook's.
-    stage.cluster.processes().pause(CONTROLLER)?;
-    let (cold, _) = apply(server)?;
-    stage.cluster.kubectl(&["-n", NAMESPACE, "delete", "tgb", &format!("web-{n}"), "--wait=false"]).ok()?;
-    let (warm, _) = apply(server)?;
-    server.clear_journal(None);
-    stage.cluster.processes().resume(CONTROLLER)?;
-    table.add(
-        "calls-apply",
-        "AWS calls per apply of a binding with ARN and Service only, one of them for TGB118",
-        cold as f64,
-        "calls",
-        Limit::Most(2.0),
-    );
-    table.add(
-        "calls-apply-warm",
-        "the same, the group known to the webhook",
-        warm as f64,
-        "calls",
-        Limit::Most(0.0),
-    );
+    let mut at_apply = 0;
+    if table.side == Side::Ours {
+        let (processes, controller) = (stage.cluster.processes(), stage.controller().name);
+        // The controller stands still for a moment, so that all calls are the webhook's.
+        processes.pause(controller)?;
+        at_apply = apply()?;
+        let name = format!("web-{n}");
+        stage.cluster.kubectl(&["-n", NAMESPACE, "delete", "tgb", &name, "--wait=false"]).ok()?;
+        let warm = apply()?;
+        server.clear_journal(None);
+        processes.resume(controller)?;
+        let what = "AWS calls per apply of a binding with ARN and Service only, one of them for TGB118";
+        table.add("calls-apply", what, at_apply as f64, "calls", Limit::Most(2.0));
+        let what = "the same, the group known to the webhook";
+        table.add("calls-apply-warm", what, warm as f64, "calls", Limit::Most(0.0));
+    } else {
+        apply()?;
+    }
 
     until_registered(server, &arn, 2).await?;
     let made = until_register(server, &arn);
-    table.add("calls-create", "AWS calls from create to registered", made as f64, "calls", Limit::Most(3.0));
+    if table.side == Side::Ours {
+        let what = "AWS calls from create to registered";
+        table.add("calls-create", what, made as f64, "calls", Limit::Most(3.0));
+    }
+    if table.beside {
+        let what = "AWS calls from create to registered, with those of the apply";
+        table.add("calls-create-all", what, (at_apply + made) as f64, "calls", Limit::None);
+    }
 
     settled(server, Duration::from_secs(3), Duration::from_secs(60)).await?;
     fleet.pod(n, EXTRA - 8).await?;
@@ -223,51 +249,53 @@ async fn compared(server: &Server, groups: usize, most: Duration) -> usize {
 }
 
 async fn comparison(table: &mut Table, stage: &Stage, server: &Server) -> Result<()> {
-    let processes = stage.cluster.processes();
-    processes.stop(CONTROLLER, Duration::from_secs(30))?;
+    const GROUPS: usize = 101;
+    let (processes, controller) = (stage.cluster.processes(), stage.controller().name);
+    processes.stop(controller, PATIENCE)?;
     server.clear_journal(None);
-    processes.restart(CONTROLLER)?;
+    processes.restart(controller)?;
     let begun = Instant::now();
-    let groups = compared(server, 101, Duration::from_secs(90)).await;
+    let groups = compared(server, GROUPS, Duration::from_secs(90)).await;
     let what = "after a restart, groups of 101 compared with AWS";
-    table.add("compared", what, groups as f64, "groups", Limit::Least(101.0));
-    let what = "the same, until all are, within AWS's allowance of calls";
-    table.add("compared-time", what, begun.elapsed().as_secs_f64(), "s", Limit::None);
+    table.add("compared", what, groups as f64, "groups", Limit::Least(GROUPS as f64));
+    if groups == GROUPS || table.side == Side::Ours {
+        let what = "the same, until all are, within AWS's allowance of calls";
+        table.add("compared-time", what, begun.elapsed().as_secs_f64(), "s", Limit::None);
+    }
     settled(server, Duration::from_secs(3), Duration::from_secs(90)).await
 }
 
-async fn handover(table: &mut Table, stage: &Stage, server: &Server) -> Result<()> {
+/// Stops the leader beside a standby, and changes the endpoints of a binding while nobody leads, so that there is something
+/// to do for whoever compares nothing by itself.
+async fn handover(
+    table: &mut Table,
+    stage: &Stage,
+    server: &Server,
+    fleet: &mut Fleet,
+    rounds: usize,
+) -> Result<()> {
     let processes = stage.cluster.processes();
     let [port] = free_ports()?;
-    let address = format!("127.0.0.1:{port}");
-    let spec = processes.spec(CONTROLLER).ok_or("no controller")?;
+    let probes = format!("127.0.0.1:{port}");
+    let (first, second) = (stage.controller(), Program { name: STANDBY, probes: &probes });
     let mut times = Vec::new();
-    for round in 0..4 {
+    for round in 0..rounds {
         // leader and standby change places
-        let (leader, standby) =
-            if round % 2 == 0 { (CONTROLLER, "standby") } else { ("standby", CONTROLLER) };
-        let of = |name: &str| {
-            if name == CONTROLLER { stage.product.controller().http().to_owned() } else { address.clone() }
-        };
-        processes.spawn(standby, spec.clone().flag(&format!("--http-listen={}", of(standby))))?;
-        let begun = Instant::now();
-        while !get(&of(standby), "/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
-            if begun.elapsed() > Duration::from_secs(30) {
-                return Err("the standby is not ready".to_owned());
-            }
-            sleep(Duration::from_millis(20)).await;
-        }
+        let (leader, standby) = if round % 2 == 0 { (first, second) } else { (second, first) };
+        stage.another(standby)?;
         settled(server, Duration::from_secs(2), Duration::from_secs(60)).await?;
         let asked = server.elapsed();
-        processes.stop(leader, Duration::from_secs(30))?;
+        processes.stop(leader.name, PATIENCE)?;
         let gone = server.elapsed();
+        fleet.endpoints(0, if round % 2 == 0 { &[0] } else { &[0, 1] }).await?;
+        fleet.flush().await?;
         let first = loop {
             let journal = server.journal();
             let after = journal.iter().map(|call| Duration::from_micros(call.real_us)).find(|at| *at > gone);
             if let Some(at) = after {
                 break at;
             }
-            if server.elapsed() > asked + Duration::from_secs(60) {
+            if server.elapsed() > asked + PATIENCE {
                 return Err("nobody takes over".to_owned());
             }
             sleep(Duration::from_millis(10)).await;
@@ -302,41 +330,36 @@ struct Scale<'a> {
 impl Scale<'_> {
     /// The memory of a replica that only watches, bytes.
     async fn standby(&self) -> Result<f64> {
-        const NAME: &str = "standby";
-        let processes = self.stage.cluster.processes();
         let [port] = free_ports()?;
-        let place = format!("127.0.0.1:{port}");
-        let spec = processes.spec(CONTROLLER).ok_or("no controller")?;
-        processes.spawn(NAME, spec.flag(&format!("--http-listen={place}")))?;
-        let begun = Instant::now();
-        while !get(&place, "/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
-            processes.check(NAME)?;
-            if begun.elapsed() > Duration::from_secs(60) {
-                return Err("the standby does not get ready".to_owned());
-            }
-            sleep(Duration::from_millis(50)).await;
-        }
+        let standby = Program { name: STANDBY, probes: &format!("127.0.0.1:{port}") };
+        self.stage.another(standby)?;
         sleep(Duration::from_secs(3)).await;
-        let (memory, _) = machine::memory(processes.pid(NAME).ok_or("no standby")?);
-        processes.kill(NAME)?;
-        Ok(memory as f64)
+        let (memory, _) = self.stage.memory(standby);
+        self.stage.cluster.processes().kill(STANDBY)?;
+        Ok(memory)
     }
 
-    /// Grows to `count` bindings and measures there. Gives the memory of a replica that only watches and that of the leader
-    /// after a fresh start, bytes.
-    async fn size(&mut self, table: &mut Table, count: usize) -> Result<[f64; 2]> {
-        let had = if count == 10 { 101 } else { self.count };
-        self.count = count;
+    /// Grows or shrinks to `count` bindings.
+    async fn grow(&mut self, count: usize) -> Result<()> {
+        let had = std::mem::replace(&mut self.count, count);
+        self.extra.retain(|n, _| *n < count);
         if count < had {
             self.fleet.remove_bindings(count..had).await?;
         } else {
             self.fleet.target_groups(&self.stage.aws, count)?;
             self.fleet.bindings(had..count, 2).await?;
-            settled(self.server, Duration::from_secs(3), Duration::from_secs(600)).await?;
         }
+        settled(self.server, Duration::from_secs(3), Duration::from_secs(600)).await
+    }
+
+    /// Measures with `count` bindings. Gives the memory of a replica that only watches and that of the leader after a fresh
+    /// start, bytes.
+    async fn size(&mut self, table: &mut Table, count: usize) -> Result<[f64; 2]> {
+        self.grow(count).await?;
         self.server.clear_journal(None);
-        let pid = |stage: &Stage| stage.pid(CONTROLLER);
-        let ready = restart(self.stage, CONTROLLER, self.stage.product.controller().http())?;
+        let controller = self.stage.controller();
+        let pid = |stage: &Stage| stage.pid(controller.name);
+        let ready = self.stage.restart(controller)?;
         let begun = Instant::now();
         let groups = compared(self.server, count, Duration::from_secs(600)).await;
         if groups < count {
@@ -344,66 +367,76 @@ impl Scale<'_> {
         }
         let cold = ready + begun.elapsed();
         settled(self.server, Duration::from_secs(8), Duration::from_secs(600)).await?;
-        self.stage.cluster.processes().check(CONTROLLER)?;
-        let (memory, peak) = machine::memory(pid(self.stage));
+        self.stage.cluster.processes().check(controller.name)?;
+        let (memory, peak) = self.stage.memory(controller);
         if count >= 1_000 {
             let what = format!(
                 "{count} bindings × 2 pods: cold start until all are compared, at 400 calls a second"
             );
             table.add(&format!("cold-{count}"), &what, cold.as_secs_f64(), "s", Limit::None);
             let what = format!("{count} bindings × 2 pods: memory, and its peak at the start");
-            table.add(&format!("memory-{count}"), &what, memory as f64 / 1e6, "MB", Limit::None);
-            table.add(&format!("peak-{count}"), "its peak", peak as f64 / 1e6, "MB", Limit::None);
+            table.add(&format!("memory-{count}"), &what, memory / 1e6, "MB", Limit::None);
+            table.add(&format!("peak-{count}"), "its peak", peak / 1e6, "MB", Limit::None);
         }
 
         let changes = 200;
         // What it costs to poll, before and after: the first polls of many come closer together.
         let first = self.idle().await;
         let before = (machine::cpu(pid(self.stage)), Instant::now());
-        self.changes(changes, 10).await?;
+        self.changes(changes, 10, OFTEN).await?;
         let (used, took) = ((machine::cpu(pid(self.stage)) - before.0).as_secs_f64(), before.1.elapsed());
         let used = used - first.min(self.idle().await) * took.as_secs_f64();
         let what = format!("CPU per change of endpoints at {count} bindings (call, status, event, polls)");
         table.add(&format!("change-cpu-{count}"), &what, used * 1e6 / changes as f64, "µs", Limit::None);
         if count == 1_000 {
-            for latency in [0, 100] {
-                self.server.fault(Fault::new(Effect::Latency { ms: latency }));
-                let mut times = self.changes(changes, changes).await?;
-                self.server.clear_faults();
-                let what = format!(
-                    "endpoint change to RegisterTargets at AWS, 1,000 bindings, AWS latency {latency} ms"
-                );
-                let mut quantile = |share| machine::quantile(&mut times, share);
+            self.latencies(table, OFTEN, Limit::Most(50.0)).await?;
+        }
+        // What a start leaves behind differs from one to the next.
+        let mut standbys = [self.standby().await?, self.standby().await?, self.standby().await?];
+        Ok([machine::quantile(&mut standbys, 0.5), memory])
+    }
+
+    /// How long a change takes until AWS is called, when AWS answers at once and when it does not: a change of each of up to
+    /// 200 bindings in turn, one `every` so often.
+    async fn latencies(&mut self, table: &mut Table, every: Duration, limit: Limit) -> Result<()> {
+        let changes = 200;
+        let (count, few) = if self.count < 1_000 {
+            (self.count.to_string(), format!("-{}", self.count))
+        } else {
+            ("1,000".to_owned(), String::new())
+        };
+        for latency in [0, 100] {
+            self.server.fault(Fault::new(Effect::Latency { ms: latency }));
+            let mut times = self.changes(changes, changes.min(self.count), every).await?;
+            self.server.clear_faults();
+            let what = format!(
+                "endpoint change to RegisterTargets at AWS, {count} bindings, AWS latency {latency} ms"
+            );
+            for (id, share, name, limit) in [("p50", 0.5, "median", Limit::None), ("p99", 0.99, "p99", limit)]
+            {
+                let time = machine::quantile(&mut times, share);
                 table.add(
-                    &format!("latency-{latency}-p50"),
-                    &format!("{what}: median"),
-                    quantile(0.5),
+                    &format!("latency-{latency}{few}-{id}"),
+                    &format!("{what}: {name}"),
+                    time,
                     "ms",
-                    Limit::None,
-                );
-                table.add(
-                    &format!("latency-{latency}-p99"),
-                    &format!("{what}: p99"),
-                    quantile(0.99),
-                    "ms",
-                    Limit::Most(50.0),
+                    limit,
                 );
             }
         }
-        Ok([self.standby().await?, memory as f64])
+        Ok(())
     }
 
     /// What share of a CPU it takes while nothing changes.
     async fn idle(&self) -> f64 {
-        let pid = self.stage.pid(CONTROLLER);
+        let pid = self.stage.pid(self.stage.controller().name);
         let (before, begun) = (machine::cpu(pid), Instant::now());
         sleep(Duration::from_secs(10)).await;
         (machine::cpu(pid) - before).as_secs_f64() / begun.elapsed().as_secs_f64()
     }
 
-    /// Adds an endpoint 20 times a second by the API server, to `spread` bindings in turn. The times until AWS was
-    /// called, ms.
-    async fn changes(&mut self, changes: usize, spread: usize) -> Result<Vec<f64>> {
+    /// Adds an endpoint `every` so often by the API server, to `spread` bindings in turn. The times until AWS was called, ms.
+    async fn changes(&mut self, changes: usize, spread: usize, every: Duration) -> Result<Vec<f64>> {
         let step = self.count / spread;
         let picks: Vec<(usize, usize)> = (0..changes).map(|k| (k % spread * step, self.next + k)).collect();
         self.next += changes;
@@ -422,15 +455,15 @@ impl Scale<'_> {
             let patch = json!({"endpoints": fleet::endpoints(*n, all)});
             sent.insert(fleet::ip(*serial), self.server.elapsed());
             self.api.json("PATCH", &path, MERGE, &patch).await?;
-            let due = Duration::from_millis(50) * (k as u32 + 1);
+            let due = every * (k as u32 + 1);
             sleep(due.saturating_sub(begun.elapsed())).await;
         }
         let (mut times, mut seen, begun) = (Vec::new(), 0, Instant::now());
         while !sent.is_empty() {
             if begun.elapsed() > Duration::from_secs(60) {
-                let processes = self.stage.cluster.processes();
-                processes.check(CONTROLLER)?;
-                let log = processes.log(CONTROLLER);
+                let (processes, controller) = (self.stage.cluster.processes(), self.stage.controller().name);
+                processes.check(controller)?;
+                let log = processes.log(controller);
                 let last: Vec<&str> = log.lines().rev().take(40).collect();
                 let last = last.into_iter().rev().collect::<Vec<_>>().join("\n");
                 return Err(format!(
@@ -461,9 +494,9 @@ impl Scale<'_> {
         for pods in [0, 10_000] {
             self.fleet.strangers(STRANGERS..STRANGERS + pods).await?;
             sleep(Duration::from_secs(2)).await;
-            restart(self.stage, CONTROLLER, self.stage.product.controller().http())?;
+            self.stage.restart(self.stage.controller())?;
             settled(self.server, Duration::from_secs(8), Duration::from_secs(600)).await?;
-            measured.push(machine::memory(self.stage.pid(CONTROLLER)).0 as f64);
+            measured.push(self.stage.memory(self.stage.controller()).0);
         }
         let each = (measured[1] - measured[0]) / 10_000.0 / 1e3;
         table.add(
@@ -480,11 +513,11 @@ impl Scale<'_> {
     async fn rolling(&mut self, table: &mut Table) -> Result<()> {
         const BINDINGS: usize = 1_000;
         const PODS: usize = 20;
-        let processes = self.stage.cluster.processes();
-        let spec = processes.spec(CONTROLLER).ok_or("no controller")?;
-        processes.kill(CONTROLLER)?;
-        processes.spawn(CONTROLLER, spec.flag(SCARCE))?;
-        let pid = self.stage.pid(CONTROLLER);
+        let (processes, name) = (self.stage.cluster.processes(), self.stage.controller().name);
+        let spec = processes.spec(name).ok_or("no controller")?;
+        processes.stop(name, PATIENCE)?;
+        processes.spawn(name, spec.flag(SCARCE))?;
+        let pid = self.stage.pid(self.stage.controller().name);
         let mut old: BTreeMap<usize, Vec<usize>> =
             (0..BINDINGS).map(|n| (n, vec![2 * n, 2 * n + 1])).collect();
         old.extend(std::mem::take(&mut self.extra).into_iter().filter(|(n, _)| *n < BINDINGS));

@@ -2,13 +2,15 @@
 //! restored backup is, since the API server takes minutes to admit as many; whoever watches sees ordinary events.
 
 use crate::http::{Connection, Place};
+use crate::stage::Stage;
+use crate::table::Side;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use tgb_e2e::{Aws, Cluster, Result};
+use tgb_e2e::{Aws, Result};
 
 /// The namespace of everything.
 pub(crate) const NAMESPACE: &str = "bench";
@@ -18,6 +20,7 @@ const AT_ONCE: usize = 100;
 /// What is there.
 pub(crate) struct Fleet {
     etcd: Connection,
+    side: Side,
     vpc: String,
     changes: Vec<(&'static str, Value)>,
     /// The target groups, by number of the binding.
@@ -31,13 +34,15 @@ pub(crate) fn ip(serial: usize) -> String {
 
 impl Fleet {
     /// Nothing yet, but the namespace. Everybody who would take part is stopped: the objects are the bench's own.
-    pub(crate) async fn new(cluster: &Cluster, aws: &Aws) -> Result<Self> {
+    pub(crate) async fn new(stage: &Stage) -> Result<Self> {
+        let cluster = &stage.cluster;
         cluster.namespace(NAMESPACE, &BTreeMap::new())?;
         for name in ["kube-controller-manager", "kube-scheduler", "kwok"] {
             cluster.processes().pause(name)?;
         }
         let etcd = Place::plain(cluster.etcd()).connect().await?;
-        Ok(Self { etcd, vpc: aws.lab().vpc.clone(), changes: Vec::new(), arns: Vec::new() })
+        let vpc = stage.aws.lab().vpc.clone();
+        Ok(Self { etcd, side: stage.side(), vpc, changes: Vec::new(), arns: Vec::new() })
     }
 
     /// Target groups up to `count`, each behind a listener of a load balancer.
@@ -89,7 +94,6 @@ impl Fleet {
     /// numbered from `n * pods` on.
     pub(crate) async fn bindings(&mut self, range: std::ops::Range<usize>, pods: usize) -> Result<()> {
         for n in range {
-            let arn = self.arns.get(n).cloned().ok_or("no target group")?;
             self.put(&format!("services/specs/{NAMESPACE}/web-{n}"), &service(n)).await?;
             let serials: Vec<usize> = (0..pods).map(|k| n * pods + k).collect();
             for serial in &serials {
@@ -97,8 +101,7 @@ impl Fleet {
             }
             self.put(&format!("endpointslices/{NAMESPACE}/web-{n}"), &slice(n, &serials)).await?;
             let key = format!("elbv2.k8s.aws/targetgroupbindings/{NAMESPACE}/web-{n}");
-            let object = binding(n, &arn, &self.vpc);
-            self.put(&key, &object).await?;
+            self.put(&key, &self.binding(n)).await?;
         }
         self.flush().await
     }
@@ -146,6 +149,47 @@ impl Fleet {
     pub(crate) async fn remove_pod(&mut self, n: usize, serial: usize) -> Result<()> {
         let key = BASE64.encode(format!("/registry/pods/{NAMESPACE}/web-{n}-{serial}"));
         self.change("/v3/kv/deleterange", json!({"key": key})).await
+    }
+
+    /// The version of the bindings.
+    pub(crate) fn version(&self) -> &'static str {
+        match self.side {
+            Side::Ours => "v1",
+            Side::Peer => "v1beta1",
+        }
+    }
+
+    /// A binding as a user writes it, with ARN and Service only.
+    pub(crate) fn manifest(&self, n: usize) -> Value {
+        let (name, arn) = (format!("web-{n}"), &self.arns[n]);
+        let spec = match self.side {
+            Side::Ours => json!({"serviceRef": {"name": name}, "targetGroup": {"arn": arn}}),
+            Side::Peer => json!({"serviceRef": {"name": name, "port": 80}, "targetGroupARN": arn}),
+        };
+        json!({"apiVersion": format!("elbv2.k8s.aws/{}", self.version()), "kind": "TargetGroupBinding",
+               "metadata": {"name": name, "namespace": NAMESPACE}, "spec": spec})
+    }
+
+    /// The same as stored, complete.
+    pub(crate) fn binding(&self, n: usize) -> Value {
+        let (mut object, applied) = (self.manifest(n), self.manifest(n).to_string());
+        object["metadata"] = json!({
+            "name": format!("web-{n}"), "namespace": NAMESPACE, "uid": uid(5, n, 0), "creationTimestamp": TIME, "generation": 1,
+            "finalizers": ["elbv2.k8s.aws/resources"],
+            "labels": {"app": format!("web-{n}"), "team": "shop"},
+            "annotations": {"kubectl.kubernetes.io/last-applied-configuration": applied},
+        });
+        let (arn, vpc) = (&self.arns[n], &self.vpc);
+        object["spec"] = match self.side {
+            Side::Ours => json!({
+                "targetGroup": {"arn": arn, "targetType": "ip", "ipAddressType": "ipv4", "protocol": "HTTP", "vpcID": vpc},
+            }),
+            Side::Peer => json!({
+                "targetGroupARN": arn, "targetType": "ip", "ipAddressType": "ipv4", "targetGroupProtocol": "HTTP", "vpcID": vpc,
+            }),
+        };
+        object["spec"]["serviceRef"] = json!({"name": format!("web-{n}"), "port": 80});
+        object
     }
 
     async fn put(&mut self, key: &str, object: &Value) -> Result<()> {
@@ -277,18 +321,5 @@ fn pod(n: usize, serial: usize) -> Value {
                            condition("ContainersReady"), condition("Ready")],
             "containerStatuses": [status("web"), status("proxy")],
         },
-    })
-}
-
-/// A complete binding, as stored.
-pub(crate) fn binding(n: usize, arn: &str, vpc: &str) -> Value {
-    json!({
-        "apiVersion": "elbv2.k8s.aws/v1", "kind": "TargetGroupBinding",
-        "metadata": {"name": format!("web-{n}"), "namespace": NAMESPACE, "uid": uid(5, n, 0), "creationTimestamp": TIME, "generation": 1,
-                     "finalizers": ["elbv2.k8s.aws/resources"],
-                     "labels": {"app": format!("web-{n}"), "team": "shop"},
-                     "annotations": {"kubectl.kubernetes.io/last-applied-configuration": format!("{{\"apiVersion\":\"elbv2.k8s.aws/v1\",\"kind\":\"TargetGroupBinding\",\"metadata\":{{\"name\":\"web-{n}\",\"namespace\":\"{NAMESPACE}\"}},\"spec\":{{\"serviceRef\":{{\"name\":\"web-{n}\"}},\"targetGroup\":{{\"arn\":\"{arn}\"}}}}}}")}},
-        "spec": {"targetGroup": {"arn": arn, "targetType": "ip", "ipAddressType": "ipv4", "protocol": "HTTP", "vpcID": vpc},
-                 "serviceRef": {"name": format!("web-{n}"), "port": 80}},
     })
 }

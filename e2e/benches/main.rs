@@ -5,9 +5,11 @@
 //! - [`webhook`]: admission, conversion, start, memory; [`controller`]: calls, latencies, scale;
 //! - [`soak`]: an hour of mixed change with faults (`make soak`);
 //! - [`floor`]: a server that does nothing, beside the webhook;
+//! - [`stage`]: what everything is measured on; [`peer`]: the AWS Load Balancer Controller in our place;
 //! - [`fleet`]: thousands of bindings; [`http`]: the client; [`machine`]: CPU and memory of processes; [`table`].
 //!
-//! `ONLY=webhook|controller|scale` runs one part, `FULL=1` adds 5,000 bindings and the rolling change of 20,000 pods.
+//! `ONLY=webhook|controller|scale|rolling` runs one part, `FULL=1` adds 5,000 bindings and the rolling change of 20,000 pods,
+//! `PEER=<path of an AWS Load Balancer Controller>` measures that one, too, each part after ours, where it does the same.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::as_conversions)]
 
@@ -16,60 +18,17 @@ mod fleet;
 mod floor;
 mod http;
 mod machine;
+mod peer;
 mod soak;
+mod stage;
 mod table;
 mod webhook;
 
 use serde_json::json;
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
-use table::{Limit, Table};
-use tgb_e2e::{Aws, Cluster, Options, Product, Result, Settings};
-
-/// What everything is measured on.
-pub(crate) struct Stage {
-    /// The control plane.
-    pub cluster: Cluster,
-    /// awsim.
-    pub aws: Aws,
-    /// The running programs.
-    pub product: Product,
-}
-
-impl Stage {
-    /// Starts all of it; `controller` are flags of the controller.
-    pub(crate) fn start(controller: &[&str]) -> Result<Self> {
-        let settings = Settings {
-            controller: controller.iter().map(|flag| (*flag).to_owned()).collect(),
-            ..Settings::default()
-        };
-        let start = || {
-            let cluster = Cluster::start(Options::default())?;
-            let aws = Aws::awsim()?;
-            cluster.nodes(&aws.nodes())?;
-            let product = Product::start(&cluster, &aws, &settings)?;
-            // Nothing stands between the controller and the API server.
-            cluster.kubeconfig_of(
-                tgb_e2e::NAMESPACE,
-                "tgb-targetgroupbinding-controller",
-                cluster.server(),
-            )?;
-            product.controller().stop()?;
-            product.controller().restart()?;
-            product.controller().until_ready(Duration::from_secs(60))?;
-            Ok(Self { cluster, aws, product })
-        };
-        // The harness has a runtime of its own, which must not be used within ours.
-        std::thread::scope(|scope| scope.spawn(start).join())
-            .map_err(|_| "the stage was not set".to_owned())?
-    }
-
-    /// The id of a process.
-    pub(crate) fn pid(&self, name: &str) -> u32 {
-        self.cluster.processes().pid(name).unwrap_or_default()
-    }
-}
+use table::{Limit, Side, Table};
+use tgb_e2e::Result;
 
 fn main() -> ExitCode {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -96,13 +55,23 @@ async fn bench() -> Result<()> {
     }
     let wanted = |part: &str| std::env::var("ONLY").map_or(true, |only| only.is_empty() || only == part);
     let machine = machine::describe();
-    let mut table = Table::default();
-    binaries(&mut table)?;
-    if wanted("webhook") {
-        webhook::run(&mut table).await?;
-    }
-    if wanted("controller") || wanted("scale") {
-        controller::run(&mut table, wanted("controller")).await?;
+    let peer = peer::path();
+    let sides: &[Side] = if peer.is_some() { &[Side::Ours, Side::Peer] } else { &[Side::Ours] };
+    let mut table = Table { beside: peer.is_some(), ..Table::default() };
+    binaries(&mut table, peer.as_deref())?;
+    let parts = [
+        ("webhook", wanted("webhook")),
+        ("controller", ["controller", "scale", "rolling"].into_iter().any(wanted)),
+    ];
+    for (part, _) in parts.iter().filter(|(_, wanted)| *wanted) {
+        for side in sides {
+            table.side = *side;
+            eprintln!("== {part}{}", if *side == Side::Peer { " of the peer" } else { "" });
+            match *part {
+                "webhook" => webhook::run(&mut table).await?,
+                _ => controller::run(&mut table, wanted(part)).await?,
+            }
+        }
     }
     println!("{}", table.text());
     let missed = table.rows.iter().filter(|row| !row.holds()).count();
@@ -118,18 +87,17 @@ async fn bench() -> Result<()> {
     std::fs::write(&path, text).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-fn binaries(table: &mut Table) -> Result<()> {
+fn binaries(table: &mut Table, peer: Option<&Path>) -> Result<()> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
     for name in ["tgb-webhook", "tgb-controller"] {
-        let path = own.with_file_name(name);
-        let size = std::fs::metadata(&path).map_err(|error| format!("{}: {error}", path.display()))?.len();
-        table.add(
-            &format!("binary-{name}"),
-            &format!("binary {name}"),
-            size as f64 / 1e6,
-            "MB",
-            Limit::Most(20.0),
-        );
+        let ours = own.with_file_name(name);
+        let paths = [(Side::Ours, Some(ours.as_path())), (Side::Peer, peer)];
+        for (side, path) in paths.into_iter().filter_map(|(side, path)| Some((side, path?))) {
+            let found = std::fs::metadata(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            table.side = side;
+            let size = found.len() as f64 / 1e6;
+            table.add(&format!("binary-{name}"), &format!("binary {name}"), size, "MB", Limit::Most(20.0));
+        }
     }
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! `make soak`: mixed change with faults for an hour (`MINUTES=`). At every settled moment AWS holds exactly what the
 //! cluster wants; memory stays flat; no log line repeats without end. `SEED=` repeats a run's choices.
 
-use crate::{Stage, machine};
+use crate::machine;
+use crate::stage::Stage;
+use crate::table::Side;
 use awsim::{Effect, Fault};
 use fastrand::Rng;
 use serde_json::json;
@@ -86,7 +88,8 @@ struct Soak {
 
 impl Soak {
     fn start(seed: u64) -> Result<Self> {
-        let stage = Stage::start(&["--health-poll=10s", "--missing-backend-grace=5s", "--resync=30s"])?;
+        let stage =
+            Stage::start(Side::Ours, &["--health-poll=10s", "--missing-backend-grace=5s", "--resync=30s"])?;
         stage.cluster.namespace(NAMESPACE, &BTreeMap::new())?;
         let server = stage.aws.server().ok_or("this needs awsim")?;
         server.seed_random(seed);

@@ -1,10 +1,12 @@
 //! The webhook's figures, over real TLS connections to the real process.
 
+use crate::controller::settled;
 use crate::fleet::{self, Fleet};
 use crate::floor::Floor;
 use crate::http::Place;
-use crate::table::{Limit, Table};
-use crate::{Stage, machine};
+use crate::stage::{Program, Stage};
+use crate::table::{Limit, Side, Table};
+use crate::{machine, peer};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
@@ -12,32 +14,48 @@ use futures::future::try_join_all;
 use serde_json::{Value, json};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
-use tgb_e2e::{Result, get};
+use tgb_e2e::Result;
 
-const WEBHOOK: &str = "tgb-webhook";
 const JSON: &str = "application/json";
+/// Our paths of admission, mutating and validating.
+const ADMISSION: [&str; 2] = [
+    "/mutate-elbv2-k8s-aws-targetgroupbinding?timeout=10s",
+    "/validate-elbv2-k8s-aws-targetgroupbinding?timeout=10s",
+];
 
 /// Measures and adds the rows.
 pub(crate) async fn run(table: &mut Table) -> Result<()> {
-    eprintln!("== webhook");
-    let stage = Stage::start(&[])?;
-    let mut fleet = Fleet::new(&stage.cluster, &stage.aws).await?;
+    let stage = Stage::start(table.side, &[])?;
+    measure(table, &stage).await.map_err(|error| stage.explain(error))
+}
+
+async fn measure(table: &mut Table, stage: &Stage) -> Result<()> {
+    let webhook = stage.webhook();
+    let mut fleet = Fleet::new(stage).await?;
     fleet.target_groups(&stage.aws, 100)?;
     fleet.bindings(0..100, 2).await?;
-    let place = place(&stage)?;
+    let place = place(stage)?;
+    // The peer's one program has the new bindings to do, too.
+    let server = stage.aws.server().ok_or("this needs awsim")?;
+    settled(server, Duration::from_secs(3), Duration::from_secs(180)).await?;
 
     let floor = Floor::start()?;
-    admission(table, &stage, &place, &floor, &fleet).await?;
-    conversion(table, &stage, &place, &floor).await?;
+    admission(table, stage, &place, &floor, &fleet).await?;
+    if table.side == Side::Ours {
+        conversion(table, stage, &place, &floor).await?;
+    }
     drop(floor);
-    start(table, &stage, "start-webhook", WEBHOOK, stage.product.webhook().http(), 200.0)?;
+    start(table, stage, "start-webhook", webhook, 200.0)?;
+    if table.side == Side::Peer {
+        return Ok(());
+    }
     // As it stands after its start and some traffic, with everything cached.
     let mut connection = place.connect().await?;
     let body = review(&fleet, 7);
     for _ in 0..500 {
-        connection.send("POST", VALIDATE, JSON, body.clone()).await?;
+        connection.send("POST", ADMISSION[1], JSON, body.clone()).await?;
     }
-    let small = machine::memory(stage.pid(WEBHOOK)).0 as f64;
+    let small = stage.memory(webhook).0;
     table.add(
         "memory-webhook",
         "memory, 100 bindings, 200 pods: webhook",
@@ -47,13 +65,12 @@ pub(crate) async fn run(table: &mut Table) -> Result<()> {
     );
     fleet.target_groups(&stage.aws, 2_000)?;
     fleet.bindings(100..2_000, 0).await?;
-    restart(&stage, WEBHOOK, stage.product.webhook().http())?;
+    stage.restart(webhook)?;
     let mut connection = place.connect().await?;
     for _ in 0..500 {
-        connection.send("POST", VALIDATE, JSON, body.clone()).await?;
+        connection.send("POST", ADMISSION[1], JSON, body.clone()).await?;
     }
-    let large = machine::memory(stage.pid(WEBHOOK)).0 as f64;
-    let each = (large - small) / 1_900.0 / 1e3;
+    let each = (stage.memory(webhook).0 - small) / 1_900.0 / 1e3;
     table.add(
         "memory-webhook-binding",
         "memory per binding and its Service cached: webhook",
@@ -64,17 +81,17 @@ pub(crate) async fn run(table: &mut Table) -> Result<()> {
     Ok(())
 }
 
-const MUTATE: &str = "/mutate-elbv2-k8s-aws-targetgroupbinding?timeout=10s";
-const VALIDATE: &str = "/validate-elbv2-k8s-aws-targetgroupbinding?timeout=10s";
-
 /// Where the webhook is, with the authority that it published.
-pub(crate) fn place(stage: &Stage) -> Result<Place> {
+fn place(stage: &Stage) -> Result<Place> {
+    if let Some(peer) = stage.peer() {
+        return peer.place();
+    }
     let args = ["get", "validatingwebhookconfigurations", "-o", "json"];
     let all = stage.cluster.kubectl(&args).json()?;
     let items = all["items"].as_array().cloned().unwrap_or_default();
     let bundle = items.iter().find_map(|item| item["webhooks"][0]["clientConfig"]["caBundle"].as_str());
     let pem = BASE64.decode(bundle.ok_or("no caBundle is published")?).map_err(|error| error.to_string())?;
-    let spec = stage.cluster.processes().spec(WEBHOOK).ok_or("no webhook")?;
+    let spec = stage.cluster.processes().spec(stage.webhook().name).ok_or("no webhook")?;
     let address = spec.value("--listen").ok_or("no address")?;
     Place::tls(address, &String::from_utf8_lossy(&pem), None)
 }
@@ -82,15 +99,16 @@ pub(crate) fn place(stage: &Stage) -> Result<Place> {
 /// The update of a binding whose networking changes: 3 KB.
 fn review(fleet: &Fleet, n: usize) -> Bytes {
     let object = |peers: usize| {
-        let mut object = fleet::binding(n, &fleet.arns[n], "vpc-0a1b2c3d4e5f60718");
+        let mut object = fleet.binding(n);
         let peers: Vec<Value> =
             (0..peers).map(|k| json!({"ipBlock": {"cidr": format!("10.{k}.0.0/16")}})).collect();
         object["spec"]["networking"] =
             json!({"ingress": [{"from": peers, "ports": [{"protocol": "TCP", "port": 8080}]}]});
         object
     };
-    let resource = json!({"group": "elbv2.k8s.aws", "version": "v1", "resource": "targetgroupbindings"});
-    let kind = json!({"group": "elbv2.k8s.aws", "version": "v1", "kind": "TargetGroupBinding"});
+    let version = fleet.version();
+    let resource = json!({"group": "elbv2.k8s.aws", "version": version, "resource": "targetgroupbindings"});
+    let kind = json!({"group": "elbv2.k8s.aws", "version": version, "kind": "TargetGroupBinding"});
     let review = json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
         "request": {
@@ -167,6 +185,9 @@ async fn side_by_side(
 
 fn beside(table: &mut Table, id: &str, what: &str, (ours, floor): (f64, f64), most: f64) {
     table.add(id, &format!("{what}, CPU"), ours, "µs", Limit::Most(most));
+    if table.side == Side::Peer {
+        return;
+    }
     let nothing = "a server that reads the same bytes over TLS, answers as many and does nothing else, CPU";
     table.add(&format!("{id}-floor"), nothing, floor, "µs", Limit::None);
     table.add(&format!("{id}-ratio"), "ours in that", 100.0 * ours / floor, "%", Limit::None);
@@ -179,16 +200,17 @@ async fn admission(
     floor: &Floor,
     fleet: &Fleet,
 ) -> Result<()> {
-    let pid = stage.pid(WEBHOOK);
+    let pid = stage.pid(stage.webhook().name);
+    let [mutate, validate] = if table.side == Side::Ours { ADMISSION } else { peer::ADMISSION };
     let bodies: Vec<Bytes> = (0..100).map(|n| review(fleet, n)).collect();
     let mut connection = place.connect().await?;
-    let (_, answer) = connection.send("POST", MUTATE, JSON, bodies[0].clone()).await?;
+    let (_, answer) = connection.send("POST", mutate, JSON, bodies[0].clone()).await?;
     let answer: Value = serde_json::from_slice(&answer).map_err(|error| error.to_string())?;
     if answer["response"]["allowed"] != true || !answer["response"]["warnings"].is_null() {
         return Err(format!("an update that is fine is not: {answer}"));
     }
     let request =
-        |n: usize| (if n.is_multiple_of(2) { MUTATE } else { VALIDATE }, bodies[n / 2 % 100].clone());
+        |n: usize| (if n.is_multiple_of(2) { mutate } else { validate }, bodies[n / 2 % 100].clone());
     let (ours, least, _) = costs(pid, place, floor, 2_000, request).await?;
     let what = format!("one admission request (update of a binding, {} bytes)", bodies[0].len());
     beside(table, "admission-cpu", &what, (ours, least), 50.0);
@@ -244,7 +266,7 @@ fn conversion_review(objects: &[Value]) -> Bytes {
 }
 
 async fn conversion(table: &mut Table, stage: &Stage, place: &Place, floor: &Floor) -> Result<()> {
-    let pid = stage.pid(WEBHOOK);
+    let pid = stage.pid(stage.webhook().name);
     let mut connection = place.connect().await?;
     let bodies: Vec<Bytes> = (0..100).map(|n| conversion_review(&[old_binding(n)])).collect();
     let (status, answer) = connection.send("POST", "/convert", JSON, bodies[0].clone()).await?;
@@ -293,39 +315,21 @@ async fn conversion(table: &mut Table, stage: &Stage, place: &Place, floor: &Flo
     Ok(())
 }
 
-/// Starts a program of the stage again and waits until it is ready.
-pub(crate) fn restart(stage: &Stage, name: &str, address: &str) -> Result<Duration> {
-    let processes = stage.cluster.processes();
-    processes.stop(name, Duration::from_secs(30))?;
-    let begun = Instant::now();
-    processes.restart(name)?;
-    // as quick as can be: the figure is some milliseconds
-    while begun.elapsed() < Duration::from_secs(60) {
-        if get(address, "/readyz").is_ok_and(|answer| answer.starts_with("HTTP/1.1 200")) {
-            return Ok(begun.elapsed());
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    processes.check(name)?;
-    Err(format!("{name} is not ready after a minute"))
-}
-
 /// From the start of a program to its `/readyz`.
 pub(crate) fn start(
     table: &mut Table,
     stage: &Stage,
     id: &str,
-    name: &str,
-    address: &str,
+    program: Program<'_>,
     most: f64,
 ) -> Result<()> {
     let mut times = Vec::new();
     for _ in 0..5 {
-        times.push(restart(stage, name, address)?.as_secs_f64() * 1e3);
+        times.push(stage.restart(program)?.as_secs_f64() * 1e3);
     }
     table.add(
         id,
-        &format!("start to ready: {name}"),
+        &format!("start to ready: {}", program.name),
         machine::quantile(&mut times, 0.5),
         "ms",
         Limit::Most(most),
