@@ -9,7 +9,9 @@ use crate::{json, names};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::fmt;
+use std::io::Write as _;
 
 /// Why a review fails.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -99,8 +101,9 @@ pub fn convert_noting(object: Value, to: Version, notes: &mut Vec<Note>) -> Resu
     Ok(Value::Object(object))
 }
 
-/// As [`convert_noting`] from text to text, which is appended to `out`; tells the version that it had. `metadata`, often the
-/// larger half, is copied as it is written where no annotation has to be looked at.
+/// As [`convert_noting`] from text to text, which is appended to `out`; tells the version that it had. What stays as it is,
+/// which is most of an object, is copied as it is written: `metadata` where no annotation has to be looked at, and between
+/// v1beta1 and v1 `status` and the members of `spec` that neither moves.
 ///
 /// # Errors
 /// If the text is no object, or the object's version or kind is unknown. Then a part may be in `out`.
@@ -110,39 +113,97 @@ pub fn convert_text(
     out: &mut Vec<u8>,
     notes: &mut Vec<Note>,
 ) -> Result<Version, ConvertError> {
-    let unreadable = |error: serde_json::Error| ConvertError::Unreadable(error.to_string());
     if !text.trim_start().starts_with('{') {
         return Err(ConvertError::NotAnObject);
     }
-    let (mut object, mut metadata) = (Map::new(), None);
-    for (name, member) in serde_json::from_str::<Members<'_>>(text).map_err(unreadable)?.0 {
-        if name == "metadata" {
-            metadata = Some(member.get());
+    let (mut object, mut parts) = (Map::new(), Vec::new());
+    for (name, member) in members_of(text)? {
+        if ["metadata", "spec", "status"].contains(&name.as_str()) {
+            parts.push((name, member));
         } else {
-            object.insert(name, json::read(member.get()).map_err(unreadable)?);
+            object.insert(name, read(member)?);
         }
     }
     let from = version_of(&object)?;
-    let is_copied = from == to || (from != Version::V1Alpha1 && to != Version::V1Alpha1);
-    let copied = metadata.filter(|text| is_copied && text.starts_with('{'));
-    if let Some(text) = metadata {
-        let value = if copied.is_some() { json!({}) } else { json::read(text).map_err(unreadable)? };
-        object.insert("metadata".to_owned(), value);
-    }
-    let converted = convert_noting(Value::Object(object), to, notes)?;
-    let members = converted.as_object().into_iter().flatten();
-    let mut before = b'{';
-    for (name, member) in members {
-        out.push(std::mem::replace(&mut before, b','));
-        serde_json::to_writer(&mut *out, name).map_err(unreadable)?;
-        out.push(b':');
-        match copied {
-            Some(text) if name == "metadata" => out.extend_from_slice(text.as_bytes()),
-            _ => serde_json::to_writer(&mut *out, member).map_err(unreadable)?,
+    let stays = from == to || (from != Version::V1Alpha1 && to != Version::V1Alpha1);
+    // Members whose text is copied, in the object and in its `spec`.
+    let (mut copied, mut in_spec) = (BTreeMap::new(), BTreeMap::new());
+    for (name, text) in parts {
+        let is_copied = match name.as_str() {
+            _ if !stays || !text.starts_with('{') => false,
+            "metadata" => true,
+            "status" => has_no_null(text),
+            _ => {
+                let mut spec = Map::new();
+                for (name, text) in members_of(text)? {
+                    if is_moved(&name) || !has_no_null(text) {
+                        spec.insert(name, read(text)?);
+                    } else {
+                        spec.insert(name.clone(), Value::Bool(true));
+                        in_spec.insert(name, text);
+                    }
+                }
+                object.insert(name, Value::Object(spec));
+                continue;
+            }
+        };
+        // Of a name that is there twice only the last counts.
+        copied.remove(&name);
+        object.insert(name.clone(), if is_copied { json!({}) } else { read(text)? });
+        if is_copied {
+            copied.insert(name, text);
         }
     }
-    out.push(b'}');
+    let converted = convert_noting(Value::Object(object), to, notes)?;
+    let part = |name: &str, member: &Value| in_spec.get(name).filter(|_| *member == Value::Bool(true));
+    write(out, &converted, |out, name, member| match copied.get(name) {
+        Some(text) => out.write_all(text.as_bytes()),
+        None if name == "spec" => write(out, member, |out, name, member| match part(name, member) {
+            Some(text) => out.write_all(text.as_bytes()),
+            None => Ok(serde_json::to_writer(out, member)?),
+        }),
+        None => Ok(serde_json::to_writer(out, member)?),
+    })
+    .map_err(|error| ConvertError::Unreadable(error.to_string()))?;
     Ok(from)
+}
+
+fn unreadable(error: serde_json::Error) -> ConvertError {
+    ConvertError::Unreadable(error.to_string())
+}
+
+fn read(text: &str) -> Result<Value, ConvertError> {
+    json::read(text).map_err(unreadable)
+}
+
+/// Whether nothing in it can be null; what only looks like it costs no more than reading.
+fn has_no_null(text: &str) -> bool {
+    !text.contains("null")
+}
+
+/// Writes an object, whose members `each` writes; anything else as it is.
+fn write(
+    out: &mut Vec<u8>,
+    object: &Value,
+    each: impl Fn(&mut Vec<u8>, &str, &Value) -> std::io::Result<()>,
+) -> std::io::Result<()> {
+    let Value::Object(members) = object else { return Ok(serde_json::to_writer(out, object)?) };
+    out.push(b'{');
+    for (n, (name, member)) in members.iter().enumerate() {
+        if n > 0 {
+            out.push(b',');
+        }
+        serde_json::to_writer(&mut *out, name)?;
+        out.push(b':');
+        each(out, name, member)?;
+    }
+    out.push(b'}');
+    Ok(())
+}
+
+fn members_of(text: &str) -> Result<Vec<(String, &str)>, ConvertError> {
+    let members = serde_json::from_str::<Members<'_>>(text).map_err(unreadable)?.0;
+    Ok(members.into_iter().map(|(name, member)| (name, member.get())).collect())
 }
 
 /// The members of an object, each as it is written.
@@ -218,6 +279,12 @@ const MOVED: [(&str, &str); 6] = [
 const MOVED_ROLE: [(&str, &str); 2] =
     [("iamRoleArnToAssume", "roleARN"), ("assumeRoleExternalId", "externalID")];
 const MULTI_CLUSTER: &str = "multiClusterTargetGroup";
+
+/// Whether the conversion between v1beta1 and v1 looks at a member of `spec`.
+fn is_moved(name: &str) -> bool {
+    [MULTI_CLUSTER, "targetGroup"].contains(&name)
+        || MOVED.iter().chain(&MOVED_ROLE).any(|(beta, _)| *beta == name)
+}
 
 fn beta_to_hub(object: &mut Map<String, Value>) {
     let Some(spec) = spec(object) else { return };

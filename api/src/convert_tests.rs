@@ -642,11 +642,25 @@ fn from_text_to_text_is_the_same_conversion() {
 }
 
 #[test]
-fn text_without_metadata_or_with_strange_one_is_converted_as_its_value_is() {
-    for metadata in
-        ["", r#""metadata":null,"#, r#""metadata":[null],"#, r#""metadata":{},"metadata":{"a":null},"#]
-    {
-        let text = format!(r#"{{{metadata}"apiVersion":"elbv2.k8s.aws/v1","kind":"TargetGroupBinding"}}"#);
+fn text_with_strange_members_is_converted_as_its_value_is() {
+    let strange = [
+        "",
+        r#""metadata":null,"#,
+        r#""metadata":[null],"#,
+        r#""metadata":{},"metadata":{"a":null},"#,
+        r#""metadata":{"a":1},"metadata":3,"#,
+        r#""spec":null,"#,
+        r#""spec":[null],"#,
+        r#""spec":{"networking":{"a":[1,{"b":null}]},"x":"null","y":true,"z":{}},"#,
+        r#""spec":{"networking":{"a":1},"networking":{"a":null},"targetType":"ip","targetType":null},"#,
+        r#""spec":{"networking":{"a":null},"networking":{"a":1}},"#,
+        r#""spec":{"a":1,"b":2},"spec":{"a":null,"b":true},"#,
+        r#""status":{"a":null,"b":1},"#,
+        r#""status":{"b":1},"status":{"a":null},"#,
+        r#""status":{"a":null},"status":{},"#,
+    ];
+    for members in strange {
+        let text = format!(r#"{{{members}"apiVersion":"elbv2.k8s.aws/v1","kind":"TargetGroupBinding"}}"#);
         for to in Version::ALL {
             let mut out = Vec::new();
             convert_text(&text, to, &mut out, &mut Vec::new()).unwrap();
