@@ -1,7 +1,7 @@
-//! Reviews as the API server sends them. Objects stay text, and only what is needed of them is ever read.
+//! Reviews as the API server sends them, of which only what is needed is ever read.
 //!
 //! They are read here and not where they are answered, since this crate is compiled for speed: most of what a request costs is
-//! finding the ends of its objects.
+//! going through its objects.
 
 use crate::scan::{Cursor, Unreadable};
 use crate::v1::{Parents, TargetGroupBinding};

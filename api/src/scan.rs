@@ -1,7 +1,6 @@
-//! Goes through JSON without reading what nobody asks for. Most of what a review costs is finding where its objects end, and
-//! what is read of them is read afterwards, and checked then.
+//! Goes through JSON once and reads only what is asked for, which is most of what a review costs.
 //!
-//! Nothing here says that a text is JSON: brackets are counted and strings are skipped.
+//! Nothing here says that a whole text is JSON: in what is passed over, brackets are counted and strings are skipped.
 
 use memchr::memchr2;
 use serde::Deserialize;
