@@ -164,11 +164,11 @@ pub fn convert_text(
         }),
         None => Ok(serde_json::to_writer(out, member)?),
     })
-    .map_err(|error| ConvertError::Unreadable(error.to_string()))?;
+    .map_err(unreadable)?;
     Ok(from)
 }
 
-fn unreadable(error: serde_json::Error) -> ConvertError {
+fn unreadable(error: impl fmt::Display) -> ConvertError {
     ConvertError::Unreadable(error.to_string())
 }
 

@@ -47,15 +47,7 @@ fn text_of<'a>(body: &'a [u8], kind: &str) -> Result<&'a str, String> {
 
 /// `version` of a kind.
 fn version<'a>(kind: &mut Cursor<'a>) -> Result<Option<Cow<'a, str>>, Unreadable> {
-    let mut version = Cow::default();
-    let read = kind.object(|key, value| {
-        match key {
-            "version" => version = value.string()?,
-            _ => value.skip()?,
-        }
-        Ok(())
-    })?;
-    Ok(read.map(|()| version))
+    Ok(kind.member("version", Cursor::string)?.map(Option::unwrap_or_default))
 }
 
 impl<'a> AdmissionRequest<'a> {

@@ -75,6 +75,26 @@ impl<'a> Cursor<'a> {
         }
     }
 
+    /// Goes through an object for one member, which `read` takes; the last of its name. Nothing for `null` in place of the object.
+    ///
+    /// # Errors
+    /// As [`Self::object`].
+    pub(crate) fn member<T>(
+        &mut self,
+        name: &str,
+        mut read: impl FnMut(&mut Self) -> Result<T>,
+    ) -> Result<Option<Option<T>>> {
+        let mut found = None;
+        let there = self.object(|key, value| {
+            if key != name {
+                return value.skip();
+            }
+            found = Some(read(value)?);
+            Ok(())
+        })?;
+        Ok(there.map(|()| found))
+    }
+
     /// Goes through a list, if it is not `null`. `each` has to take the item.
     ///
     /// # Errors
@@ -320,6 +340,16 @@ mod tests {
         }
         assert!(matches!(Cursor::of("3").string(), Err(Unreadable::NoText)));
         assert_eq!(Cursor::of(" 3 ").read::<u8>().unwrap(), 3);
+    }
+
+    #[test]
+    fn one_member_is_found_among_others() {
+        let read = |text: &str| Cursor::of(text).member("b", Cursor::read::<u8>);
+        assert_eq!(read(r#"{"a":{"b":1},"b":2,"c":"b"}"#).unwrap(), Some(Some(2)));
+        assert_eq!(read(r#"{"b":2,"b":3}"#).unwrap(), Some(Some(3)));
+        assert_eq!(read(r#"{"a":1}"#).unwrap(), Some(None));
+        assert_eq!(read("null").unwrap(), None);
+        assert!(read(r#"{"b":"2"}"#).is_err() && read("[]").is_err());
     }
 
     /// Values of all kinds; `left` bounds the depth.

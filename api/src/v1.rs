@@ -492,38 +492,20 @@ mod review {
     fn read_annotations(
         annotations: &mut Cursor<'_>,
     ) -> Result<Option<BTreeMap<String, String>>, Unreadable> {
-        let mut kept = BTreeMap::new();
-        let there = annotations.object(|key, value| {
-            if key == names::NODE_PORT_MISMATCH {
-                kept.insert(key.to_owned(), value.string()?.into_owned());
-                return Ok(());
-            }
-            value.skip()
-        })?;
-        Ok(there.map(|()| kept))
+        let kept = annotations.member(names::NODE_PORT_MISMATCH, Cursor::string)?;
+        let named = |value: Cow<'_, str>| (names::NODE_PORT_MISMATCH.to_owned(), value.into_owned());
+        Ok(kept.map(|kept| kept.map(named).into_iter().collect()))
     }
 
     /// How many targets are registered, if it says so.
     fn read_status(status: &mut Cursor<'_>) -> Result<Option<Status>, Unreadable> {
-        let mut read = None;
-        status.object(|key, value| {
-            if key != "targets" {
-                return value.skip();
-            }
-            let mut registered = 0_u64;
-            let there = value.object(|key, value| {
-                match key {
-                    "registered" => registered = value.read()?,
-                    _ => value.skip()?,
-                }
-                Ok(())
-            })?;
-            let registered = u32::try_from(registered).unwrap_or(u32::MAX);
-            let targets = there.map(|()| TargetCounts { registered, ..TargetCounts::default() });
-            read = targets.map(|targets| Status { targets: Some(targets), ..Status::default() });
-            Ok(())
-        })?;
-        Ok(read)
+        let targets =
+            status.member("targets", |targets| targets.member("registered", Cursor::read::<u64>))?;
+        Ok(targets.flatten().flatten().map(|registered| {
+            let registered = u32::try_from(registered.unwrap_or_default()).unwrap_or(u32::MAX);
+            let targets = Some(TargetCounts { registered, ..TargetCounts::default() });
+            Status { targets, ..Status::default() }
+        }))
     }
 }
 

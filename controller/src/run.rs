@@ -25,10 +25,6 @@ use tgb_aws::Aws;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-/// Objects of one answer to a list. They are whole for a moment, and what they leave between what is kept stays: with 500 it
-/// was as much as a thousand bindings take.
-const PAGE: u32 = 100;
-
 /// Runs until a signal.
 ///
 /// # Errors
@@ -298,7 +294,7 @@ fn watch<K>(
     let ctx = Arc::clone(ctx);
     tokio::spawn(async move {
         let scope = api.namespace().map(str::to_owned);
-        let mut events = watcher(api, watcher::Config::default().page_size(PAGE)).default_backoff().boxed();
+        let mut events = watcher(api, tgb_process::watching()).default_backoff().boxed();
         // Keys would be as large as what is kept of some objects. That two have the same hash, of which one is gone, is as likely
         // as a flipped bit.
         let (hasher, mut listed) = (RandomState::new(), HashSet::new());

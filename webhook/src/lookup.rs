@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use kube::api::{Api, ListParams};
 use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt as _;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher::{Event, watcher};
 use kube::{Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -21,9 +21,6 @@ use tgb_aws::values::TargetState;
 use tgb_aws::{Aws, AwsError, TargetGroupQuery};
 
 // ---- the cluster ----
-
-/// Objects of one answer to a list: they are whole for a moment, and what they leave between what is kept stays.
-const PAGE: u32 = 100;
 
 /// Namespace and name.
 type Key = (String, String);
@@ -247,8 +244,7 @@ async fn follow<S: Store>(api: Api<DeserializeGuard<S::Source>>, scope: Option<S
     };
     let mut listed = HashSet::new();
     let mut first = true;
-    let config = watcher::Config::default().page_size(PAGE);
-    let mut events = std::pin::pin!(watcher(api, config).default_backoff());
+    let mut events = std::pin::pin!(watcher(api, tgb_process::watching()).default_backoff());
     loop {
         match events.try_next().await {
             Ok(Some(Event::Init)) => listed.clear(),

@@ -334,6 +334,11 @@ struct App {
 
 type Asked = hyper::Request<Incoming>;
 
+/// Its path, if it is one of ours.
+fn known(request: &Asked) -> Option<&'static str> {
+    PATHS.into_iter().find(|known| *known == request.uri().path())
+}
+
 /// Answers with `route`, within bounds: counts, and asks clients to leave once the end has begun. A panic in one request is its
 /// own 500.
 fn guarded<R, F>(app: &Arc<App>, route: R) -> server::Answer
@@ -343,7 +348,7 @@ where
 {
     let app = Arc::clone(app);
     Arc::new(move |request| {
-        let path = PATHS.into_iter().find(|known| *known == request.uri().path()).unwrap_or("other");
+        let path = known(&request).unwrap_or("other");
         let version = request.version();
         let (app, answer) = (Arc::clone(&app), route(Arc::clone(&app), request));
         Box::pin(async move {
@@ -373,9 +378,7 @@ where
 
 /// The reviews.
 async fn answer(app: Arc<App>, request: Asked) -> Response {
-    let Some(path) = PATHS.into_iter().find(|known| *known == request.uri().path()) else {
-        return StatusCode::NOT_FOUND.into_response();
-    };
+    let Some(path) = known(&request) else { return StatusCode::NOT_FOUND.into_response() };
     if request.method() != Method::POST {
         return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")]).into_response();
     }
