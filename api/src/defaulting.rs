@@ -121,10 +121,10 @@ pub fn apply(spec: &mut Spec, additions: &[Addition]) {
     let group = &mut spec.target_group;
     for addition in additions {
         match addition {
-            Addition::Arn(arn) => group.arn = Some(arn.clone()),
+            Addition::Arn(arn) => group.arn = Some(arn.as_str().into()),
             Addition::TargetType(word) => group.target_type = Some(*word),
             Addition::IpAddressType(word) => group.ip_address_type = Some(*word),
-            Addition::VpcId(id) => group.vpc_id = Some(id.clone()),
+            Addition::VpcId(id) => group.vpc_id = Some(id.as_str().into()),
             Addition::Protocol(word) => group.protocol = Some(*word),
             Addition::Port(port) => spec.service_ref.port = Some(port.clone()),
         }

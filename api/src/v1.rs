@@ -117,7 +117,7 @@ pub struct Spec {
     pub networking: Option<Networking>,
     /// Which nodes are registered; instance targets only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub node_selector: Option<LabelSelector>,
+    pub node_selector: Option<Box<LabelSelector>>,
 }
 
 /// `spec.targetGroup`.
@@ -126,10 +126,10 @@ pub struct Spec {
 pub struct TargetGroupRef {
     /// The ARN; wins over `name`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub arn: Option<String>,
+    pub arn: Option<Arc<str>>,
     /// The name, unique per account and region.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    pub name: Option<Arc<str>>,
     /// Defaulted from AWS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_type: Option<TargetType>,
@@ -141,13 +141,13 @@ pub struct TargetGroupRef {
     pub ip_address_type: Option<IpAddressType>,
     /// Defaulted from AWS.
     #[serde(default, rename = "vpcID", skip_serializing_if = "Option::is_none")]
-    pub vpc_id: Option<String>,
+    pub vpc_id: Option<Arc<str>>,
     /// Whether others register targets there too; absent: `Exclusive`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharing: Option<Sharing>,
     /// The role for a target group of another account.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub assume_role: Option<AssumeRole>,
+    pub assume_role: Option<Box<AssumeRole>>,
 }
 
 impl TargetGroupRef {
@@ -225,7 +225,7 @@ pub struct Role<'a> {
 pub struct ServiceRef {
     /// The Service's name, in the binding's namespace.
     #[serde(default)]
-    pub name: String,
+    pub name: Arc<str>,
     /// The Service's port, by number or name.
     #[serde(default, deserialize_with = "port", skip_serializing_if = "Option::is_none")]
     pub port: Option<IntOrString>,
@@ -243,7 +243,7 @@ impl ServiceRef {
 pub struct Networking {
     /// What may reach the targets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ingress: Option<Vec<IngressRule>>,
+    pub ingress: Option<Box<[IngressRule]>>,
 }
 
 impl Networking {
@@ -258,10 +258,10 @@ impl Networking {
 pub struct IngressRule {
     /// Who may reach the targets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub from: Option<Vec<Peer>>,
+    pub from: Option<Box<[Peer]>>,
     /// At which ports; absent or empty: all TCP ports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ports: Option<Vec<NetworkingPort>>,
+    pub ports: Option<Box<[NetworkingPort]>>,
 }
 
 impl IngressRule {
@@ -381,11 +381,31 @@ pub struct Status {
     pub targets: Option<TargetCounts>,
 }
 
-/// An entry of `status.conditions`, as Kubernetes' `metav1.Condition`. Thousands of bindings say the same, so that its texts
-/// can be shared.
+/// An entry of `status.conditions`, as Kubernetes' `metav1.Condition`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Condition {
+    /// What it says.
+    #[serde(flatten)]
+    pub said: Arc<Said>,
+    /// The generation that it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// When `status` changed.
+    pub last_transition_time: Time,
+}
+
+impl std::ops::Deref for Condition {
+    type Target = Said;
+
+    fn deref(&self) -> &Said {
+        &self.said
+    }
+}
+
+/// The words of a condition. Thousands of bindings say the same, which can be kept once.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Said {
     /// What it is about.
     #[serde(rename = "type")]
     pub type_: Arc<str>,
@@ -397,11 +417,6 @@ pub struct Condition {
     /// Why, for people.
     #[serde(default)]
     pub message: Arc<str>,
-    /// The generation that it is about.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// When `status` changed.
-    pub last_transition_time: Time,
 }
 
 /// `status.targets`.
@@ -444,7 +459,7 @@ mod review {
         target_group: Option<TargetGroupRef>,
         service_ref: Option<ServiceRef>,
         networking: Option<Networking>,
-        node_selector: Option<LabelSelector>,
+        node_selector: Option<Box<LabelSelector>>,
     }
 
     pub(super) fn read(object: &mut Cursor<'_>) -> Result<(TargetGroupBinding, Parents), Unreadable> {

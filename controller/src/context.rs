@@ -193,7 +193,7 @@ impl Ctx {
 
     /// How often a worker polls: `--health-poll`, or less often if there are so many that `--poll-rate` is reached.
     pub(crate) fn poll_period(&self) -> Duration {
-        let bindings = u32::try_from(self.index().bindings.len()).unwrap_or(u32::MAX);
+        let bindings = u32::try_from(self.index().bindings().len()).unwrap_or(u32::MAX);
         self.settings.health_poll.max(Duration::from_secs_f64(f64::from(bindings) / self.settings.poll_rate))
     }
 
@@ -229,7 +229,7 @@ impl Ctx {
         arn: &str,
     ) -> Result<Vec<ObservedTarget>, AwsError> {
         const TICK: Duration = Duration::from_secs(1);
-        let has_several = self.index().bindings_of(arn).len() > 1;
+        let has_several = self.index().bindings_of(arn).nth(1).is_some();
         let cell = {
             let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
             if has_several {

@@ -1,6 +1,7 @@
 //! What a binding wants registered, from what the cluster looks like. No clock, no calls.
 
-use crate::index::{Index, Key, NodeReady, Pod, Slice};
+use crate::index::{Index, Key};
+use crate::kept::{NodeReady, Pod, Slice};
 use crate::reason::Reason;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -92,7 +93,7 @@ pub(crate) fn desired(
     switches: &Switches,
 ) -> Desired {
     let service_key = Key::new(binding.namespace(), &binding.spec.service_ref.name);
-    let Some(service) = index.services.get(&service_key) else {
+    let Some(service) = index.service(&service_key) else {
         return missing(Reason::ServiceNotFound, format!("Service {service_key} does not exist"), true);
     };
     if service.service_type == "ExternalName" {
@@ -153,18 +154,17 @@ pub(crate) fn is_alive(
         return index.has_instance(&key.id);
     };
     let service_key = Key::new(binding.namespace(), &binding.spec.service_ref.name);
-    let service = index.services.get(&service_key);
+    let service = index.service(&service_key);
     index.pods_at(&ip).any(|(pod_key, pod)| {
         *pod_key.namespace == *binding.namespace()
             && pod.running
             && pod.node.as_deref().is_none_or(|node| index.nodes.contains_key(node))
             && match (uid, service) {
-                (Some(uid), _) => pod.uid == uid,
+                (Some(uid), _) => *pod.uid == *uid,
                 (None, Some(service)) => {
                     service.selects(|name| pod.label(name))
                         || index.slices(&service_key).flat_map(|slice| &slice.endpoints).any(|endpoint| {
-                            endpoint.pod.as_deref() == Some(&*pod_key.name)
-                                && endpoint.addresses.contains(&ip)
+                            endpoint.pod.as_deref() == Some(&*pod_key.name) && endpoint.address == Some(ip)
                         })
                 }
                 (None, None) => true,
@@ -189,13 +189,13 @@ pub(crate) fn not_there_yet(
     now: i64,
 ) -> Option<Duration> {
     let key = Key::new(binding.namespace(), &binding.spec.service_ref.name);
-    let service = index.services.get(&key)?;
+    let service = index.service(&key)?;
     let age = u64::try_from(now - service.created?).unwrap_or_default();
     let left = grace.checked_sub(Duration::from_secs(age)).filter(|left| !left.is_zero())?;
     if index.slices(&key).next().is_some() {
         return None;
     }
-    let mut pods = index.pods.iter().filter(|(pod, _)| pod.namespace == key.namespace);
+    let mut pods = index.pods().filter(|(pod, _)| pod.namespace == key.namespace);
     pods.any(|(_, pod)| pod.running && service.selects(|name| pod.label(name))).then_some(left)
 }
 
@@ -254,8 +254,8 @@ fn candidates<'a>(
         slice.endpoints.iter().flat_map(move |endpoint| {
             let pod = endpoint.pod.as_deref().map(|name| Key::new(namespace, name));
             let pod = pod.and_then(|key| index.pod(&key));
-            endpoint.addresses.iter().map(move |ip| Candidate {
-                ip: *ip,
+            endpoint.address.map(move |ip| Candidate {
+                ip,
                 port: slice_port.port,
                 ready: endpoint.ready,
                 pod,
@@ -277,14 +277,14 @@ fn ip_targets(
     let mut on_unknown_nodes = BTreeMap::new();
     let needs_quic = group.binding_protocol().is_some_and(tgb_api::target_group::Protocol::is_quic);
     let family = family_of(group);
-    let slices = index.slices(service).filter(|slice| slice.address_type == family);
+    let slices = index.slices(service).filter(|slice| *slice.address_type == *family);
     for candidate in slices.flat_map(|slice| candidates(index, &service.namespace, slice, port)) {
         let node = candidate.node.and_then(|name| index.nodes.get(name));
         let node_ready = node.map(|node| node.ready).unwrap_or_default();
         let (origin, quic_server_id, qualifies) = match candidate.pod {
             Some((key, pod)) if pod.running && pod.ips.contains(&candidate.ip) => {
                 let zone = node.and_then(|node| node.zone()).map(str::to_owned);
-                let origin = Origin::Pod { key: key.clone(), uid: pod.uid.clone(), zone };
+                let origin = Origin::Pod { key: key.clone(), uid: pod.uid.to_string(), zone };
                 let waits_for_gate = pod.containers_ready && node_ready == NodeReady::Yes;
                 (origin, pod.quic_server_id(candidate.port).cloned(), candidate.ready || waits_for_gate)
             }

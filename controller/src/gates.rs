@@ -2,6 +2,7 @@
 
 use crate::context::Ctx;
 use crate::index::{Index, Key};
+use crate::kept::{GateState, PodGate};
 use futures::StreamExt;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -29,11 +30,11 @@ pub(crate) struct Gate {
     /// It was not `True` before.
     pub(crate) opens: bool,
     /// Status, reason, message.
-    pub(crate) state: (String, String, String),
+    pub(crate) state: GateState,
 }
 
 /// What the gate of a registered, or not yet registered, pod says. `in_use`: the target group has a load balancer.
-pub(crate) fn state(seen: Option<&ObservedTarget>, in_use: bool) -> (String, String, String) {
+pub(crate) fn state(seen: Option<&ObservedTarget>, in_use: bool) -> GateState {
     let says = |status: &str, reason: &str, message: &str| {
         (status.to_owned(), reason.to_owned(), message.to_owned())
     };
@@ -57,21 +58,17 @@ pub(crate) fn state(seen: Option<&ObservedTarget>, in_use: bool) -> (String, Str
 }
 
 /// The gates of a binding's pods that say something else than they should.
-pub(crate) fn outdated(
-    index: &Index,
-    binding: &Key,
-    state_of: impl Fn(&Key) -> (String, String, String),
-) -> Vec<Gate> {
+pub(crate) fn outdated(index: &Index, binding: &Key, state_of: impl Fn(&Key) -> GateState) -> Vec<Gate> {
     let kind = names::readiness_gate(&binding.name);
     let pods = index.gated_pods(binding);
     pods.filter_map(|(key, pod)| {
-        let now = pod.gates.get(&kind)?;
+        let now = &pod.gate(&kind)?.state;
         let state = state_of(key);
-        (now.as_ref() != Some(&state)).then(|| Gate {
+        (now.as_deref() != Some(&state)).then(|| Gate {
             pod: key.clone(),
-            uid: pod.uid.clone(),
+            uid: pod.uid.to_string(),
             kind: kind.clone(),
-            opens: state.0 == "True" && now.as_ref().is_none_or(|(status, ..)| status != "True"),
+            opens: state.0 == "True" && now.as_deref().is_none_or(|(status, ..)| status != "True"),
             state,
         })
     })
@@ -82,9 +79,8 @@ pub(crate) fn outdated(
 pub(crate) fn waits(index: &Index, binding: &Key) -> bool {
     let kind = names::readiness_gate(&binding.name);
     index.gated_pods(binding).any(|(_, pod)| {
-        let state = pod.gates.get(&kind);
-        pod.containers_ready
-            && state.is_some_and(|state| state.as_ref().is_none_or(|(status, ..)| status != "True"))
+        let is_shut = |gate: &PodGate| gate.state.as_deref().is_none_or(|(status, ..)| status != "True");
+        pod.containers_ready && pod.gate(&kind).is_some_and(is_shut)
     })
 }
 
@@ -96,12 +92,12 @@ pub(crate) fn lacking(index: &Index, binding: &Key, service: &Key) -> BTreeMap<K
         return BTreeMap::new();
     }
     let kind = names::readiness_gate(&binding.name);
-    let pods = index.pods_of(service).filter(|(_, pod)| pod.running && !pod.gates.contains_key(&kind));
-    pods.map(|(key, pod)| (key.clone(), pod.uid.clone())).collect()
+    let pods = index.pods_of(service).filter(|(_, pod)| pod.running && pod.gate(&kind).is_none());
+    pods.map(|(key, pod)| (key.clone(), pod.uid.to_string())).collect()
 }
 
 /// The state of gates whose binding is gone.
-pub(crate) fn of_a_deleted_binding() -> (String, String, String) {
+pub(crate) fn of_a_deleted_binding() -> GateState {
     ("True".to_owned(), "TargetGroupBindingDeleted".to_owned(), "Target Group Binding is deleted".to_owned())
 }
 
@@ -146,7 +142,7 @@ pub(crate) async fn sweep(ctx: Arc<Ctx>) {
     while !ctx.stop.is_cancelled() && !ctx.settings.observe {
         let orphans: BTreeSet<Key> = {
             let index = ctx.index();
-            index.gated().keys().filter(|key| !index.bindings.contains_key(*key)).cloned().collect()
+            index.gated().keys().filter(|key| !index.has_binding(key)).cloned().collect()
         };
         since.retain(|binding, _| orphans.contains(binding));
         for binding in orphans {

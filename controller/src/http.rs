@@ -113,10 +113,10 @@ fn fill_in(ctx: &Ctx) {
     let caches = {
         let index = ctx.index();
         [
-            ("bindings", index.bindings.len()),
-            ("services", index.services.len()),
-            ("endpointslices", index.slice_keys().count()),
-            ("pods", index.pods.len()),
+            ("bindings", index.bindings().len()),
+            ("services", index.services().count()),
+            ("endpointslices", index.slice_keys().len()),
+            ("pods", index.pods().count()),
             ("nodes", index.nodes.len()),
             ("namespaces", index.namespaces.len()),
         ]

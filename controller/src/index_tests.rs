@@ -91,7 +91,7 @@ fn names_pod(index: &Index, service: &Key, pod: &Key) -> bool {
             .any(|e| e.pod.as_deref() == Some(&*pod.name))
 }
 
-fn service_of(key: &Key, binding: &TargetGroupBinding) -> Key {
+fn service_of(key: &Key, binding: &Binding) -> Key {
     Key::new(&key.namespace, &binding.spec.service_ref.name)
 }
 
@@ -105,39 +105,71 @@ fn every_look_up_finds_what_a_look_at_everything_finds() {
             for namespace in ["n0", "n1"] {
                 for number in 0..4 {
                     let pod = Key::new(namespace, &format!("x{number}"));
-                    let uses = |(key, binding): &(&Key, &Arc<TargetGroupBinding>)| {
+                    let uses = |(key, binding): &(&Key, &Binding)| {
                         let service = service_of(key, binding);
-                        let there = index.pods.get(&pod);
+                        let there = index.pod(&pod);
                         names_pod(&index, &service, &pod)
                             || service.namespace == pod.namespace
-                                && there
-                                    .zip(index.services.get(&service))
-                                    .is_some_and(|(pod, service)| service.selects(|name| pod.label(name)))
+                                && there.zip(index.service(&service)).is_some_and(|((_, pod), service)| {
+                                    service.selects(|name| pod.label(name))
+                                })
                     };
                     let wanted: Concerned =
-                        index.bindings.iter().filter(uses).map(|(key, _)| key.clone()).collect();
+                        index.bindings().filter(uses).map(|(key, _)| key.clone()).collect();
                     assert_eq!(index.users_of_pod(&pod), wanted, "pod {pod}, {at}");
                 }
             }
             for arn in ["arn0", "arn1"] {
-                let mut wanted: Vec<_> =
-                    index.bindings.iter().filter(|(_, binding)| claimed_arn(binding) == Some(arn)).collect();
-                wanted.sort_by_key(|(key, binding)| (created(binding), (*key).clone()));
+                let mut wanted: Vec<_> = index
+                    .bindings()
+                    .filter(|(_, binding)| binding.claimed_arn().map(|arn| &**arn) == Some(arn))
+                    .collect();
+                wanted.sort_by_key(|(key, binding)| (binding.created, (*key).clone()));
                 let wanted: Vec<&Key> = wanted.into_iter().map(|(key, _)| key).collect();
-                let found: Vec<Key> = index.bindings_of(arn).iter().map(|b| Key::of(&b.metadata)).collect();
-                assert_eq!(found.iter().collect::<Vec<_>>(), wanted, "{arn}, {at}");
+                let found: Vec<&Key> = index.bindings_of(arn).map(|(key, _)| key).collect();
+                assert_eq!(found, wanted, "{arn}, {at}");
             }
             for number in 1..4 {
                 let ip: IpAddr = format!("10.0.0.{number}").parse().unwrap();
                 let found: BTreeSet<&Key> = index.pods_at(&ip).map(|(key, _)| key).collect();
                 let wanted: BTreeSet<&Key> =
-                    index.pods.iter().filter(|(_, pod)| pod.ips.contains(&ip)).map(|(key, _)| key).collect();
+                    index.pods().filter(|(_, pod)| pod.ips.contains(&ip)).map(|(key, _)| key).collect();
                 assert_eq!(found, wanted, "{ip}, {at}");
                 let id = format!("i-{}", number - 1);
                 let is_there = index.nodes.values().any(|node| node.instance_id() == Some(id.as_str()));
                 assert_eq!(index.has_instance(&id), is_there, "{id}, {at}");
             }
         }
+    }
+}
+
+#[test]
+fn nothing_is_left_of_what_is_gone() {
+    for seed in 0..10 {
+        let (mut index, mut random) = (Index::default(), Rng::with_seed(seed));
+        for _ in 0..100 {
+            change(&mut index, &mut random);
+        }
+        for key in ["n0", "n1"].iter().flat_map(|n| (0..4).map(move |x| Key::new(n, &format!("x{x}")))) {
+            index.remove_binding(&key);
+            index.remove_service(&key);
+            index.remove_slice(&key);
+            index.remove_pod(&key);
+            index.remove_node(&key);
+        }
+        let left = [
+            index.bindings.len(),
+            index.backends.len(),
+            index.slices.len(),
+            index.pods.len(),
+            index.nodes.len(),
+            index.by_arn.len(),
+            index.by_ip.len(),
+            index.by_label.len(),
+            index.by_instance.len(),
+            index.gated.len(),
+        ];
+        assert_eq!(left, [0; 10], "seed {seed}");
     }
 }
 
@@ -167,7 +199,7 @@ fn labels_of_many_pods_are_kept_once_and_forgotten_with_the_last() {
         metadata["labels"] = json!({"app": "web"});
         index.put_pod(&read(json!({"metadata": metadata, "spec": {"containers": []}})));
     }
-    assert_eq!(index.labels.0.len(), 1);
+    assert_eq!(index.pools.labels.len(), 1);
     for number in 0..100 {
         index.remove_pod(&Key::new("n0", &format!("p{number}")));
     }
@@ -176,5 +208,9 @@ fn labels_of_many_pods_are_kept_once_and_forgotten_with_the_last() {
         metadata["labels"] = json!({"app": number.to_string()});
         index.put_pod(&read(json!({"metadata": metadata, "spec": {"containers": []}})));
     }
-    assert!(index.labels.0.len() < 20, "{} sets of labels are kept for one pod", index.labels.0.len());
+    assert!(
+        index.pools.labels.len() < 20,
+        "{} sets of labels are kept for one pod",
+        index.pools.labels.len()
+    );
 }

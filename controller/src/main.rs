@@ -17,6 +17,7 @@ mod group;
 
 mod http;
 mod index;
+mod kept;
 mod lease;
 mod metrics;
 mod network;

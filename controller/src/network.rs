@@ -2,7 +2,7 @@
 //!
 //! A binding's wish is a [`Claim`]; [`crate::group`] brings one group to what all claims together want.
 
-use crate::index::Pod;
+use crate::kept::Pod;
 use crate::reason::Reason;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use std::collections::{BTreeMap, BTreeSet};
@@ -74,7 +74,7 @@ pub(crate) fn permissions(binding: &TargetGroupBinding, pods: &[&Pod]) -> BTreeS
             u16::try_from(*number).map(|number| (number, number)).into_iter().collect()
         }
         Some(IntOrString::String(name)) => {
-            pods.iter().filter_map(|pod| pod.ports.get(name)).map(|number| (*number, *number)).collect()
+            pods.iter().filter_map(|pod| pod.port(name)).map(|number| (number, number)).collect()
         }
     };
     rules(binding, ports_of)
@@ -186,6 +186,7 @@ pub(crate) fn group_of(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kept::Pools;
     use serde_json::json;
 
     fn tcp(from_port: u16, to_port: u16, source: &str) -> Permission {
@@ -219,7 +220,8 @@ mod tests {
             "from": [{"securityGroup": {"groupID": "sg-a"}}],
             "ports": [{"port": "http"}],
         }]}));
-        let pod = Pod { ports: BTreeMap::from([("http".to_owned(), 8080)]).into(), ..Default::default() };
+        let pod = json!({"spec": {"containers": [{"name": "web", "ports": [{"name": "http", "containerPort": 8080}]}]}});
+        let pod = Pod::read(&serde_json::from_value(pod).unwrap(), &mut Pools::default());
         assert_eq!(permissions(&named, &[&pod]), BTreeSet::from([tcp(8080, 8080, "sg-a")]));
         assert!(permissions(&named, &[&Pod::default()]).is_empty());
     }

@@ -1,7 +1,7 @@
 //! Whose a target group and its targets are. Decisions only; [`crate::reconcile`] acts on them.
 
 use crate::desired::{Switches, TargetKey, desired, is_of_cluster};
-use crate::index::{Index, resolved_arn};
+use crate::index::{Index, Key, resolved_arn};
 use crate::observed::Observed;
 use crate::reason::{Kind, Reason};
 use k8s_openapi::jiff::Timestamp;
@@ -11,7 +11,7 @@ use tgb_api::arn::TargetGroupArn;
 use tgb_api::names;
 use tgb_api::rules;
 use tgb_api::target_group::TargetGroup;
-use tgb_api::v1::{Condition, Sharing, TargetGroupBinding};
+use tgb_api::v1::{Condition, Sharing, Spec, TargetGroupBinding};
 use tgb_aws::values::{ObservedTarget, TargetState};
 
 /// A rule that is enforced here again refuses a binding.
@@ -64,12 +64,10 @@ pub(crate) fn refused(
 /// The binding that owns the target group, `NAMESPACE/NAME`, if this one may not touch it: the oldest that is not
 /// terminating, unless both are Shared.
 pub(crate) fn owner(index: &Index, binding: &TargetGroupBinding, arn: &str) -> Option<String> {
-    let is_shared = |binding: &TargetGroupBinding| binding.spec.target_group.sharing() == Sharing::Shared;
-    let all = index.bindings_of(arn);
-    let owner = all.iter().find(|other| !other.is_terminating())?;
-    let is_me = owner.namespace() == binding.namespace() && owner.name() == binding.name();
-    let both_shared = is_shared(owner) && is_shared(binding);
-    (!is_me && !both_shared).then(|| format!("{}/{}", owner.namespace(), owner.name()))
+    let is_shared = |spec: &Spec| spec.target_group.sharing() == Sharing::Shared;
+    let (key, owner) = index.bindings_of(arn).find(|(_, other)| !other.is_terminating())?;
+    let both_shared = is_shared(&owner.spec) && is_shared(&binding.spec);
+    (!is_of(key, binding) && !both_shared).then(|| key.to_string())
 }
 
 /// What the other living bindings of a target group want there.
@@ -80,13 +78,10 @@ pub(crate) fn wanted_by_others(
     arn: &str,
 ) -> BTreeSet<TargetKey> {
     let Ok(parsed) = TargetGroupArn::parse(arn) else { return BTreeSet::new() };
-    let is_me = |other: &TargetGroupBinding| {
-        (other.namespace(), other.name()) == (binding.namespace(), binding.name())
-    };
-    let others = index.bindings_of(arn).into_iter();
+    let others = index.bindings_of(arn);
     others
-        .filter(|other| !other.is_terminating() && !is_me(other))
-        .flat_map(|other| {
+        .filter(|(key, other)| !other.is_terminating() && !is_of(key, binding))
+        .flat_map(|(key, other)| {
             let reference = &other.spec.target_group;
             let group = TargetGroup {
                 arn: parsed.clone(),
@@ -98,7 +93,7 @@ pub(crate) fn wanted_by_others(
                 health_check_port: None,
                 load_balancer_arns: Vec::new(),
             };
-            desired(index, other, &group, switches).targets.into_keys()
+            desired(index, &other.whole(key), &group, switches).targets.into_keys()
         })
         .collect()
 }
@@ -178,20 +173,21 @@ pub(crate) fn to_clean_up(
 
 /// Whether a binding never was the owner of its target group: an older one lives, or its status says so.
 fn never_owned(index: &Index, binding: &TargetGroupBinding, arn: &str) -> bool {
-    let created =
-        |binding: &TargetGroupBinding| binding.metadata.creation_timestamp.as_ref().map(|time| time.0);
-    let is_older = |other: &TargetGroupBinding| {
-        (created(other), other.namespace(), other.name())
-            < (created(binding), binding.namespace(), binding.name())
-    };
-    let an_older_lives =
-        index.bindings_of(arn).iter().any(|other| !other.is_terminating() && is_older(other));
+    let created = binding.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    let me = (created, Key::of(&binding.metadata));
+    let an_older_lives = index
+        .bindings_of(arn)
+        .any(|(key, other)| !other.is_terminating() && (other.created, key) < (me.0, &me.1));
     let conditions = binding.status.iter().flat_map(|status| &status.conditions);
     let says_so = |condition: &Condition| {
         *condition.type_ == *Kind::TargetGroupResolved.as_str()
             && *condition.reason == *Reason::InUseByAnotherBinding.as_str()
     };
     an_older_lives || conditions.into_iter().any(says_so)
+}
+
+fn is_of(key: &Key, binding: &TargetGroupBinding) -> bool {
+    (&*key.namespace, &*key.name) == (binding.namespace(), binding.name())
 }
 
 /// The target group that a binding which ends has worked on: what was resolved, else what it names.

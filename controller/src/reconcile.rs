@@ -91,8 +91,8 @@ async fn given_up(ctx: &Ctx) {
 /// Says `Pending` of a binding whose first pass takes long.
 async fn announce(ctx: Arc<Ctx>, key: Key) {
     tokio::time::sleep(ANNOUNCE).await;
-    let binding = ctx.index().bindings.get(&key).cloned();
-    let is_new = |binding: &Arc<TargetGroupBinding>| {
+    let binding = ctx.index().binding(&key);
+    let is_new = |binding: &TargetGroupBinding| {
         let conditions = binding.status.as_ref().map(|status| status.conditions.is_empty());
         conditions.unwrap_or(true) && !binding.is_terminating()
     };
@@ -197,7 +197,7 @@ impl Worker {
     /// One pass; the time of the next, or `None` when the binding is gone.
     #[tracing::instrument(name = "reconcile", skip_all, fields(binding = %self.key, arn))]
     async fn pass(&mut self) -> Option<Instant> {
-        let binding = self.ctx.index().bindings.get(&self.key).cloned()?;
+        let binding = self.ctx.index().binding(&self.key)?;
         self.uid = binding.metadata.uid.clone().unwrap_or_default();
         let begun = Instant::now();
         if !self.ctx.term.serves() {
@@ -310,7 +310,7 @@ impl Worker {
     }
 
     /// One pass over a living binding. Security groups come last, so that they never hold back a target.
-    async fn reconcile(&mut self, binding: &Arc<TargetGroupBinding>, report: &mut Report) -> Outcome {
+    async fn reconcile(&mut self, binding: &TargetGroupBinding, report: &mut Report) -> Outcome {
         let found = self.targets(binding, report).await;
         if matches!(found, Err(Outcome::Again) | Ok(Found { outcome: Outcome::Again, .. })) {
             return Outcome::Again;
@@ -320,11 +320,7 @@ impl Worker {
 
     // ---- targets ----
 
-    async fn targets(
-        &mut self,
-        binding: &Arc<TargetGroupBinding>,
-        report: &mut Report,
-    ) -> Result<Found, Outcome> {
+    async fn targets(&mut self, binding: &TargetGroupBinding, report: &mut Report) -> Result<Found, Outcome> {
         let ctx = Arc::clone(&self.ctx);
         let mode = self.mode(binding);
         if binding.spec.networking.is_none() {

@@ -91,7 +91,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         &namespaces,
         put_binding,
         Index::remove_binding,
-        |i| i.bindings.keys().cloned().collect(),
+        |i| i.bindings().map(|(key, _)| key.clone()).collect(),
     );
     watch_all::<Service>(
         &ctx,
@@ -99,7 +99,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         &namespaces,
         |i, s| i.put_service(&s),
         Index::remove_service,
-        |i| i.services.keys().cloned().collect(),
+        |i| i.services().cloned().collect(),
     );
     watch_all::<EndpointSlice>(
         &ctx,
@@ -115,7 +115,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         &namespaces,
         |i, p| i.put_pod(&p),
         Index::remove_pod,
-        |i| i.pods.keys().cloned().collect(),
+        |i| i.pods().map(|(key, _)| key.clone()).collect(),
     );
     let stop = signals.first.clone();
     tokio::spawn(async move {
@@ -166,7 +166,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
 
 /// Starts the work: every binding gets its first pass.
 fn lead(ctx: &Arc<Ctx>) {
-    info!(bindings = ctx.index().bindings.len(), "leading");
+    info!(bindings = ctx.index().bindings().len(), "leading");
     wake_all(ctx);
     tokio::spawn(security::search(Arc::clone(ctx)));
     tokio::spawn(recover(Arc::clone(ctx)));
@@ -199,7 +199,7 @@ async fn step_down(ctx: &Ctx) {
 
 /// As [`wake`], all of them.
 fn wake_all(ctx: &Arc<Ctx>) {
-    let all: Concerned = ctx.index().bindings.keys().cloned().collect();
+    let all: Concerned = ctx.index().bindings().map(|(key, _)| key.clone()).collect();
     wake(ctx, &all);
 }
 
@@ -214,7 +214,7 @@ fn wake(ctx: &Arc<Ctx>, concerned: &Concerned) {
             wake.wake();
             continue;
         }
-        if !ctx.index().bindings.contains_key(key) {
+        if !ctx.index().has_binding(key) {
             continue;
         }
         let wake = Arc::new(Wake::default());
@@ -233,7 +233,7 @@ fn wake(ctx: &Arc<Ctx>, concerned: &Concerned) {
 /// A worker has ended; if its binding is back, another begins.
 fn ended(ctx: &Arc<Ctx>, key: &Key, wake: &Wake) {
     ctx.workers().remove(key);
-    let is_there = ctx.index().bindings.contains_key(key);
+    let is_there = ctx.index().has_binding(key);
     if !is_there {
         security::forget(ctx, key);
         ctx.standings().remove(key);

@@ -5,7 +5,8 @@ use crate::claims::Group;
 use crate::context::Ctx;
 use crate::desired::{Origin, TargetKey, Wanted};
 use crate::group::{Answer, Known, Pass, State, Step, Wish, is_open};
-use crate::index::{Concerned, Index, Key, Pod};
+use crate::index::{Concerned, Index, Key};
+use crate::kept::Pod;
 use crate::network::{self, Claim, anywhere, group_of, permissions};
 use crate::reason::{Kind, Reason};
 use crate::status::Report;
@@ -469,7 +470,7 @@ fn site(index: &Index, target: &TargetKey, wanted: &Wanted) -> Option<Site> {
         return None;
     }
     let ip: Option<IpAddr> = target.id.parse().ok();
-    let eni = pod.as_ref().and_then(|pod| pod.eni.as_deref()).and_then(|text| eni_in(text, ip));
+    let eni = pod.as_ref().and_then(|pod| pod.eni()).and_then(|text| eni_in(text, ip));
     let instance = node.and_then(|node| node.instance_id()).map(str::to_owned);
     Some(Site { target: target.clone(), ip, pod, eni, instance })
 }
@@ -673,16 +674,12 @@ fn all_claims(ctx: &Ctx) -> Vec<Claim> {
     let index = ctx.index();
     let claims = lock(&ctx.security.claims);
     let mut all: Vec<_> = index
-        .bindings
-        .iter()
+        .bindings()
         .filter(|(_, binding)| binding.spec.networking.is_some())
-        .map(|(key, binding)| {
-            let created = binding.metadata.creation_timestamp.as_ref().map(|time| time.0);
-            (created, key, claims.get(key).cloned().unwrap_or(Claim::Unknown))
-        })
+        .map(|(key, binding)| (binding.created, key, claims.get(key).cloned().unwrap_or(Claim::Unknown)))
         .collect();
     all.sort_by(|one, other| (one.0, one.1).cmp(&(other.0, other.1)));
-    let unreadable = index.unreadable.iter().filter(|key| !index.bindings.contains_key(*key));
+    let unreadable = index.unreadable.iter().filter(|key| !index.has_binding(key));
     all.into_iter().map(|(_, _, claim)| claim).chain(unreadable.map(|_| Claim::Unknown)).collect()
 }
 
@@ -695,7 +692,7 @@ async fn bindings_elsewhere(ctx: &Ctx) -> Result<Vec<Claim>, kube::Error> {
     let all = api.list(&ListParams::default()).await?;
     let index = ctx.index();
     let elsewhere = all.items.iter().filter(|binding| {
-        binding.spec.networking.is_some() && !index.bindings.contains_key(&Key::of(&binding.metadata))
+        binding.spec.networking.is_some() && !index.has_binding(&Key::of(&binding.metadata))
     });
     Ok(elsewhere.map(|binding| Claim::Anywhere(anywhere(binding))).collect())
 }

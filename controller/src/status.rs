@@ -3,7 +3,7 @@
 use crate::reason::{Kind, Reason};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::sync::Arc;
-use tgb_api::v1::{Condition, Status, TargetCounts};
+use tgb_api::v1::{Condition, Said, Status, TargetCounts};
 
 /// The types in the order in which `Ready` takes over the first that is false.
 const ORDER: [Kind; 4] =
@@ -114,10 +114,12 @@ pub(crate) fn status(report: &Report, old: Option<&Status>, generation: Option<i
             .filter(|before| *before.status == *verdict.as_str())
             .map_or_else(|| now.clone(), |before| before.last_transition_time.clone());
         conditions.push(Condition {
-            type_: kind.as_str().into(),
-            status: verdict.as_str().into(),
-            reason: reason.as_str().into(),
-            message: shortened(message),
+            said: Arc::new(Said {
+                type_: kind.as_str().into(),
+                status: verdict.as_str().into(),
+                reason: reason.as_str().into(),
+                message: shortened(message),
+            }),
             observed_generation: generation,
             last_transition_time,
         });
@@ -263,7 +265,7 @@ mod tests {
         let first = status(&good(), None, Some(1), at(1));
         assert_eq!(difference(Some(&first), &first), Difference::None);
         let mut other = first.clone();
-        other.conditions[0].message = "5 of 5".into();
+        Arc::make_mut(&mut other.conditions[0].said).message = "5 of 5".into();
         assert_eq!(difference(Some(&first), &other), Difference::Counts);
         let mut counted = first.clone();
         counted.targets = Some(TargetCounts { desired: 3, ..Default::default() });

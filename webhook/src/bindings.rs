@@ -283,7 +283,7 @@ impl Bindings {
 
     /// What the rules rest on, all at once; and whether the Service is as it is now, not as it was last seen.
     async fn look_up(&self, review: &Review<'_>, new: &TargetGroupBinding) -> (Facts, bool) {
-        let (namespace, name) = (new.namespace(), new.spec.service_ref.name.as_str());
+        let (namespace, name) = (new.namespace(), &*new.spec.service_ref.name);
         let cached = self.cluster.cached_service(namespace, name);
         // A port is filled in for good, so from the Service as it is.
         let fills_port = review.mutating && new.spec.service_ref.port().is_none();
@@ -327,7 +327,7 @@ impl Bindings {
         review: &Review<'_>,
         new: &TargetGroupBinding,
     ) -> Result<Option<Arc<Service>>, String> {
-        let (namespace, name) = (new.namespace(), new.spec.service_ref.name.as_str());
+        let (namespace, name) = (new.namespace(), &*new.spec.service_ref.name);
         let error = match timeout_at(review.deadline, self.cluster.live_service(namespace, name)).await {
             Ok(Ok(found)) => return Ok(found),
             Ok(Err(kube::Error::Api(status))) => status.message,

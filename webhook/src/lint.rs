@@ -451,7 +451,7 @@ impl Input {
     fn service(&self, file: Option<&str>, binding: &TargetGroupBinding) -> Option<&Found> {
         let wanted = |found: &&Found| {
             found.service.namespace == binding.namespace()
-                && found.service.name == binding.spec.service_ref.name
+                && *found.service.name == *binding.spec.service_ref.name
         };
         self.services.iter().filter(wanted).min_by_key(|found| {
             let own = file.is_some() && found.file.as_deref() == file;

@@ -55,7 +55,7 @@ impl Bound {
         (!binding.is_terminating()).then(|| Self {
             namespace: binding.namespace().to_owned(),
             name: binding.name().to_owned(),
-            service: binding.spec.service_ref.name.clone(),
+            service: binding.spec.service_ref.name.to_string(),
             port: binding.spec.service_ref.port().cloned(),
             target_type: group.target_type,
             protocol: group.protocol,

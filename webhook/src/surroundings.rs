@@ -131,7 +131,10 @@ pub(crate) async fn aws(
 async fn describe(aws: &Aws, question: &Question, tags: bool) -> Result<Described, String> {
     let (named, role_arn, external_id) = question;
     let group = TargetGroupRef {
-        assume_role: Some(AssumeRole { role_arn: role_arn.clone(), external_id: external_id.clone() }),
+        assume_role: Some(Box::new(AssumeRole {
+            role_arn: role_arn.clone(),
+            external_id: external_id.clone(),
+        })),
         ..TargetGroupRef::default()
     };
     let query = match named.starts_with("arn:") {

@@ -178,10 +178,10 @@ const READ: Duration = Duration::from_secs(60);
 /// How long an answer that has begun may be silent: a little longer than a watch lasts.
 const SILENCE: Duration = Duration::from_secs(295);
 
-/// How objects are listed and watched: in answers of 100 objects. They are whole for a moment, and what they leave between what
-/// is kept stays: with 500 it was as much as a thousand bindings take.
+/// How objects are listed and watched: in answers of 50 objects. They are whole for a moment, and what they leave between what
+/// is kept stays: with 500 it was as much as a thousand bindings take. Fewer would be more requests.
 pub fn watching() -> kube::runtime::watcher::Config {
-    kube::runtime::watcher::Config::default().page_size(100)
+    kube::runtime::watcher::Config::default().page_size(50)
 }
 
 /// A client of the cluster: of a kubeconfig, or of what is found in the usual places and then in the pod. It never waits

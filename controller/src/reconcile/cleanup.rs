@@ -20,7 +20,7 @@ use tracing::warn;
 
 impl Worker {
     /// Undoes what the binding did, and lets it go. Whether that is done.
-    pub(super) async fn clean_up(&mut self, binding: &Arc<TargetGroupBinding>, report: &mut Report) -> bool {
+    pub(super) async fn clean_up(&mut self, binding: &TargetGroupBinding, report: &mut Report) -> bool {
         let release = binding.annotation(names::RELEASE) == Some("true");
         let undone = match self.mode(binding) {
             // The finalizer may be another controller's.

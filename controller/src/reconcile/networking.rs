@@ -3,14 +3,13 @@
 use super::{Found, Mode, Outcome, Worker};
 use crate::security::{self, Sight};
 use crate::status::Report;
-use std::sync::Arc;
 use tgb_api::v1::{Sharing, TargetGroupBinding};
 
 impl Worker {
     /// Claims the rules that the targets found need, and says how they stand.
     pub(super) async fn networking(
         &mut self,
-        binding: &Arc<TargetGroupBinding>,
+        binding: &TargetGroupBinding,
         found: &Result<Found, Outcome>,
         report: &mut Report,
     ) -> Outcome {
