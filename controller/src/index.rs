@@ -408,10 +408,11 @@ impl Index {
             binding.is_some_and(|binding| binding.spec.target_group.target_type == Some(TargetType::Ip))
         };
         let mut users = Concerned::new();
-        for service in self.backends.keys() {
+        for (service, backend) in self.backends.iter().filter(|(_, backend)| !backend.bindings.is_empty()) {
             let mut endpoints = self.slices(service).flat_map(|slice| &slice.endpoints);
             let is_there = endpoints.any(|endpoint| endpoint.node.as_deref() == Some(name));
-            users.extend(self.users(service).into_iter().filter(|key| is_there || !of_ips(key)));
+            let bindings = backend.bindings.iter().map(|name| service.sibling(name));
+            users.extend(bindings.filter(|key| is_there || !of_ips(key)));
         }
         let pods = self.pods().filter(|(_, pod)| pod.node.as_deref() == Some(name));
         users.extend(pods.flat_map(|(key, _)| self.users_of_pod(key)));
