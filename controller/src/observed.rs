@@ -19,11 +19,14 @@ const HOLD: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs
 /// After how long a refused target is tried again, doubled each time.
 const REFUSED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
+/// Registered targets. Boxed, since a tree of two has room for eleven.
+pub(crate) type Seen = BTreeMap<TargetKey, Box<ObservedTarget>>;
+
 /// See above.
 #[derive(Debug, Default)]
 pub(crate) struct Observed {
     known: bool,
-    seen: BTreeMap<TargetKey, ObservedTarget>,
+    seen: Seen,
     /// Registered by us, and not shown by AWS since.
     assumed: BTreeMap<TargetKey, Instant>,
     /// Deregistered by us not long ago.
@@ -59,13 +62,13 @@ impl Observed {
     }
 
     /// Everything, draining targets included.
-    pub(crate) fn targets(&self) -> &BTreeMap<TargetKey, ObservedTarget> {
+    pub(crate) fn targets(&self) -> &Seen {
         &self.seen
     }
 
     /// A registered target that is not draining.
     pub(crate) fn present(&self, key: &TargetKey) -> Option<&ObservedTarget> {
-        self.seen.get(key).filter(|seen| seen.state != TargetState::Draining)
+        self.seen.get(key).map(|seen| &**seen).filter(|seen| seen.state != TargetState::Draining)
     }
 
     /// Registered, but not shown since: they may be healthy by now.
@@ -95,8 +98,8 @@ impl Observed {
         wanted: impl Fn(&TargetKey) -> bool,
         now: Instant,
     ) {
-        let mut seen: BTreeMap<TargetKey, ObservedTarget> =
-            shown.into_iter().map(|seen| (TargetKey::of(&seen.target), seen)).collect();
+        let mut seen: Seen =
+            shown.into_iter().map(|seen| (TargetKey::of(&seen.target), Box::new(seen))).collect();
         let is_fresh = |at: &Instant| now.saturating_duration_since(*at) < STALE;
         self.assumed.retain(|key, at| !seen.contains_key(key) && is_fresh(at));
         for key in self.assumed.keys() {
@@ -110,7 +113,7 @@ impl Observed {
                 shown.state = TargetState::Draining;
             }
         }
-        let is_there = |all: &BTreeMap<TargetKey, ObservedTarget>, key: &TargetKey| {
+        let is_there = |all: &Seen, key: &TargetKey| {
             all.get(key).is_some_and(|seen| seen.state != TargetState::Draining)
         };
         let vanished: Vec<TargetKey> = self
@@ -166,7 +169,7 @@ impl Observed {
                 reason: None,
                 description: None,
             };
-            self.seen.insert(key, seen);
+            self.seen.insert(key, Box::new(seen));
         }
     }
 

@@ -1,6 +1,7 @@
 //! The comparison of what is wanted with what is registered. One pure function; [`crate::apply`] does what it says.
 
 use crate::desired::TargetKey;
+use crate::observed::Seen;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use tgb_aws::values::{ObservedTarget, Target, TargetState};
@@ -10,7 +11,7 @@ pub(crate) struct Situation<'a> {
     /// What is wanted, zones included.
     pub(crate) desired: &'a BTreeMap<TargetKey, Target>,
     /// What is registered.
-    pub(crate) observed: &'a BTreeMap<TargetKey, ObservedTarget>,
+    pub(crate) observed: &'a Seen,
     /// Those of `observed` that AWS acknowledged but has not shown since: they may be healthy by now.
     pub(crate) assumed: &'a BTreeSet<TargetKey>,
     /// Those of `observed` whose pod or node still runs.
@@ -98,7 +99,7 @@ pub(crate) fn plan(s: &Situation<'_>) -> Plan {
             continue;
         }
         if !s.alive.contains(key) {
-            unwanted.push(seen);
+            unwanted.push(&**seen);
             continue;
         }
         if last.is_some_and(|last| last.contains(key)) {
@@ -113,13 +114,13 @@ pub(crate) fn plan(s: &Situation<'_>) -> Plan {
         };
         let waited = s.unwanted_for.get(key).copied().unwrap_or_default();
         let Some(left) = wait.checked_sub(waited).filter(|left| !left.is_zero()) else {
-            unwanted.push(seen);
+            unwanted.push(&**seen);
             continue;
         };
         plan.again_in = Some(plan.again_in.map_or(left, |again| again.min(left)));
         match s.grace {
             Some(_) => plan.in_grace += 1,
-            None => spare.push(seen),
+            None => spare.push(&**seen),
         }
     }
     let unhealthy_first =
@@ -150,7 +151,7 @@ mod tests {
     #[derive(Default)]
     struct World {
         desired: BTreeMap<TargetKey, Target>,
-        observed: BTreeMap<TargetKey, ObservedTarget>,
+        observed: Seen,
         alive: BTreeSet<TargetKey>,
         tracked: Option<BTreeSet<TargetKey>>,
         protected: BTreeSet<TargetKey>,
@@ -169,7 +170,7 @@ mod tests {
             for (id, state) in ids {
                 let seen =
                     ObservedTarget { target: target(id), state: *state, reason: None, description: None };
-                self.observed.insert(key(id), seen);
+                self.observed.insert(key(id), Box::new(seen));
             }
             self
         }
@@ -364,12 +365,13 @@ mod laws {
                 .filter(|n| targets[*n].0)
                 .map(|n| (key(n), target(n)))
                 .collect();
-            let observed: BTreeMap<TargetKey, ObservedTarget> = targets
+            let observed: Seen = targets
                 .iter()
                 .enumerate()
                 .filter_map(|(n, random)| {
                     let state = STATES[random.1?];
-                    Some((key(n), ObservedTarget { target: target(n), state, reason: None, description: None }))
+                    let seen = ObservedTarget { target: target(n), state, reason: None, description: None };
+                    Some((key(n), Box::new(seen)))
                 })
                 .collect();
             let (alive, tracked, protected, rejected) =

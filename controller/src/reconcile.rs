@@ -35,6 +35,7 @@ use tgb_api::v1::{Sharing, TargetGroupBinding};
 use tgb_aws::values::{Target, TargetState};
 use tgb_aws::{Aws, AwsError};
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
@@ -51,7 +52,7 @@ const LAST_CALLS: Duration = Duration::from_millis(500);
 
 /// The worker of a binding; ends when the binding is gone.
 pub(crate) async fn work(ctx: Arc<Ctx>, key: Key, wake: Arc<Wake>) {
-    let announced = tokio::spawn(announce(Arc::clone(&ctx), key.clone()));
+    let mut announced = Some(AbortOnDropHandle::new(tokio::spawn(announce(Arc::clone(&ctx), key.clone()))));
     let mut worker =
         Worker { ctx, key, uid: String::new(), memory: Memory::default(), changed: None, turn: None };
     while !worker.ctx.stop.is_cancelled() {
@@ -71,14 +72,14 @@ pub(crate) async fn work(ctx: Arc<Ctx>, key: Key, wake: Arc<Wake>) {
             ctx.events.forget(&worker.uid);
             break;
         };
-        announced.abort();
+        // Its memory stays as long as somebody could ask how it ended.
+        drop(announced.take());
         tokio::select! {
             () = wake.notify.notified() => {}
             () = tokio::time::sleep_until(next) => {}
             () = worker.ctx.stop.cancelled() => break,
         }
     }
-    announced.abort();
 }
 
 /// A pass that is under way at a stop may end its call; one that still waits for its turn at AWS must not hold up the next
@@ -123,7 +124,7 @@ struct Memory {
     /// When AWS was last asked, for people.
     asked: Option<Timestamp>,
     /// Of a Shared binding.
-    tracking: Option<Tracking>,
+    tracking: Option<Box<Tracking>>,
     /// There is no ConfigMap of a binding that is not Shared.
     untracked: bool,
     /// When the binding was first seen, if that was not long ago; found out once.
@@ -537,7 +538,7 @@ impl Worker {
                 let present = |key: &&TargetKey| self.memory.observed.present(key).is_some();
                 read.targets = targets.keys().filter(present).cloned().collect();
             }
-            (self.memory.tracking, self.memory.untracked) = (Some(read), false);
+            (self.memory.tracking, self.memory.untracked) = (Some(Box::new(read)), false);
         }
         Ok(())
     }
@@ -671,8 +672,12 @@ impl Worker {
         let observed = &self.memory.observed;
         let in_use = !group.load_balancer_arns.is_empty();
         let gates = {
-            let state =
-                |pod: &Key| gates::state(by_pod.get(pod).and_then(|key| observed.targets().get(key)), in_use);
+            let state = |pod: &Key| {
+                gates::state(
+                    by_pod.get(pod).and_then(|key| observed.targets().get(key).map(|seen| &**seen)),
+                    in_use,
+                )
+            };
             gates::outdated(&self.ctx.index(), &self.key, state)
         };
         // Whether a load balancer is there decides over gates, so it must not be old news.
