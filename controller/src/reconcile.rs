@@ -673,10 +673,8 @@ impl Worker {
         let in_use = !group.load_balancer_arns.is_empty();
         let gates = {
             let state = |pod: &Key| {
-                gates::state(
-                    by_pod.get(pod).and_then(|key| observed.targets().get(key).map(|seen| &**seen)),
-                    in_use,
-                )
+                let seen = by_pod.get(pod).and_then(|key| observed.targets().get(key));
+                gates::state(seen.map(|seen| &**seen), in_use)
             };
             gates::outdated(&self.ctx.index(), &self.key, state)
         };
