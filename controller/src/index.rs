@@ -192,7 +192,7 @@ impl Index {
         let key = self.key(&binding.metadata);
         self.unreadable.remove(&key);
         let mut read = Binding::read(binding, &mut self.pools);
-        let service = self.known_service(key.sibling(&read.spec.service_ref.name));
+        let service = known(&self.backends, key.sibling(&read.spec.service_ref.name));
         read.spec.service_ref.name = Arc::clone(&service.name);
         let mut concerned = Concerned::new();
         let old = self.bindings.get(&key);
@@ -248,10 +248,10 @@ impl Index {
         if self.slices.get(&key).is_some_and(|old| old.service != service.name) {
             concerned.extend(self.remove_slice(&key));
         }
-        let service = self.known_service(service);
+        let service = known(&self.backends, service);
         let mut read = Slice::read(slice, &service.name, &mut self.pools);
         for pod in read.endpoints.iter_mut().filter_map(|endpoint| endpoint.pod.as_mut()) {
-            *pod = self.known_pod(key.sibling(pod)).name;
+            *pod = known(&self.pods, key.sibling(pod)).name;
         }
         let old = self.slices.get(&key);
         if old.is_none_or(|old| **old != read) {
@@ -280,7 +280,7 @@ impl Index {
             return Concerned::new();
         }
         self.unlink_pod(&key);
-        let key = self.known_pod(key);
+        let key = known(&self.pods, key);
         self.by_ip.extend(read.ips.iter().map(|ip| (*ip, key.clone())));
         for binding in gate_bindings(&key, &read) {
             self.gated.entry(binding).or_default().insert(key.clone());
@@ -342,16 +342,6 @@ impl Index {
         Key { namespace: self.pools.words.share(namespace), name }
     }
 
-    /// The same key in the words that are kept, if it is known.
-    fn known_service(&self, service: Key) -> Key {
-        self.backends.get_key_value(&service).map(|(known, _)| known.clone()).unwrap_or(service)
-    }
-
-    /// As [`Self::known_service`], of a pod's name.
-    fn known_pod(&self, pod: Key) -> Key {
-        self.pods.get_key_value(&pod).map(|(known, _)| known.clone()).unwrap_or(pod)
-    }
-
     /// Changes what there is of a Service's name, and forgets it where nothing is left.
     fn change_backend(&mut self, service: &Key, change: impl FnOnce(&mut Backend)) {
         let backend = self.backends.entry(service.clone()).or_default();
@@ -387,8 +377,9 @@ impl Index {
         let by_slice = named.services.iter().flat_map(|services| services.iter());
         let mut users: Concerned = by_slice.flat_map(|name| self.users(&key.sibling(name))).collect();
         let Some(pod) = &named.pod else { return users };
+        let before_all = key.beside("");
         for (name, value) in pod.labels() {
-            let first = (label(name, value), key.beside(""));
+            let first = (label(name, value), before_all.clone());
             let is_alike =
                 |(label, service): &&(Arc<str>, Key)| *label == first.0 && service.namespace == key.namespace;
             for (_, service) in self.by_label.range(&first..).take_while(is_alike) {
@@ -480,6 +471,11 @@ impl Index {
             }
         }
     }
+}
+
+/// The same key in the words that a table keeps, if it is there.
+fn known<T>(table: &BTreeMap<Key, T>, key: Key) -> Key {
+    table.get_key_value(&key).map(|(known, _)| known.clone()).unwrap_or(key)
 }
 
 /// The bindings that a pod has readiness gates of.

@@ -188,14 +188,15 @@ impl Binding {
 
     /// The ARN that the binding names or that was resolved for it.
     pub(crate) fn claimed_arn(&self) -> Option<&Arc<str>> {
-        let named = self.spec.target_group.arn.as_ref().filter(|arn| !arn.is_empty());
+        let group = &self.spec.target_group;
+        let named = group.arn.as_ref().filter(|_| group.arn().is_some());
         named.or_else(|| self.status.as_ref().and_then(|status| status.target_group_arn.as_ref()))
     }
 
     /// Whether another state of the binding differs in more than its status.
     pub(crate) fn differs(&self, other: &Self) -> bool {
-        let rest = |binding: &Self| (binding.generation, binding.is_terminating());
-        rest(self) != rest(other)
+        self.generation != other.generation
+            || self.is_terminating() != other.is_terminating()
             || self.uid != other.uid
             || self.finalizers != other.finalizers
             || self.notes != other.notes
@@ -224,7 +225,9 @@ impl Slice {
             })
         });
         let ports = pools.slice_ports.share(ports.collect());
-        let endpoints = slice.endpoints.as_deref().unwrap_or_default().iter().flat_map(|endpoint| {
+        let given = slice.endpoints.as_deref().unwrap_or_default();
+        let mut endpoints = Vec::with_capacity(given.len());
+        for endpoint in given {
             let reference = endpoint.target_ref.as_ref();
             let named = reference.filter(|reference| reference.kind.as_deref() == Some("Pod"));
             let one = Endpoint {
@@ -234,16 +237,17 @@ impl Slice {
                 node: endpoint.node_name.as_deref().map(|node| pools.words.share(node.into())),
             };
             let addresses = endpoint.addresses.iter().flatten().filter_map(|text| text.parse().ok());
-            let all: Vec<_> =
-                addresses.map(|address| Endpoint { address: Some(address), ..one.clone() }).collect();
-            if all.is_empty() { vec![one] } else { all }
-        });
-        let endpoints = endpoints.collect();
+            let had = endpoints.len();
+            endpoints.extend(addresses.map(|address| Endpoint { address: Some(address), ..one.clone() }));
+            if endpoints.len() == had {
+                endpoints.push(one);
+            }
+        }
         Self {
             service: Arc::clone(service),
             address_type: pools.words.share(slice.address_type.as_str().into()),
             ports,
-            endpoints,
+            endpoints: endpoints.into(),
         }
     }
 
