@@ -5,6 +5,7 @@ use base64::Engine;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
 use std::sync::Arc;
 use tgb_api::names;
@@ -98,6 +99,8 @@ pub(crate) struct Binding {
     deleted: Option<Timestamp>,
     finalizers: Arc<[Arc<str>]>,
     notes: Option<Box<Notes>>,
+    /// A hash of all labels and annotations: who touches a binding wants it to be looked at.
+    touched: u64,
     pub(crate) spec: Spec,
     status: Option<Box<Status>>,
 }
@@ -122,6 +125,8 @@ impl Binding {
         }
         let TargetGroupBinding { metadata, mut spec, mut status } = binding;
         let is_ours = |key: &str| key.split_once('/').is_some_and(|(group, _)| group == names::GROUP);
+        let mut touched = DefaultHasher::new();
+        (&metadata.labels, &metadata.annotations).hash(&mut touched);
         let notes = Notes {
             labels: kept(metadata.labels, names::is_of_lbc),
             annotations: kept(metadata.annotations, is_ours),
@@ -153,6 +158,7 @@ impl Binding {
             finalizers: pools.lists.share(finalizers.collect()),
             notes: Some(Box::new(notes))
                 .filter(|notes| notes.labels.is_some() || notes.annotations.is_some()),
+            touched: touched.finish(),
             spec,
             status: status.map(Box::new),
         }
@@ -200,6 +206,7 @@ impl Binding {
             || self.uid != other.uid
             || self.finalizers != other.finalizers
             || self.notes != other.notes
+            || self.touched != other.touched
             || self.spec != other.spec
     }
 }

@@ -11,7 +11,7 @@ use tgb_api::arn::TargetGroupArn;
 use tgb_api::names;
 use tgb_api::rules;
 use tgb_api::target_group::TargetGroup;
-use tgb_api::v1::{Condition, Sharing, Spec, TargetGroupBinding};
+use tgb_api::v1::{Condition, Sharing, Spec, Status, TargetGroupBinding};
 use tgb_aws::values::{ObservedTarget, TargetState};
 
 /// A rule that is enforced here again refuses a binding.
@@ -98,10 +98,18 @@ pub(crate) fn wanted_by_others(
         .collect()
 }
 
-/// When a binding was first seen, if that was not long ago as far as its status tells: now if it has none; else when it
-/// was found that others have targets there.
+/// Whether the targets of a binding's group were looked at before, as its status tells: it counts them, or it is LBC's,
+/// which has no conditions.
+pub(crate) fn was_seen(status: Option<&Status>) -> bool {
+    status.is_some_and(|status| {
+        status.targets.is_some() || (status.observed_generation.is_some() && status.conditions.is_empty())
+    })
+}
+
+/// When a binding's targets were first seen, if that was not long ago as far as its status tells: now if they never
+/// were; else when it was found that others have targets there.
 pub(crate) fn first_contact(binding: &TargetGroupBinding, now: Timestamp) -> Option<Timestamp> {
-    let Some(status) = binding.status.as_ref().filter(|status| status.observed_generation.is_some()) else {
+    let Some(status) = binding.status.as_ref().filter(|status| was_seen(Some(status))) else {
         return Some(now);
     };
     let is_foreign = |condition: &&Condition| {
@@ -327,16 +335,21 @@ mod tests {
     fn first_contact_lasts_for_one_resync_also_over_a_restart() {
         let at = |second: i64| Timestamp::from_second(second).unwrap();
         let resync = Duration::from_secs(600);
-        assert_eq!(first_contact(&binding("a", 1, json!({})), at(50)), Some(at(50)));
-        let status = |reason: &str| {
+        let contact = |more: Value| first_contact(&binding("a", 1, more), at(50));
+        assert_eq!(contact(json!({})), Some(at(50)));
+        let status = |reason: &str, targets: Value| {
             let condition = json!({
                 "type": "TargetsRegistered", "status": "False", "reason": reason, "message": "",
                 "lastTransitionTime": at(10).to_string(),
             });
-            binding("a", 1, json!({"status": {"observedGeneration": 1, "conditions": [condition]}}))
+            json!({"status": {"observedGeneration": 1, "conditions": [condition], "targets": targets}})
         };
-        assert_eq!(first_contact(&status("ForeignTargets"), at(50)), Some(at(10)));
-        assert_eq!(first_contact(&status("Registered"), at(50)), None);
+        let counts = json!({"desired": 1, "registered": 0, "healthy": 0, "unhealthy": 0, "draining": 0});
+        assert_eq!(contact(status("ForeignTargets", counts.clone())), Some(at(10)));
+        assert_eq!(contact(status("Registered", counts)), None);
+        // Passes that failed before they saw the targets are no contact; a binding that LBC has worked on is known.
+        assert_eq!(contact(status("RegistrationFailed", Value::Null)), Some(at(50)));
+        assert_eq!(contact(json!({"status": {"observedGeneration": 1}})), None);
         assert_eq!(contact_left(Some(at(10)), at(50), resync), Some(Duration::from_secs(560)));
         assert_eq!(contact_left(Some(at(10)), at(610), resync), None);
     }

@@ -371,6 +371,7 @@ impl Worker {
         };
         found.plan = self.plan(binding, &found, Instant::now());
         if mode == Mode::Writes {
+            self.introduce(binding, &found, report).await?;
             self.take_turn(binding, &found.plan, report).await?;
             if let Err(error) = self.note(&found.plan.register, &found.targets).await {
                 return Err(self.failed(report, &Error::cluster("the ConfigMap of targets", error)));
@@ -386,6 +387,25 @@ impl Worker {
         self.report_targets(&found, report);
         self.stand(&found, waits);
         Ok(found)
+    }
+
+    /// Before the first target is registered, the status says that the group was looked at and what of others was there:
+    /// what comes from then on is ours, also if we end before the pass does.
+    async fn introduce(
+        &mut self,
+        binding: &TargetGroupBinding,
+        found: &Found,
+        report: &mut Report,
+    ) -> Result<(), Outcome> {
+        let is_known = ownership::was_seen(self.memory.writes.status(binding));
+        if is_known || found.contact.is_none() || found.plan.register.is_empty() {
+            return Ok(());
+        }
+        let mut first = report.clone();
+        self.report_foreign(found, &mut first);
+        let ctx = Arc::clone(&self.ctx);
+        let written = self.memory.writes.put_status(&ctx, binding, &first, binding.metadata.generation).await;
+        written.map_err(|error| self.failed(report, &Error::cluster("the status", error)))
     }
 
     /// Waits for the turn to change targets, if there is something to change. Where that took a while, the pass begins anew, so

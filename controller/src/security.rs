@@ -29,7 +29,7 @@ use tracing::{info, warn};
 const REMEMBERED: Duration = Duration::from_secs(600);
 /// How old an answer may be that did not hold what was looked for.
 const LOOKED: Duration = Duration::from_secs(10);
-/// A group that leans on somebody else's rule, or that could not hold all, is looked at again.
+/// How often a group is looked at that leans on somebody else's rule; one that failed or can't hold all, sooner at first.
 const AGAIN: Duration = Duration::from_secs(60);
 /// How often the VPC is searched for rules of ours that nobody wants.
 const SEARCH: Duration = Duration::from_secs(3600);
@@ -576,14 +576,15 @@ async fn settle(ctx: &Arc<Ctx>, id: &str) -> State {
     if changed {
         ctx.nudge(&users);
     }
-    let again = if let Some(error) = &state.error {
+    if let Some(error) = &state.error {
         warn!(group = id, %error, "could not bring a security group to what bindings want");
+    }
+    let again = if state.error.is_some() || !state.failed.is_empty() {
         let failures = u32::try_from(group.failures.fetch_add(1, Ordering::AcqRel)).unwrap_or(u32::MAX);
         Duration::from_secs(1).saturating_mul(2u32.saturating_pow(failures.min(6))).min(AGAIN)
     } else {
         group.failures.store(0, Ordering::Release);
-        let leans = state.leans_on_others || !state.failed.is_empty();
-        if leans { AGAIN.min(ctx.settings.resync) } else { ctx.settings.resync }
+        if state.leans_on_others { AGAIN.min(ctx.settings.resync) } else { ctx.settings.resync }
     };
     if state.error.is_none() && users.is_empty() && state.ours == 0 {
         // Nobody's business any more.

@@ -36,7 +36,7 @@ struct Last {
 
 impl Writes {
     /// The newest status that is known: our own last one, until the watch has shown it.
-    fn status<'a>(&'a self, binding: &'a TargetGroupBinding) -> Option<&'a Status> {
+    pub(crate) fn status<'a>(&'a self, binding: &'a TargetGroupBinding) -> Option<&'a Status> {
         match (&self.last, &self.status) {
             (Some(last), Some((status, _))) if last.seen == binding.metadata.resource_version => Some(status),
             _ => binding.status.as_ref(),
@@ -106,6 +106,37 @@ impl Writes {
         {
             return Some(left);
         }
+        match self.write_status(ctx, binding, new).await {
+            Ok(()) => None,
+            Err(kube::Error::Api(status)) if status.is_conflict() => Some(CONFLICT),
+            Err(error) => {
+                warn!(binding = %format!("{}/{}", binding.namespace(), binding.name()), %error, "could not write the status");
+                Some(FAILURE)
+            }
+        }
+    }
+
+    /// Writes the status now, whatever was there. A binding that is gone needs none.
+    ///
+    /// # Errors
+    /// What the API server answered; a conflict when somebody else wrote.
+    pub(crate) async fn put_status(
+        &mut self,
+        ctx: &Ctx,
+        binding: &TargetGroupBinding,
+        report: &Report,
+        generation: Option<i64>,
+    ) -> Result<(), kube::Error> {
+        let new = status::status(report, self.status(binding), generation, Time(Timestamp::now()));
+        self.write_status(ctx, binding, new).await
+    }
+
+    async fn write_status(
+        &mut self,
+        ctx: &Ctx,
+        binding: &TargetGroupBinding,
+        new: Status,
+    ) -> Result<(), kube::Error> {
         let patch = json!({"metadata": {"resourceVersion": self.version(binding)}, "status": new});
         let answer = api(ctx, binding)
             .patch_status(binding.name(), &PatchParams::default(), &Patch::Merge(&patch))
@@ -114,16 +145,14 @@ impl Writes {
             Ok(answer) => {
                 self.wrote(binding, &answer);
                 self.status = Some((new, Instant::now()));
-                None
+                Ok(())
             }
-            Err(kube::Error::Api(status)) if status.is_not_found() => None,
-            Err(kube::Error::Api(status)) if status.is_conflict() => {
-                self.last = None;
-                Some(CONFLICT)
-            }
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
             Err(error) => {
-                warn!(binding = %format!("{}/{}", binding.namespace(), binding.name()), %error, "could not write the status");
-                Some(FAILURE)
+                if matches!(&error, kube::Error::Api(status) if status.is_conflict()) {
+                    self.last = None;
+                }
+                Err(error)
             }
         }
     }

@@ -366,6 +366,32 @@ fn a_rule_of_a_full_group_becomes_another_and_back() {
     stage.walk(&there, &back);
 }
 
+/// Killed after the first RegisterTargets; what goes while nobody looks is not taken for somebody else's.
+#[test]
+fn pods_that_go_between_the_first_registration_and_the_next_start_leave_no_target() {
+    let stage = stage("first");
+    let space = &stage.space;
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    space.deploy("web", 3).unwrap();
+    space.fault(Fault::new(Effect::Latency { ms: 60_000 }).action("RegisterTargets").times(1)).unwrap();
+    space.bind("web", &arn, &json!({})).unwrap();
+    eventually(SOON, || match space.targets(&arn)?.len() {
+        3 => Ok(()),
+        n => Err(format!("{n} targets")),
+    })
+    .unwrap();
+    space.controller().kill().unwrap();
+    space.clear_faults().unwrap();
+    space.kubectl("scale deployment web --replicas=1").ok().unwrap();
+    eventually(SOON, || match space.pods("web", 8080)?.len() {
+        1 => Ok(()),
+        n => Err(format!("{n} pods")),
+    })
+    .unwrap();
+    stage.revive();
+    stage.until(&End { bound: vec![("web", arn)], ..End::default() }, "one pod");
+}
+
 #[test]
 fn random_faults_over_random_changes_end_as_without_faults() {
     let seeds = if proves() { 10 } else { 1 };

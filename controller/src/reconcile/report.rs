@@ -35,7 +35,7 @@ impl Worker {
     }
 
     pub(super) fn report_targets(&self, found: &Found, report: &mut Report) {
-        let Found { wanted, targets, plan, applied, foreign, mode, without_gate, .. } = found;
+        let Found { wanted, targets, plan, applied, mode, without_gate, .. } = found;
         let kind = Kind::TargetsRegistered;
         let observed = &self.memory.observed;
         let counts = self.counts(targets);
@@ -93,15 +93,7 @@ impl Worker {
                 format!("{} more than --max-targets-per-target-group{more}", counted(plan.no_room, "target"));
             report.bad(kind, Reason::TargetLimitReached, message);
         }
-        if !foreign.is_empty() {
-            let all: Vec<String> = foreign.iter().map(ToString::to_string).collect();
-            let message = format!(
-                "not this cluster's, registered before this binding, and left alone until the next resync: {}; if that \
-                 belongs there, set sharing: Shared",
-                listed("target", &all)
-            );
-            report.bad(kind, Reason::ForeignTargets, message);
-        }
+        self.report_foreign(found, report);
         if plan.last > 0 {
             let last = counted(plan.last, "target");
             report.bad(
@@ -116,7 +108,21 @@ impl Worker {
         let message =
             format!("{} of {} registered{more}", counts.registered, counted(targets.len(), "target"));
         report.ok(kind, Reason::Registered, message);
-        report.targets = Some(counts);
+    }
+
+    /// How many targets there are, and which of them are somebody else's.
+    pub(super) fn report_foreign(&self, found: &Found, report: &mut Report) {
+        report.targets = Some(self.counts(&found.targets));
+        if found.foreign.is_empty() {
+            return;
+        }
+        let all: Vec<String> = found.foreign.iter().map(ToString::to_string).collect();
+        let message = format!(
+            "not this cluster's, registered before this binding, and left alone until the next resync: {}; if that \
+             belongs there, set sharing: Shared",
+            listed("target", &all)
+        );
+        report.bad(Kind::TargetsRegistered, Reason::ForeignTargets, message);
     }
 
     fn counts(&self, targets: &BTreeMap<TargetKey, Target>) -> TargetCounts {
