@@ -346,7 +346,12 @@ impl Worker {
         // From here on something of ours may be registered, which a deletion has to undo.
         if mode == Mode::Writes && !has_finalizer(binding) {
             let written = self.memory.writes.set_finalizer(&ctx, binding, true).await;
-            written.map_err(|error| self.failed(report, &Error::cluster("the finalizer", error)))?;
+            match written {
+                Ok(true) => {}
+                // It was deleted since the pass began, and nobody would undo what comes now.
+                Ok(false) => return Err(Outcome::Done(None)),
+                Err(error) => return Err(self.failed(report, &Error::cluster("the finalizer", error))),
+            }
         }
         let (subnets, targets) =
             self.zoned(binding, &group, &wanted).await.map_err(|error| self.failed(report, &error.into()))?;

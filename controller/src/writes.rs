@@ -29,34 +29,47 @@ pub(crate) struct Writes {
 
 #[derive(Debug)]
 struct Last {
-    /// The resourceVersion that we knew then, and what became of it.
-    seen: Option<String>,
+    /// The resourceVersions that our writes have overtaken since the watch was last up to date, and what became of them.
+    seen: Vec<Option<String>>,
     now: Option<String>,
 }
 
 impl Writes {
+    /// What we wrote last, if the watch has not shown it yet.
+    fn ahead(&self, binding: &TargetGroupBinding) -> Option<&Last> {
+        self.last.as_ref().filter(|last| last.seen.contains(&binding.metadata.resource_version))
+    }
+
     /// The newest status that is known: our own last one, until the watch has shown it.
     pub(crate) fn status<'a>(&'a self, binding: &'a TargetGroupBinding) -> Option<&'a Status> {
-        match (&self.last, &self.status) {
-            (Some(last), Some((status, _))) if last.seen == binding.metadata.resource_version => Some(status),
+        match (self.ahead(binding), &self.status) {
+            (Some(_), Some((status, _))) => Some(status),
             _ => binding.status.as_ref(),
         }
     }
 
     fn version(&self, binding: &TargetGroupBinding) -> Option<String> {
-        let seen = binding.metadata.resource_version.clone();
-        match &self.last {
-            Some(last) if last.seen == seen => last.now.clone(),
-            _ => seen,
+        match self.ahead(binding) {
+            Some(last) => last.now.clone(),
+            None => binding.metadata.resource_version.clone(),
         }
     }
 
     fn wrote(&mut self, binding: &TargetGroupBinding, answer: &TargetGroupBinding) {
         let now = answer.metadata.resource_version.clone();
-        self.last = Some(Last { seen: binding.metadata.resource_version.clone(), now });
+        let overtaken = self.version(binding);
+        let mut seen = match self.ahead(binding) {
+            Some(_) => self.last.take().map(|last| last.seen).unwrap_or_default(),
+            None => Vec::new(),
+        };
+        // A write that changes nothing overtakes nothing.
+        if overtaken != now {
+            seen.push(overtaken);
+        }
+        self.last = Some(Last { seen, now });
     }
 
-    /// Sets our finalizer or takes it away. A binding that is gone needs neither.
+    /// Sets our finalizer or takes it away. Whether the binding is there: one that is gone needs neither.
     ///
     /// # Errors
     /// What the API server answered; a conflict when somebody else wrote.
@@ -65,7 +78,7 @@ impl Writes {
         ctx: &Ctx,
         binding: &TargetGroupBinding,
         wanted: bool,
-    ) -> Result<(), kube::Error> {
+    ) -> Result<bool, kube::Error> {
         let mut finalizers = binding.metadata.finalizers.clone().unwrap_or_default();
         finalizers.retain(|entry| entry != names::FINALIZER);
         if wanted {
@@ -75,9 +88,9 @@ impl Writes {
         match api(ctx, binding).patch(binding.name(), &PatchParams::default(), &Patch::Merge(&patch)).await {
             Ok(answer) => {
                 self.wrote(binding, &answer);
-                Ok(())
+                Ok(true)
             }
-            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
+            Err(kube::Error::Api(status)) if status.is_not_found() => Ok(false),
             Err(error) => {
                 self.last = None;
                 Err(error)
@@ -165,4 +178,32 @@ pub(crate) fn has_finalizer(binding: &TargetGroupBinding) -> bool {
 
 fn api(ctx: &Ctx, binding: &TargetGroupBinding) -> Api<TargetGroupBinding> {
     Api::namespaced(ctx.client.clone(), binding.namespace())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(version: &str) -> TargetGroupBinding {
+        let metadata = json!({"namespace": "shop", "name": "web", "resourceVersion": version});
+        serde_json::from_value(json!({"metadata": metadata, "spec": {"serviceRef": {"name": "web"}}}))
+            .unwrap()
+    }
+
+    #[test]
+    fn a_write_builds_on_the_last_one_also_while_the_watch_shows_those_before() {
+        let mut writes = Writes::default();
+        let version = |writes: &Writes, seen: &str| writes.version(&at(seen)).unwrap();
+        writes.wrote(&at("1"), &at("2"));
+        writes.wrote(&at("1"), &at("3"));
+        assert_eq!(["1", "2", "3"].map(|seen| version(&writes, seen)), ["3", "3", "3"]);
+        writes.wrote(&at("2"), &at("4"));
+        assert_eq!(["1", "2", "3", "4"].map(|seen| version(&writes, seen)), ["4", "4", "4", "4"]);
+        // Somebody else wrote.
+        assert_eq!(version(&writes, "5"), "5");
+        writes.wrote(&at("5"), &at("5"));
+        assert_eq!((version(&writes, "5").as_str(), writes.ahead(&at("5")).is_some()), ("5", false));
+        writes.wrote(&at("5"), &at("6"));
+        assert_eq!(["4", "5", "7"].map(|seen| version(&writes, seen)), ["4", "6", "7"]);
+    }
 }

@@ -732,6 +732,32 @@ fn a_binding_that_moves_to_another_namespace_takes_the_group_over() {
 }
 
 #[test]
+fn a_binding_that_is_gone_before_its_first_target_registers_none() {
+    let space = space("gone");
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    space.deploy("web", 1).unwrap();
+    until_endpoints(&space, "web", 1);
+    // The webhook asks first, then the controller, which has not set its finalizer by then.
+    let fault = Fault::new(Effect::Latency { ms: 5000 }).action("DescribeTargetGroups").contains(&arn);
+    space.fault(fault.skip(1).times(1)).unwrap();
+    space.bind("web", &arn, &json!({})).unwrap();
+    eventually(SOON, || match space.count("DescribeTargetGroups") {
+        2 => Ok(()),
+        n => Err(format!("{n} calls")),
+    })
+    .unwrap();
+    space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
+    assert_eq!(space.count("RegisterTargets"), 0);
+    eventually(SOON, || match space.controller().metric("tgb_reconcile_total", &[])? {
+        passes if passes >= 1.0 => Ok(()),
+        passes => Err(format!("{passes} passes")),
+    })
+    .unwrap();
+    assert_eq!(space.count("RegisterTargets"), 0);
+    assert!(space.targets(&arn).unwrap().is_empty());
+}
+
+#[test]
 fn foreign_targets_are_left_alone_for_one_resync() {
     let space = prepare("foreign").controller("--health-poll=1s").start().unwrap();
     let arn = space.target_group("HTTP", 80, "ip").unwrap();

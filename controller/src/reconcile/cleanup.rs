@@ -41,7 +41,7 @@ impl Worker {
             }
         }
         match self.memory.writes.set_finalizer(&Arc::clone(&self.ctx), binding, false).await {
-            Ok(()) => true,
+            Ok(_) => true,
             Err(error) => {
                 report.cleanup_failed = Some(Error::cluster("the finalizer", error).to_string());
                 false
