@@ -199,7 +199,14 @@ impl Worker {
     #[tracing::instrument(name = "reconcile", skip_all, fields(binding = %self.key, arn))]
     async fn pass(&mut self) -> Option<Instant> {
         let binding = self.ctx.index().binding(&self.key)?;
-        self.uid = binding.metadata.uid.clone().unwrap_or_default();
+        let uid = binding.metadata.uid.as_deref().unwrap_or_default();
+        if self.uid != uid {
+            // The first one, or one made anew under the same name: what was known of that before is not true of it.
+            if !self.uid.is_empty() {
+                self.ctx.events.forget(&self.uid);
+            }
+            (self.memory, self.uid) = (Memory::default(), uid.to_owned());
+        }
         let begun = Instant::now();
         if !self.ctx.term.serves() {
             return Some(begun + BACKOFF_LAST);

@@ -392,9 +392,35 @@ fn pods_that_go_between_the_first_registration_and_the_next_start_leave_no_targe
     stage.until(&End { bound: vec![("web", arn)], ..End::default() }, "one pod");
 }
 
+/// The write that lets the first one go is not answered, so that it is still being worked on when the second one comes.
+#[test]
+fn a_binding_that_is_made_anew_while_its_predecessor_ends_begins_anew() {
+    let prepare = World::shared().unwrap().prepare("anew");
+    let stage = Stage::start(prepare.value("sharedTargets.namespaces={anew}"));
+    let space = &stage.space;
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    space.deploy("web", 1).unwrap();
+    let bind =
+        || space.bind("web", &arn, &json!({"targetGroup": {"arn": arn, "sharing": "Shared"}})).unwrap();
+    let end = || End {
+        bound: vec![("web", arn.clone())],
+        tracked: BTreeSet::from(["web".to_owned()]),
+        ..End::default()
+    };
+    bind();
+    stage.until(&end(), "the first");
+    // The first write takes the ConfigMap away.
+    stage.gate.stop_after(1);
+    space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
+    let unanswered = stage.gate.reached().unwrap();
+    assert!(unanswered.contains("/targetgroupbindings/web"), "{unanswered}");
+    bind();
+    stage.until(&end(), "the second");
+}
+
 #[test]
 fn random_faults_over_random_changes_end_as_without_faults() {
-    let seeds = if proves() { 10 } else { 1 };
+    let seeds = if proves() { 30 } else { 1 };
     for n in 0..seeds {
         let seed = std::env::var("TGB_SEED")
             .ok()
@@ -407,9 +433,9 @@ fn random_faults_over_random_changes_end_as_without_faults() {
 
 /// Random changes under random faults.
 fn play(name: &str, seed: u64) {
-    let random = fastrand::Rng::with_seed(seed);
-    let mut random = random;
-    let stage = stage(name);
+    let mut random = fastrand::Rng::with_seed(seed);
+    let prepare = World::shared().unwrap().prepare(name);
+    let stage = Stage::start(prepare.value(&format!("sharedTargets.namespaces={{{name}}}")));
     let space = &stage.space;
     space.server().unwrap().seed_random(seed);
     let names = ["a", "b", "c"];
@@ -428,16 +454,21 @@ fn play(name: &str, seed: u64) {
     for (effect, share) in faults {
         space.fault(Fault::new(effect).probability(share)).unwrap();
     }
-    let mut bound = [None, None, None];
+    // Port and whether it is Shared. It never becomes so: what is of no use just then would not be its own any more.
+    let mut bound: [Option<(u16, bool)>; 3] = [None; 3];
     for _ in 0..15 {
         let n = random.usize(..names.len());
         let name = names[n];
-        match random.u8(..8) {
+        match random.u8(..9) {
             0..3 => {
                 let port = random.u16(8080..8084);
+                let shared = bound[n].is_none_or(|(_, shared)| shared) && random.bool();
+                let mut spec = stage.networking(port);
+                let sharing = if shared { "Shared" } else { "Exclusive" };
+                spec["targetGroup"] = json!({"arn": arns[n], "sharing": sharing});
                 // The webhook may find no AWS to ask, and says so.
-                if space.bind(name, &arns[n], &stage.networking(port)).is_ok() {
-                    bound[n] = Some(port);
+                if space.bind(name, &arns[n], &spec).is_ok() {
+                    bound[n] = Some((port, shared));
                 }
             }
             3 => {
@@ -449,20 +480,25 @@ fn play(name: &str, seed: u64) {
                 let replicas = random.usize(1..4);
                 space.kubectl(&format!("scale deployment {name} --replicas={replicas}")).ok().unwrap();
             }
+            7 => stage.gate.stop_after(random.usize(..4)),
             _ => stage.revive(),
         }
     }
+    stage.gate.open();
     space.clear_faults().unwrap();
     let end = End {
         bound: (0..names.len())
             .filter(|n| bound[*n].is_some())
             .map(|n| (names[n], arns[n].clone()))
             .collect(),
-        rules: joined(bound.iter().flatten().copied().collect())
+        rules: joined(bound.iter().flatten().map(|(port, _)| *port).collect())
             .into_iter()
             .map(|(from, to)| format!("tcp {from}-{to} {}", stage.peer))
             .collect(),
-        tracked: BTreeSet::new(),
+        tracked: (0..names.len())
+            .filter(|n| bound[*n].is_some_and(|(_, shared)| shared))
+            .map(|n| names[n].to_owned())
+            .collect(),
         empty: (0..names.len()).filter(|n| bound[*n].is_none()).map(|n| arns[n].clone()).collect(),
     };
     stage.until(&end, &format!("TGB_SEED={seed}"));
