@@ -22,7 +22,7 @@ use crate::reason::{EventReason, Kind, Reason};
 use crate::security;
 use crate::status::{Report, Verdict};
 use crate::tracking::Tracking;
-use crate::writes::{Writes, has_finalizer};
+use crate::writes::{CONFLICT, Writes, has_finalizer};
 use crate::zones::Zones;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
@@ -159,8 +159,8 @@ enum Outcome {
     Done(Option<Duration>),
     /// Look again after a backoff.
     Failed,
-    /// Look again at once, and say nothing: the turn to change targets has come, which took a while, or the target group is not
-    /// there after all.
+    /// Look again at once, and say nothing: the turn to change targets has come, which took a while, the target group is not
+    /// there after all, or somebody else wrote the binding just now.
     Again,
 }
 
@@ -221,10 +221,10 @@ impl Worker {
                 return Some(begun + IDLE);
             }
             report.ends = true;
-            if self.clean_up(&binding, &mut report).await {
-                return Some(Instant::now() + BACKOFF_LAST);
+            match self.clean_up(&binding, &mut report).await {
+                Ok(()) => return Some(Instant::now() + BACKOFF_LAST),
+                Err(outcome) => outcome,
             }
-            Outcome::Failed
         } else {
             self.reconcile(&binding, &mut report).await
         };
@@ -357,7 +357,7 @@ impl Worker {
                 Ok(true) => {}
                 // It was deleted since the pass began, and nobody would undo what comes now.
                 Ok(false) => return Err(Outcome::Done(None)),
-                Err(error) => return Err(self.failed(report, &Error::cluster("the finalizer", error))),
+                Err(error) => return Err(self.unwritten(report, "the finalizer", error).await),
             }
         }
         let (subnets, targets) =
@@ -414,10 +414,33 @@ impl Worker {
             return Ok(());
         }
         let mut first = report.clone();
-        self.report_foreign(found, &mut first);
+        self.report_contact(found, &mut first);
         let ctx = Arc::clone(&self.ctx);
         let written = self.memory.writes.put_status(&ctx, binding, &first, binding.metadata.generation).await;
-        written.map_err(|error| self.failed(report, &Error::cluster("the status", error)))
+        match written {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.unwritten(report, "the status", error).await),
+        }
+    }
+
+    /// What has to be written before the first target is registered was not.
+    async fn unwritten(&mut self, report: &mut Report, what: &'static str, error: kube::Error) -> Outcome {
+        if self.lets_others_write(&error).await {
+            return Outcome::Again;
+        }
+        self.failed(report, &Error::cluster(what, error))
+    }
+
+    /// Whether a write failed only since somebody else was faster, for the first time in a row: the watch shows theirs in a
+    /// moment, and it is nobody's fault.
+    async fn lets_others_write(&mut self, error: &kube::Error) -> bool {
+        let is_conflict = matches!(error, kube::Error::Api(status) if status.is_conflict());
+        if !is_conflict || self.memory.failures > 0 {
+            return false;
+        }
+        self.memory.failures = 1;
+        tokio::time::sleep(CONFLICT).await;
+        true
     }
 
     /// Waits for the turn to change targets, if there is something to change. Where that took a while, the pass begins anew, so

@@ -17,7 +17,7 @@ use tracing::warn;
 const COUNTS_EVERY: Duration = Duration::from_secs(15);
 const WORDS_EVERY: Duration = Duration::from_secs(2);
 /// After how long a write is tried again: somebody else wrote, or the API server failed.
-const CONFLICT: Duration = Duration::from_millis(200);
+pub(crate) const CONFLICT: Duration = Duration::from_millis(200);
 const FAILURE: Duration = Duration::from_secs(1);
 
 /// What we wrote last, which the watch may not have shown yet.

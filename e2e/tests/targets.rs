@@ -758,6 +758,40 @@ fn a_binding_that_is_gone_before_its_first_target_registers_none() {
 }
 
 #[test]
+fn somebody_elses_write_in_the_middle_of_a_pass_is_no_failure() {
+    let space = space("meanwhile");
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    space.deploy("web", 1).unwrap();
+    until_endpoints(&space, "web", 1);
+    // What the pass knows of the binding is old by the time that AWS answers.
+    let slow = |action: &str| Fault::new(Effect::Latency { ms: 3000 }).action(action).times(1);
+    let until_calls = |action: &str, calls: usize| {
+        eventually(SOON, || match space.count(action) {
+            n if n >= calls => Ok(()),
+            n => Err(format!("{n} calls")),
+        })
+        .unwrap();
+    };
+    // The webhook asks first.
+    space.fault(slow("DescribeTargetGroups").skip(1)).unwrap();
+    space.bind("web", &arn, &json!({})).unwrap();
+    until_calls("DescribeTargetGroups", 2);
+    space.kubectl("label tgb web written=1").ok().unwrap();
+    space.until_pods_are_targets(&arn, "web", 1).unwrap();
+    until(&space, "Ready", "True", "Reconciled");
+
+    let looks = space.count("DescribeTargetHealth");
+    space.fault(slow("DescribeTargetHealth")).unwrap();
+    space.kubectl("delete tgb web --wait=false").ok().unwrap();
+    until_calls("DescribeTargetHealth", looks + 1);
+    space.kubectl("label tgb web written=2 --overwrite").ok().unwrap();
+    space.kubectl("wait --for=delete tgb/web --timeout=60s").ok().unwrap();
+    until_event(&space, "Deregistered");
+    let all = events(&space, "web");
+    assert!(all.iter().all(|(reason, _)| !reason.ends_with("Failed")), "{all:?}");
+}
+
+#[test]
 fn foreign_targets_are_left_alone_for_one_resync() {
     let space = prepare("foreign").controller("--health-poll=1s").start().unwrap();
     let arn = space.target_group("HTTP", 80, "ip").unwrap();

@@ -1,7 +1,7 @@
 //! The end of a binding: what it did is undone.
 
 use super::resolve::Unresolved;
-use super::{Mode, Worker};
+use super::{Mode, Outcome, Worker};
 use crate::apply::Place;
 use crate::error::Error;
 use crate::gates;
@@ -19,8 +19,12 @@ use tokio::time::Instant;
 use tracing::warn;
 
 impl Worker {
-    /// Undoes what the binding did, and lets it go. Whether that is done.
-    pub(super) async fn clean_up(&mut self, binding: &TargetGroupBinding, report: &mut Report) -> bool {
+    /// Undoes what the binding did, and lets it go.
+    pub(super) async fn clean_up(
+        &mut self,
+        binding: &TargetGroupBinding,
+        report: &mut Report,
+    ) -> Result<(), Outcome> {
         let release = binding.annotation(names::RELEASE) == Some("true");
         let undone = match self.mode(binding) {
             // The finalizer may be another controller's.
@@ -37,14 +41,15 @@ impl Worker {
             let gives_up = (release || late) && self.mode(binding) != Mode::Observes;
             if !gives_up {
                 report.cleanup_failed = Some(error.to_string());
-                return false;
+                return Err(Outcome::Failed);
             }
         }
         match self.memory.writes.set_finalizer(&Arc::clone(&self.ctx), binding, false).await {
-            Ok(_) => true,
+            Ok(_) => Ok(()),
+            Err(error) if self.lets_others_write(&error).await => Err(Outcome::Again),
             Err(error) => {
                 report.cleanup_failed = Some(Error::cluster("the finalizer", error).to_string());
-                false
+                Err(Outcome::Failed)
             }
         }
     }

@@ -93,7 +93,7 @@ impl Worker {
                 format!("{} more than --max-targets-per-target-group{more}", counted(plan.no_room, "target"));
             report.bad(kind, Reason::TargetLimitReached, message);
         }
-        self.report_foreign(found, report);
+        Self::report_foreign(found, report);
         if plan.last > 0 {
             let last = counted(plan.last, "target");
             report.bad(
@@ -108,11 +108,17 @@ impl Worker {
         let message =
             format!("{} of {} registered{more}", counts.registered, counted(targets.len(), "target"));
         report.ok(kind, Reason::Registered, message);
+        report.targets = Some(counts);
     }
 
-    /// How many targets there are, and which of them are somebody else's.
-    pub(super) fn report_foreign(&self, found: &Found, report: &mut Report) {
+    /// What is said before the first target is registered: what was there.
+    pub(super) fn report_contact(&self, found: &Found, report: &mut Report) {
+        Self::report_foreign(found, report);
         report.targets = Some(self.counts(&found.targets));
+    }
+
+    /// Names the targets that are somebody else's, if there are any.
+    fn report_foreign(found: &Found, report: &mut Report) {
         if found.foreign.is_empty() {
             return;
         }
