@@ -4,7 +4,7 @@ use crate::group::{Known, State};
 use crate::index::Key;
 use crate::network::Claim;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64};
 use std::sync::{Arc, Mutex};
 use tgb_aws::values::{NetworkInterface, SecurityGroup};
 use tokio::sync::OnceCell;
@@ -30,7 +30,7 @@ pub(crate) struct Group {
     pub(crate) known: tokio::sync::Mutex<Known>,
     pub(crate) asked: AtomicU64,
     pub(crate) done: AtomicU64,
-    pub(crate) failures: AtomicU64,
+    pub(crate) failures: AtomicU32,
     pub(crate) state: Mutex<Option<State>>,
     /// The next look at it.
     pub(crate) later: Mutex<Option<AbortHandle>>,

@@ -100,16 +100,14 @@ pub(crate) fn wanted_by_others(
 
 /// Whether the targets of a binding's group were looked at before, as its status tells: it counts them, or it is LBC's,
 /// which has no conditions.
-pub(crate) fn was_seen(status: Option<&Status>) -> bool {
-    status.is_some_and(|status| {
-        status.targets.is_some() || (status.observed_generation.is_some() && status.conditions.is_empty())
-    })
+pub(crate) fn was_seen(status: &Status) -> bool {
+    status.targets.is_some() || (status.observed_generation.is_some() && status.conditions.is_empty())
 }
 
 /// When a binding's targets were first seen, if that was not long ago as far as its status tells: now if they never
 /// were; else when it was found that others have targets there.
 pub(crate) fn first_contact(binding: &TargetGroupBinding, now: Timestamp) -> Option<Timestamp> {
-    let Some(status) = binding.status.as_ref().filter(|status| was_seen(Some(status))) else {
+    let Some(status) = binding.status.as_ref().filter(|status| was_seen(status)) else {
         return Some(now);
     };
     let is_foreign = |condition: &&Condition| {

@@ -22,7 +22,7 @@ use crate::reason::{EventReason, Kind, Reason};
 use crate::security;
 use crate::status::{Report, Verdict};
 use crate::tracking::Tracking;
-use crate::writes::{CONFLICT, Writes, has_finalizer};
+use crate::writes::{CONFLICT, Writes, has_finalizer, is_conflict};
 use crate::zones::Zones;
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
@@ -409,14 +409,14 @@ impl Worker {
         found: &Found,
         report: &mut Report,
     ) -> Result<(), Outcome> {
-        let is_known = ownership::was_seen(self.memory.writes.status(binding));
+        let is_known = self.memory.writes.status(binding).is_some_and(ownership::was_seen);
         if is_known || found.contact.is_none() || found.plan.register.is_empty() {
             return Ok(());
         }
         let mut first = report.clone();
         self.report_contact(found, &mut first);
         let ctx = Arc::clone(&self.ctx);
-        let written = self.memory.writes.put_status(&ctx, binding, &first, binding.metadata.generation).await;
+        let written = self.memory.writes.put_status(&ctx, binding, &first).await;
         match written {
             Ok(()) => Ok(()),
             Err(error) => Err(self.unwritten(report, "the status", error).await),
@@ -434,8 +434,7 @@ impl Worker {
     /// Whether a write failed only since somebody else was faster, for the first time in a row: the watch shows theirs in a
     /// moment, and it is nobody's fault.
     async fn lets_others_write(&mut self, error: &kube::Error) -> bool {
-        let is_conflict = matches!(error, kube::Error::Api(status) if status.is_conflict());
-        if !is_conflict || self.memory.failures > 0 {
+        if !is_conflict(error) || self.memory.failures > 0 {
             return false;
         }
         self.memory.failures = 1;
@@ -781,7 +780,7 @@ struct Grace {
 }
 
 /// How long to wait after so many failures in a row; `random` of 0 to 1 keeps those that failed together apart.
-fn backoff(failures: u32, random: f64) -> Duration {
+pub(crate) fn backoff(failures: u32, random: f64) -> Duration {
     let most = BACKOFF_FIRST.saturating_mul(2u32.saturating_pow(failures.saturating_sub(1).min(8)));
     most.min(BACKOFF_LAST).mul_f64(1.0 - random * 0.25)
 }

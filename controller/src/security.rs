@@ -9,6 +9,7 @@ use crate::index::{Concerned, Index, Key};
 use crate::kept::Pod;
 use crate::network::{self, Claim, anywhere, group_of, permissions};
 use crate::reason::{Kind, Reason};
+use crate::reconcile::backoff;
 use crate::status::Report;
 use futures::future::BoxFuture;
 use kube::Api;
@@ -580,8 +581,7 @@ async fn settle(ctx: &Arc<Ctx>, id: &str) -> State {
         warn!(group = id, %error, "could not bring a security group to what bindings want");
     }
     let again = if state.error.is_some() || !state.failed.is_empty() {
-        let failures = u32::try_from(group.failures.fetch_add(1, Ordering::AcqRel)).unwrap_or(u32::MAX);
-        Duration::from_secs(1).saturating_mul(2u32.saturating_pow(failures.min(6))).min(AGAIN)
+        backoff(group.failures.fetch_add(1, Ordering::AcqRel).saturating_add(1), 0.0)
     } else {
         group.failures.store(0, Ordering::Release);
         if state.leans_on_others { AGAIN.min(ctx.settings.resync) } else { ctx.settings.resync }

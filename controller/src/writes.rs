@@ -121,7 +121,7 @@ impl Writes {
         }
         match self.write_status(ctx, binding, new).await {
             Ok(()) => None,
-            Err(kube::Error::Api(status)) if status.is_conflict() => Some(CONFLICT),
+            Err(error) if is_conflict(&error) => Some(CONFLICT),
             Err(error) => {
                 warn!(binding = %format!("{}/{}", binding.namespace(), binding.name()), %error, "could not write the status");
                 Some(FAILURE)
@@ -138,8 +138,8 @@ impl Writes {
         ctx: &Ctx,
         binding: &TargetGroupBinding,
         report: &Report,
-        generation: Option<i64>,
     ) -> Result<(), kube::Error> {
+        let generation = binding.metadata.generation;
         let new = status::status(report, self.status(binding), generation, Time(Timestamp::now()));
         self.write_status(ctx, binding, new).await
     }
@@ -162,7 +162,7 @@ impl Writes {
             }
             Err(kube::Error::Api(status)) if status.is_not_found() => Ok(()),
             Err(error) => {
-                if matches!(&error, kube::Error::Api(status) if status.is_conflict()) {
+                if is_conflict(&error) {
                     self.last = None;
                 }
                 Err(error)
@@ -174,6 +174,11 @@ impl Writes {
 /// Whether a binding has our finalizer.
 pub(crate) fn has_finalizer(binding: &TargetGroupBinding) -> bool {
     binding.metadata.finalizers.iter().flatten().any(|entry| entry == names::FINALIZER)
+}
+
+/// Whether a write failed since somebody else wrote.
+pub(crate) fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.is_conflict())
 }
 
 fn api(ctx: &Ctx, binding: &TargetGroupBinding) -> Api<TargetGroupBinding> {

@@ -253,6 +253,16 @@ impl Stage {
         json!({"networking": {"ingress": [{"from": peer, "ports": [{"port": port}]}]}})
     }
 
+    /// Gives Deployment `web` so many pods, and waits for them.
+    fn scale(&self, replicas: usize) {
+        self.space.kubectl(&format!("scale deployment web --replicas={replicas}")).ok().unwrap();
+        eventually(SOON, || {
+            let pods = self.space.pods("web", 8080)?.len();
+            if pods == replicas { Ok(()) } else { Err(format!("{pods} pods, not {replicas}")) }
+        })
+        .unwrap();
+    }
+
     fn delete(&self, name: &str) {
         self.space.kubectl(&format!("delete tgb {name} --wait=false")).ok().unwrap();
     }
@@ -260,6 +270,12 @@ impl Stage {
 
 fn stage(name: &str) -> Stage {
     Stage::start(World::shared().unwrap().prepare(name))
+}
+
+/// As [`stage`], with leave to share target groups.
+fn sharing_stage(name: &str) -> Stage {
+    let prepare = World::shared().unwrap().prepare(name);
+    Stage::start(prepare.value(&format!("sharedTargets.namespaces={{{name}}}")))
 }
 
 #[test]
@@ -283,8 +299,7 @@ fn a_binding_with_rules_comes_and_goes() {
 
 #[test]
 fn a_shared_binding_comes_and_goes() {
-    let prepare = World::shared().unwrap().prepare("shares");
-    let stage = Stage::start(prepare.value("sharedTargets.namespaces={shares}"));
+    let stage = sharing_stage("shares");
     let arn = stage.space.served_target_group("HTTP", 80, "ip").unwrap();
     stage.space.deploy("web", 2).unwrap();
     let binding = json!({
@@ -314,19 +329,11 @@ fn gated_pods_become_more_and_fewer() {
     let arn = stage.space.served_target_group("HTTP", 80, "ip").unwrap();
     stage.space.deploy("web", 0).unwrap();
     stage.space.bind("web", &arn, &json!({})).unwrap();
-    let scale = |replicas: usize| {
-        stage.space.kubectl(&format!("scale deployment web --replicas={replicas}")).ok().unwrap();
-        eventually(SOON, || {
-            let pods = stage.space.pods("web", 8080)?.len();
-            if pods == replicas { Ok(()) } else { Err(format!("{pods} pods, not {replicas}")) }
-        })
-        .unwrap();
-    };
-    scale(1);
+    stage.scale(1);
     let end = || End { bound: vec![("web", arn.clone())], ..End::default() };
     stage.until(&end(), "one pod");
-    let there = Way { change: &|| scale(3), end: end(), calls: &["RegisterTargets"] };
-    let back = Way { change: &|| scale(1), end: end(), calls: &["DeregisterTargets"] };
+    let there = Way { change: &|| stage.scale(3), end: end(), calls: &["RegisterTargets"] };
+    let back = Way { change: &|| stage.scale(1), end: end(), calls: &["DeregisterTargets"] };
     stage.walk(&there, &back);
     stage.space.kubectl("wait pod -l app=web --for=condition=Ready --timeout=30s").ok().unwrap();
 }
@@ -382,12 +389,7 @@ fn pods_that_go_between_the_first_registration_and_the_next_start_leave_no_targe
     .unwrap();
     space.controller().kill().unwrap();
     space.clear_faults().unwrap();
-    space.kubectl("scale deployment web --replicas=1").ok().unwrap();
-    eventually(SOON, || match space.pods("web", 8080)?.len() {
-        1 => Ok(()),
-        n => Err(format!("{n} pods")),
-    })
-    .unwrap();
+    stage.scale(1);
     stage.revive();
     stage.until(&End { bound: vec![("web", arn)], ..End::default() }, "one pod");
 }
@@ -395,8 +397,7 @@ fn pods_that_go_between_the_first_registration_and_the_next_start_leave_no_targe
 /// The write that lets the first one go is not answered, so that it is still being worked on when the second one comes.
 #[test]
 fn a_binding_that_is_made_anew_while_its_predecessor_ends_begins_anew() {
-    let prepare = World::shared().unwrap().prepare("anew");
-    let stage = Stage::start(prepare.value("sharedTargets.namespaces={anew}"));
+    let stage = sharing_stage("anew");
     let space = &stage.space;
     let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
     space.deploy("web", 1).unwrap();
@@ -434,8 +435,7 @@ fn random_faults_over_random_changes_end_as_without_faults() {
 /// Random changes under random faults.
 fn play(name: &str, seed: u64) {
     let mut random = fastrand::Rng::with_seed(seed);
-    let prepare = World::shared().unwrap().prepare(name);
-    let stage = Stage::start(prepare.value(&format!("sharedTargets.namespaces={{{name}}}")));
+    let stage = sharing_stage(name);
     let space = &stage.space;
     space.server().unwrap().seed_random(seed);
     let names = ["a", "b", "c"];

@@ -117,6 +117,15 @@ fn pods_are_outside(space: &Space<'_>) {
     space.controller().restart().unwrap();
 }
 
+/// Waits until AWS was asked at least so often.
+fn until_calls(space: &Space<'_>, action: &str, calls: usize) {
+    eventually(SOON, || match space.count(action) {
+        n if n >= calls => Ok(()),
+        n => Err(format!("{action} {n} times, not {calls}")),
+    })
+    .unwrap();
+}
+
 /// Waits until a Service has so many ready endpoints.
 fn until_endpoints(space: &Space<'_>, service: &str, count: usize) {
     eventually(SOON, || {
@@ -221,11 +230,7 @@ fn three_calls_register_a_binding_and_one_each_change_of_endpoints() {
     for (replicas, action) in [(3, "RegisterTargets"), (2, "DeregisterTargets")] {
         // the new targets are looked at once more, and then no more
         let looks = space.count("DescribeTargetHealth");
-        eventually(
-            SOON,
-            || if space.count("DescribeTargetHealth") > looks { Ok(()) } else { Err("no look") },
-        )
-        .unwrap();
+        until_calls(&space, "DescribeTargetHealth", looks + 1);
         let before = space.calls().len();
         space.kubectl(&format!("scale deployment web --replicas={replicas}")).ok().unwrap();
         space.until_pods_are_targets(&arn, "web", replicas).unwrap();
@@ -741,11 +746,8 @@ fn a_binding_that_is_gone_before_its_first_target_registers_none() {
     let fault = Fault::new(Effect::Latency { ms: 5000 }).action("DescribeTargetGroups").contains(&arn);
     space.fault(fault.skip(1).times(1)).unwrap();
     space.bind("web", &arn, &json!({})).unwrap();
-    eventually(SOON, || match space.count("DescribeTargetGroups") {
-        2 => Ok(()),
-        n => Err(format!("{n} calls")),
-    })
-    .unwrap();
+    until_calls(&space, "DescribeTargetGroups", 2);
+    assert_eq!(space.count("DescribeTargetGroups"), 2);
     space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
     assert_eq!(space.count("RegisterTargets"), 0);
     eventually(SOON, || match space.controller().metric("tgb_reconcile_total", &[])? {
@@ -765,17 +767,10 @@ fn somebody_elses_write_in_the_middle_of_a_pass_is_no_failure() {
     until_endpoints(&space, "web", 1);
     // What the pass knows of the binding is old by the time that AWS answers.
     let slow = |action: &str| Fault::new(Effect::Latency { ms: 3000 }).action(action).times(1);
-    let until_calls = |action: &str, calls: usize| {
-        eventually(SOON, || match space.count(action) {
-            n if n >= calls => Ok(()),
-            n => Err(format!("{n} calls")),
-        })
-        .unwrap();
-    };
     // The webhook asks first.
     space.fault(slow("DescribeTargetGroups").skip(1)).unwrap();
     space.bind("web", &arn, &json!({})).unwrap();
-    until_calls("DescribeTargetGroups", 2);
+    until_calls(&space, "DescribeTargetGroups", 2);
     space.kubectl("label tgb web written=1").ok().unwrap();
     space.until_pods_are_targets(&arn, "web", 1).unwrap();
     until(&space, "Ready", "True", "Reconciled");
@@ -783,7 +778,7 @@ fn somebody_elses_write_in_the_middle_of_a_pass_is_no_failure() {
     let looks = space.count("DescribeTargetHealth");
     space.fault(slow("DescribeTargetHealth")).unwrap();
     space.kubectl("delete tgb web --wait=false").ok().unwrap();
-    until_calls("DescribeTargetHealth", looks + 1);
+    until_calls(&space, "DescribeTargetHealth", looks + 1);
     space.kubectl("label tgb web written=2 --overwrite").ok().unwrap();
     space.kubectl("wait --for=delete tgb/web --timeout=60s").ok().unwrap();
     until_event(&space, "Deregistered");
@@ -814,11 +809,7 @@ fn foreign_targets_are_left_alone_for_one_resync() {
     space.controller().stop().unwrap();
     let looks = space.count("DescribeTargetHealth");
     space.controller().restart().unwrap();
-    eventually(SOON, || match space.count("DescribeTargetHealth") {
-        n if n > looks + 2 => Ok(()),
-        n => Err(format!("{n} looks")),
-    })
-    .unwrap();
+    until_calls(&space, "DescribeTargetHealth", looks + 3);
     assert_eq!(space.targets(&arn).unwrap(), all);
     // nor does it begin anew: the time of a shorter one is over by now, or soon
     space.controller().stop().unwrap();
@@ -1361,12 +1352,8 @@ fn a_controller_that_takes_our_targets_away_is_not_fought() {
         })
         .unwrap();
         // a read right after the write might just lag behind
-        let looks = space.count("DescribeTargetHealth") + 7;
-        eventually(SOON, || match space.count("DescribeTargetHealth") {
-            n if n >= looks => Ok(()),
-            n => Err(format!("{n} looks")),
-        })
-        .unwrap();
+        let looks = space.count("DescribeTargetHealth");
+        until_calls(&space, "DescribeTargetHealth", looks + 7);
         space.change_target("DeregisterTargets", &arn, &pod).unwrap();
     }
     until(&space, "TargetsRegistered", "False", "TargetsRemovedByOthers");
@@ -1731,11 +1718,7 @@ fn status_events_and_metrics_tell_what_is_and_are_silent_when_nothing_changes() 
     let version = || space.kubectl("get tgb web -o jsonpath={.metadata.resourceVersion}").ok().unwrap();
     let (before, told) = (version(), events(&space, "web").len());
     let looks = space.count("DescribeTargetHealth");
-    eventually(
-        SOON,
-        || if space.count("DescribeTargetHealth") > looks + 2 { Ok(()) } else { Err("no look") },
-    )
-    .unwrap();
+    until_calls(&space, "DescribeTargetHealth", looks + 3);
     assert_eq!((version(), events(&space, "web").len()), (before, told));
     space.kubectl("scale deployment web --replicas=3").ok().unwrap();
     eventually(SOON, || match space.controller().metric("tgb_targets", &["state=\"healthy\""])? {
