@@ -229,8 +229,8 @@ impl Random {
         spec
     }
 
-    fn spec_old(&mut self, beta: bool) -> Value {
-        let mut spec = self.object_with(
+    fn spec_old(&mut self) -> Value {
+        self.object_with(
             &[("serviceRef", Self::service_ref)],
             &[
                 ("targetGroupARN", Self::text),
@@ -240,25 +240,16 @@ impl Random {
                 ("iamRoleArnToAssume", Self::text),
                 ("assumeRoleExternalId", Self::text),
                 ("networking", Self::networking),
-            ],
-        );
-        if beta {
-            let more = self.object(&[
                 ("targetGroupProtocol", |r| r.word(PROTOCOLS)),
                 ("ipAddressType", |r| r.word(IP_ADDRESS_TYPES)),
                 ("vpcID", Self::text),
                 ("nodeSelector", Self::node_selector),
-            ]);
-            if let (Value::Object(spec), Value::Object(more)) = (&mut spec, more) {
-                spec.extend(more);
-            }
-        }
-        spec
+            ],
+        )
     }
 
-    /// `own`: perhaps with a user's annotation by the name of ours.
-    fn metadata(&mut self, own: bool) -> Value {
-        let mut metadata = self.object(&[
+    fn metadata(&mut self) -> Value {
+        self.object(&[
             ("name", Self::text),
             ("namespace", Self::text),
             ("labels", Self::labels),
@@ -268,59 +259,35 @@ impl Random {
                 |_| json!([{"manager": "m", "fieldsV1": {"f:spec": {"f:targetGroupARN": {}, "k": null}}}]),
             ),
             ("creationTimestamp", |r| if r.half() { Value::Null } else { r.time() }),
-        ]);
-        if own
-            && self.0.u8(..4) == 0
-            && let Some(Value::Object(annotations)) = metadata.get_mut("annotations")
-        {
-            annotations.insert(names::CONVERSION_DATA.into(), self.text());
-        }
-        metadata
+        ])
     }
 
     fn binding(&mut self, version: Version) -> Value {
         let mut made = Value::Object(self.unknown());
         made["apiVersion"] = version.api_version().into();
         made["kind"] = names::KIND.into();
-        made["metadata"] = self.metadata(version != Version::V1Alpha1);
+        made["metadata"] = self.metadata();
         // Partial objects, as managedFields are made of, lack spec or status.
         if self.0.u8(..8) > 0 {
             made["spec"] = match version {
                 Version::V1 => self.spec_v1(),
-                Version::V1Beta1 => self.spec_old(true),
-                Version::V1Alpha1 => self.spec_old(false),
+                Version::V1Beta1 | Version::V1Alpha1 => self.spec_old(),
             };
         }
         if self.half() {
-            made["status"] = match version {
-                Version::V1Alpha1 => self.object(&[("observedGeneration", Self::count)]),
-                _ => self.status(),
-            };
+            made["status"] = self.status();
         }
         made
     }
 }
 
-/// There and back, each time from text, where no step may drop anything.
+/// There and back, each time from text.
 fn round(object: Value, by: Version) -> Value {
     let from = Version::of_api_version(object["apiVersion"].as_str().unwrap()).unwrap();
-    let mut notes = vec![];
-    let mut step = |object: Value, to| {
-        let object = json::read(&object.to_string()).unwrap();
-        convert_noting(object, to, &mut notes).unwrap()
-    };
+    let step = |object: Value, to| convert(json::read(&object.to_string()).unwrap(), to).unwrap();
     let there = step(object, by);
     assert_eq!(there["apiVersion"], by.api_version());
-    let back = step(there, from);
-    assert_eq!(notes, []);
-    back
-}
-
-fn without_annotation(mut object: Value) -> Value {
-    if let Some(all) = object.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
-        all.remove(names::CONVERSION_DATA);
-    }
-    object
+    step(there, from)
 }
 
 fn is_identity(from: Version, by: Version) {
@@ -361,130 +328,40 @@ fn v1alpha1_by_way_of_v1beta1_is_the_identity() {
 }
 
 #[test]
-fn v1alpha1_with_what_it_carries_is_the_same_after_a_trip_to_v1() {
+fn an_edit_in_an_old_version_wins() {
     prove(|random| {
-        let carrying = convert(random.binding(Version::V1), Version::V1Alpha1).unwrap();
-        assert_eq!(round(carrying.clone(), Version::V1), carrying);
-    });
-}
-
-/// The edit replaces the whole spec by another one of v1alpha1: its fields are what it says, and what was kept comes
-/// back for the same target group only.
-#[test]
-fn an_edit_in_v1alpha1_wins_over_what_was_kept() {
-    const IDENTITY: [&str; 3] = ["targetGroupARN", "targetGroupName", "targetType"];
-    prove(|random| {
-        let object = random.binding(Version::V1);
-        if object.get("spec").is_none() {
-            return;
-        }
-        let mut edit = random.spec_old(false);
-        let mut old = convert(object.clone(), Version::V1Alpha1).unwrap();
-        if random.half() {
-            let members = edit.as_object_mut().unwrap();
-            for key in IDENTITY {
-                members.remove(key);
-                members.extend(old["spec"].get(key).map(|value| (key.to_owned(), value.clone())));
-            }
-        }
-        let same = IDENTITY.iter().all(|key| edit.get(*key) == old["spec"].get(*key));
-        old["spec"] = edit.clone();
-        let new = convert(convert(old, Version::V1).unwrap(), Version::V1Beta1).unwrap();
-        let kept = convert(object, Version::V1Beta1).unwrap();
-        let mut expected = edit;
-        if same {
-            for key in SPEC_LACKS {
-                let value = kept["spec"].get(key).map(|value| (key.to_owned(), value.clone()));
-                expected.as_object_mut().unwrap().extend(value);
-            }
-        }
-        assert_eq!(&new["spec"], &expected);
-    });
-}
-
-#[test]
-fn an_edit_in_v1beta1_wins() {
-    prove(|random| {
-        let mut old = convert(random.binding(Version::V1), Version::V1Beta1).unwrap();
-        old["spec"] = random.spec_old(true);
+        let version = if random.half() { Version::V1Beta1 } else { Version::V1Alpha1 };
+        let mut old = convert(random.binding(Version::V1), version).unwrap();
+        old["spec"] = random.spec_old();
         assert_eq!(round(old.clone(), Version::V1), old);
     });
 }
 
 #[test]
-fn conversion_never_changes_metadata_but_for_its_annotation() {
+fn v1alpha1_is_v1beta1_by_another_name() {
     prove(|random| {
-        let from = if random.half() { Version::V1 } else { Version::V1Beta1 };
-        let object = random.binding(from);
-        for to in Version::ALL {
-            let mut new = without_annotation(convert(object.clone(), to).unwrap());
-            let old = without_annotation(object.clone());
-            if old["metadata"].get("annotations").is_none() && new["metadata"]["annotations"] == json!({}) {
-                new["metadata"].as_object_mut().unwrap().remove("annotations");
-            }
-            assert_eq!(&new["metadata"], &old["metadata"]);
-        }
+        let object = random.binding(Version::V1);
+        let mut alpha = convert(object.clone(), Version::V1Alpha1).unwrap();
+        alpha["apiVersion"] = Version::V1Beta1.api_version().into();
+        assert_eq!(alpha, convert(object, Version::V1Beta1).unwrap());
     });
 }
 
+/// Annotations and labels are the user's, whatever they are called: nothing of them becomes spec or status.
 #[test]
-fn garbage_in_the_annotation_never_fails_and_never_reaches_the_object() {
+fn conversion_never_changes_metadata_and_takes_nothing_from_it() {
     prove(|random| {
-        let object = random.binding(Version::V1Alpha1);
-        let garbage = if random.half() {
-            random.text()
-        } else {
-            let (none, spec, status) = (Value::Null, random.unknown(), random.unknown());
-            json!({"for": [none, none, none], "spec": spec, "status": status}).to_string().into()
-        };
-        let clean = convert(object.clone(), Version::V1).unwrap();
-        let mut dirty = object;
-        dirty["metadata"]["annotations"][names::CONVERSION_DATA] = garbage;
-        let mut new = convert(dirty, Version::V1).unwrap();
-        if clean["metadata"].get("annotations").is_none() {
-            new["metadata"].as_object_mut().unwrap().remove("annotations");
-        }
-        assert_eq!(new, clean);
-    });
-}
-
-/// A person cuts, doubles or swaps what the annotation holds: no failure, nothing that the schema forbids, and the rest
-/// of the object is what it was.
-#[test]
-fn an_annotation_that_was_edited_by_hand_never_breaks_the_object() {
-    prove(|random| {
-        let mut old = convert(random.binding(Version::V1), Version::V1Alpha1).unwrap();
-        let Some(Value::String(kept)) =
-            old.pointer_mut("/metadata/annotations/elbv2.k8s.aws~1conversion-data")
-        else {
-            return;
-        };
-        let mut bytes = kept.clone().into_bytes();
-        let at = random.0.usize(..bytes.len());
-        match random.0.u8(..4) {
-            0 => bytes.truncate(at),
-            1 => bytes[at] = random.0.u8(b' '..=b'~'),
-            2 => bytes.insert(at, random.0.u8(b' '..=b'~')),
-            _ => drop(bytes.remove(at)),
-        }
-        *kept = String::from_utf8_lossy(&bytes).into_owned();
-        let mut bare = old.clone();
-        bare["metadata"]["annotations"].as_object_mut().unwrap().remove(names::CONVERSION_DATA);
-        let mut new = convert(convert(old, Version::V1).unwrap(), Version::V1Beta1).unwrap();
-        let mut expected = convert(bare, Version::V1Beta1).unwrap();
-        for (member, lacks) in [("spec", &SPEC_LACKS[..]), ("status", &STATUS_LACKS[..])] {
-            let Some(Value::Object(found)) = new.get_mut(member) else { continue };
-            for key in lacks {
-                if let Some(value) = found.remove(*key) {
-                    assert!(schema::allows(member, key, &value), "{member}.{key}: {value}");
-                }
+        for from in Version::ALL {
+            let object = random.binding(from);
+            let mut bare = object.clone();
+            bare["metadata"] = json!({});
+            for to in Version::ALL {
+                let mut new = convert(object.clone(), to).unwrap();
+                assert_eq!(new["metadata"], object["metadata"]);
+                new["metadata"] = json!({});
+                assert_eq!(new, convert(bare.clone(), to).unwrap());
             }
         }
-        // What the user had there, or that there was nothing, is part of what was kept.
-        for object in [&mut new, &mut expected] {
-            object["metadata"].as_object_mut().unwrap().remove("annotations");
-        }
-        assert_eq!(new, expected);
     });
 }
 
@@ -517,9 +394,7 @@ fn an_object_without_metadata_comes_back_with_an_empty_one() {
         object.as_object_mut().unwrap().remove("metadata");
         for to in Version::ALL.into_iter().filter(|to| *to != from) {
             let there = convert(object.clone(), to).unwrap();
-            if to != Version::V1Alpha1 {
-                assert_eq!(there["metadata"], json!({}));
-            }
+            assert_eq!(there["metadata"], json!({}));
             let mut back = convert(there, from).unwrap();
             assert_eq!(back["metadata"], json!({}));
             back.as_object_mut().unwrap().remove("metadata");
@@ -572,56 +447,15 @@ fn the_same_version_is_left_as_it_is() {
 }
 
 #[test]
-fn what_is_kept_for_v1alpha1_has_a_bound_and_the_spec_comes_first() {
-    let mut object = v1(json!({"targetGroup": {"arn": "a", "vpcID": "v"}}));
-    object["status"] = json!({"targetGroupARN": "x".repeat(MOST_KEPT)});
-    let mut notes = vec![];
-    let old = convert_noting(object, Version::V1Alpha1, &mut notes).unwrap();
-    assert!(old["metadata"]["annotations"][names::CONVERSION_DATA].as_str().unwrap().len() <= MOST_KEPT);
-    assert_eq!((notes.len(), notes[0].object.as_str()), (1, "shop/web"));
-    let new = convert(old, Version::V1).unwrap();
-    assert_eq!(new["spec"]["targetGroup"]["vpcID"], "v");
-    assert_eq!(new["status"], json!({}));
-}
-
-#[test]
-fn kept_values_that_do_not_match_the_schema_are_dropped_with_a_note() {
-    for (key, value) in [
-        ("targetGroupProtocol", json!("GENEVE")),
-        ("ipAddressType", json!("ipv5")),
-        ("vpcID", json!(5)),
-        ("vpcID", json!("v".repeat(254))),
-        ("nodeSelector", json!({"matchLabels": {"a": 1}})),
-        ("nodeSelector", json!({"matchExpressions": [{"key": "a"}]})),
-    ] {
-        let mut old = v1(json!({"targetGroupARN": "a"}));
-        old["apiVersion"] = "elbv2.k8s.aws/v1alpha1".into();
-        let kept = json!({"for": ["a", null, null], "spec": {key: value}}).to_string();
-        old["metadata"]["annotations"] = json!({names::CONVERSION_DATA: kept});
-        let mut notes = vec![];
-        let new = convert_noting(old, Version::V1, &mut notes).unwrap();
-        assert_eq!(new["spec"], json!({"targetGroup": {"arn": "a"}}), "{key}");
-        assert_eq!(notes.len(), 1, "{key}");
-    }
-}
-
-#[test]
-fn a_review_is_all_or_nothing_and_keeps_its_order() {
-    let named = |name: &str| {
-        let mut object = v1(json!({}));
-        object["metadata"]["name"] = name.into();
-        object
-    };
-    let new = convert_objects(vec![named("b"), named("a")], "elbv2.k8s.aws/v1beta1").unwrap();
-    assert_eq!(new.iter().map(|it| &it["metadata"]["name"]).collect::<Vec<_>>(), ["b", "a"]);
-
-    let mut other = named("c");
+fn a_kind_or_version_that_is_not_known_is_named() {
+    let mut other = v1(json!({}));
     other["kind"] = "Pod".into();
-    let failed = convert_objects(vec![named("a"), other], "elbv2.k8s.aws/v1beta1").unwrap_err();
-    assert!(failed.to_string().contains("\"Pod\""), "{failed}");
-    let failed = convert_objects(vec![named("a")], "elbv2.k8s.aws/v7").unwrap_err();
-    assert!(failed.to_string().contains("\"elbv2.k8s.aws/v7\""), "{failed}");
-    assert_eq!(convert_objects(vec![json!(3)], "elbv2.k8s.aws/v1"), Err(ConvertError::NotAnObject));
+    assert_eq!(convert(other, Version::V1Beta1), Err(ConvertError::UnknownKind("Pod".to_owned())));
+    let mut other = v1(json!({}));
+    other["apiVersion"] = "elbv2.k8s.aws/v7".into();
+    let unknown = ConvertError::UnknownVersion("elbv2.k8s.aws/v7".to_owned());
+    assert_eq!(convert(other, Version::V1Beta1), Err(unknown));
+    assert_eq!(convert(json!(3), Version::V1), Err(ConvertError::NotAnObject));
 }
 
 #[test]
@@ -630,12 +464,11 @@ fn from_text_to_text_is_the_same_conversion() {
         for from in Version::ALL {
             let object = random.binding(from);
             for to in Version::ALL {
-                let (mut out, mut notes, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
-                let had = convert_text(&format!(" {object:#}"), to, &mut out, &mut notes).unwrap();
+                let mut out = Vec::new();
+                let had = convert_text(&format!(" {object:#}"), to, &mut out).unwrap();
                 assert_eq!(had, from);
-                let converted = convert_noting(object.clone(), to, &mut wanted).unwrap();
+                let converted = convert(object.clone(), to).unwrap();
                 assert_eq!(json::read(std::str::from_utf8(&out).unwrap()).unwrap(), converted);
-                assert_eq!(notes, wanted);
             }
         }
     });
@@ -663,16 +496,16 @@ fn text_with_strange_members_is_converted_as_its_value_is() {
         let text = format!(r#"{{{members}"apiVersion":"elbv2.k8s.aws/v1","kind":"TargetGroupBinding"}}"#);
         for to in Version::ALL {
             let mut out = Vec::new();
-            convert_text(&text, to, &mut out, &mut Vec::new()).unwrap();
+            convert_text(&text, to, &mut out).unwrap();
             let value = serde_json::from_str(&text).unwrap();
             assert_eq!(serde_json::from_slice::<Value>(&out).unwrap(), convert(value, to).unwrap(), "{text}");
         }
     }
     let mut out = Vec::new();
     for text in ["", "3", "[]", "null", "\"{\""] {
-        let refused = convert_text(text, Version::V1, &mut out, &mut Vec::new());
+        let refused = convert_text(text, Version::V1, &mut out);
         assert_eq!(refused, Err(ConvertError::NotAnObject), "{text}");
     }
-    let cut = convert_text(r#"{"a":"#, Version::V1, &mut out, &mut Vec::new());
+    let cut = convert_text(r#"{"a":"#, Version::V1, &mut out);
     assert!(matches!(cut, Err(ConvertError::Unreadable(_))), "{cut:?}");
 }

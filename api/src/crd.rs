@@ -84,8 +84,7 @@ pub fn crd(storage: Version) -> Value {
 fn version(version: Version, storage: bool) -> Value {
     let (spec, status) = match version {
         Version::V1 => (spec_v1(), status(Conditions::ByType)),
-        Version::V1Beta1 => (spec_old(true), status(Conditions::AsLbc)),
-        Version::V1Alpha1 => (spec_old(false), status_v1alpha1()),
+        Version::V1Beta1 | Version::V1Alpha1 => (spec_old(), status(Conditions::AsLbc)),
     };
     let mut root = object(
         "Binds a Service to an existing target group of Elastic Load Balancing.",
@@ -240,10 +239,10 @@ fn target_group() -> Value {
 
 // v1beta1 and v1alpha1
 
-fn spec_old(beta: bool) -> Value {
+fn spec_old() -> Value {
     let set = |it: &str, field: &str| format!("(has({it}.{field}) && size({it}.{field}) > 0)");
     let kind = |it: &str, wanted: &str| format!("!has({it}.targetType) || {it}.targetType == '{wanted}'");
-    let mut properties = json!({
+    let properties = json!({
         "targetGroupARN": text("ARN of the target group. Filled in from the name if absent."),
         "targetGroupName": text("Name of the target group, unique per account and region. The ARN wins."),
         "multiClusterTargetGroup": {
@@ -256,8 +255,12 @@ fn spec_old(beta: bool) -> Value {
         "iamRoleArnToAssume":
             text("ARN of the IAM role to assume for a target group of another account. IP targets only."),
         "assumeRoleExternalId": text("External id that the role's trust policy asks for."),
+        "targetGroupProtocol": one_of("Protocol of the target group. Defaulted from it.", &PROTOCOLS),
+        "ipAddressType": one_of("IP address type of the target group. Defaulted from it.", &IP_ADDRESS_TYPES),
+        "vpcID": text("VPC of the target group. Defaulted from it."),
+        "nodeSelector": node_selector_schema(),
     });
-    let mut rules = vec![
+    let rules = [
         kept_rule(
             |it| format!("{} || {}", set(it, "targetGroupARN"), set(it, "targetGroupName")),
             "TGB101 targetGroupARN or targetGroupName must be set",
@@ -270,32 +273,18 @@ fn spec_old(beta: bool) -> Value {
             |it| format!("!{} || {}", set(it, "iamRoleArnToAssume"), kind(it, "ip")),
             "TGB401 iamRoleArnToAssume is for ip targets only",
         ),
+        kept_rule(
+            |it| format!("!has({it}.nodeSelector) || {}", kind(it, "instance")),
+            "TGB301 nodeSelector is for instance targets only",
+        ),
+        kept_rule(
+            |it| {
+                let quic = format!("{it}.targetGroupProtocol in ['QUIC', 'TCP_QUIC']");
+                format!("!has({it}.targetGroupProtocol) || !({quic}) || {}", kind(it, "ip"))
+            },
+            "TGB405 QUIC protocols are for ip targets only",
+        ),
     ];
-    if beta {
-        properties = with(
-            properties,
-            json!({
-                "targetGroupProtocol": one_of("Protocol of the target group. Defaulted from it.", &PROTOCOLS),
-                "ipAddressType":
-                    one_of("IP address type of the target group. Defaulted from it.", &IP_ADDRESS_TYPES),
-                "vpcID": text("VPC of the target group. Defaulted from it."),
-                "nodeSelector": node_selector_schema(),
-            }),
-        );
-        rules.extend([
-            kept_rule(
-                |it| format!("!has({it}.nodeSelector) || {}", kind(it, "instance")),
-                "TGB301 nodeSelector is for instance targets only",
-            ),
-            kept_rule(
-                |it| {
-                    let quic = format!("{it}.targetGroupProtocol in ['QUIC', 'TCP_QUIC']");
-                    format!("!has({it}.targetGroupProtocol) || !({quic}) || {}", kind(it, "ip"))
-                },
-                "TGB405 QUIC protocols are for ip targets only",
-            ),
-        ]);
-    }
     with(
         object("What is wanted.", properties),
         json!({"required": ["serviceRef"], "x-kubernetes-validations": rules}),
@@ -444,7 +433,11 @@ fn status(conditions: Conditions) -> Value {
     object(
         "What the controller saw.",
         json!({
-            "observedGeneration": observed_generation(),
+            "observedGeneration": {
+                "type": "integer",
+                "format": "int64",
+                "description": "Generation of the object that the last pass looked at.",
+            },
             "targetGroupARN": bounded("ARN that was resolved; clean-up uses it.", 256),
             "conditions": with(base, list),
             "targets": object("Counts of this binding's targets.", json!({
@@ -462,18 +455,6 @@ fn status(conditions: Conditions) -> Value {
             })),
         }),
     )
-}
-
-fn status_v1alpha1() -> Value {
-    object("What the controller saw.", json!({"observedGeneration": observed_generation()}))
-}
-
-fn observed_generation() -> Value {
-    json!({
-        "type": "integer",
-        "format": "int64",
-        "description": "Generation of the object that the last pass looked at.",
-    })
 }
 
 /// `metav1.Condition` with its own bounds.

@@ -9,9 +9,9 @@ use serde_json::Value;
 use tgb_fuzz::{fuzz, words};
 
 const BINDINGS: [&[u8]; 3] = [
-    br#"{"apiVersion":"elbv2.k8s.aws/v1","kind":"TargetGroupBinding","metadata":{"name":"web","namespace":"shop","annotations":{"elbv2.k8s.aws/conversion-data":"{}"}},"spec":{"targetGroup":{"arn":"arn:aws:elasticloadbalancing:eu-west-1:123456789012:targetgroup/web/1ce5b7da835c9ffb","targetType":"ip","ipAddressType":"ipv4","vpcID":"vpc-0123456789abcdef0","protocol":"HTTP","sharing":"Shared","assumeRole":{"roleARN":"arn:aws:iam::111122223333:role/a","externalID":"x"}},"serviceRef":{"name":"web","port":80},"nodeSelector":{"matchExpressions":[{"key":"a","operator":"In","values":["b"]}]},"networking":{"ingress":[{"from":[{"ipBlock":{"cidr":"10.0.0.0/8"}},{"securityGroup":{"groupID":"sg-0123456789abcdef0"}}],"ports":[{"protocol":"TCP","port":8080}]}]}},"status":{"observedGeneration":1,"targetGroupARN":"arn","conditions":[]}}"#,
+    br#"{"apiVersion":"elbv2.k8s.aws/v1","kind":"TargetGroupBinding","metadata":{"name":"web","namespace":"shop","annotations":{"elbv2.k8s.aws/paused":"true"}},"spec":{"targetGroup":{"arn":"arn:aws:elasticloadbalancing:eu-west-1:123456789012:targetgroup/web/1ce5b7da835c9ffb","targetType":"ip","ipAddressType":"ipv4","vpcID":"vpc-0123456789abcdef0","protocol":"HTTP","sharing":"Shared","assumeRole":{"roleARN":"arn:aws:iam::111122223333:role/a","externalID":"x"}},"serviceRef":{"name":"web","port":80},"nodeSelector":{"matchExpressions":[{"key":"a","operator":"In","values":["b"]}]},"networking":{"ingress":[{"from":[{"ipBlock":{"cidr":"10.0.0.0/8"}},{"securityGroup":{"groupID":"sg-0123456789abcdef0"}}],"ports":[{"protocol":"TCP","port":8080}]}]}},"status":{"observedGeneration":1,"targetGroupARN":"arn","conditions":[]}}"#,
     br#"{"apiVersion":"elbv2.k8s.aws/v1beta1","kind":"TargetGroupBinding","metadata":{"name":"web"},"spec":{"targetGroupARN":"arn:aws:elasticloadbalancing:eu-west-1:123456789012:targetgroup/web/1ce5b7da835c9ffb","targetType":"ip","targetGroupProtocol":"HTTP","ipAddressType":"ipv4","vpcID":"vpc-0123456789abcdef0","serviceRef":{"name":"web","port":"http"},"multiClusterTargetGroup":true,"iamRoleArnToAssume":"a","assumeRoleExternalId":"b","networking":{"ingress":[{"from":[{"ipBlock":{"cidr":"10.0.0.0/8"}}],"ports":[{"port":1}]}]}}}"#,
-    br#"{"apiVersion":"elbv2.k8s.aws/v1alpha1","kind":"TargetGroupBinding","metadata":{"name":"web","annotations":{"elbv2.k8s.aws/conversion-data":"{\"spec\":{}}"}},"spec":{"targetGroupARN":"a","serviceRef":{"name":"web","port":80}}}"#,
+    br#"{"apiVersion":"elbv2.k8s.aws/v1alpha1","kind":"TargetGroupBinding","metadata":{"name":"web"},"spec":{"targetGroupARN":"a","serviceRef":{"name":"web","port":80}}}"#,
 ];
 const WORDS: [&str; 16] = [
     "\"spec\":",
@@ -25,7 +25,7 @@ const WORDS: [&str; 16] = [
     "\"from\":",
     "\"metadata\":",
     "\"annotations\":",
-    "elbv2.k8s.aws/conversion-data",
+    "elbv2.k8s.aws/paused",
     "elbv2.k8s.aws/v1",
     "elbv2.k8s.aws/v1beta1",
     "1.5",

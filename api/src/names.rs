@@ -30,8 +30,6 @@ pub const TRACKING_CONFIG_MAP_PREFIX: &str = "aws-lbc-targets-";
 pub const TRACKING_CONFIG_MAP_KEY: &str = "targets";
 /// What the description of a security group rule of ours starts with.
 pub const RULE_DESCRIPTION: &str = "elbv2.k8s.aws/targetGroupBinding=shared";
-/// Annotation in which v1alpha1 objects carry what that version cannot say.
-pub const CONVERSION_DATA: &str = "elbv2.k8s.aws/conversion-data";
 /// Label of a Service's endpoint slices.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 

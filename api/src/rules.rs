@@ -76,10 +76,6 @@ impl Finding {
         if version == "v1" {
             return self.message.as_str().into();
         }
-        if version == "v1alpha1" && self.message.contains(COMPLETE_IT) {
-            // It has no fields for the half of that.
-            return self.message.replace(COMPLETE_IT, "write all of it in v1").into();
-        }
         let said = |text: String, (v1, old): &(&str, &str)| {
             if text.contains(v1) { text.replace(v1, old) } else { text }
         };

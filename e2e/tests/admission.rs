@@ -25,7 +25,7 @@ fn v1(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "elbv2.k8s.aws/v1", "kind": "TargetGroupBinding", "metadata": {"name": name}, "spec": spec})
 }
 
-/// What a person would write for it in another version; nothing if that version can't say it.
+/// The same in another version, as a person would write it; nothing if it has no spec to rewrite.
 fn in_version(binding: &Value, version: &str) -> Option<Value> {
     let mut made = binding.clone();
     made["apiVersion"] = format!("elbv2.k8s.aws/{version}").into();
@@ -34,12 +34,6 @@ fn in_version(binding: &Value, version: &str) -> Option<Value> {
     }
     let spec = made["spec"].as_object_mut()?;
     let mut group = spec.remove("targetGroup")?;
-    if version == "v1alpha1"
-        && (spec.contains_key("nodeSelector")
-            || ["protocol", "ipAddressType", "vpcID"].iter().any(|key| group.get(key).is_some()))
-    {
-        return None;
-    }
     let moved = [
         ("/arn", "targetGroupARN"),
         ("/name", "targetGroupName"),
@@ -1516,14 +1510,7 @@ fn lint_refuses_offline_what_the_api_server_refuses_and_its_schema_nothing_else(
         let schema =
             crd["spec"]["versions"].as_array().unwrap().iter().find(|each| each["name"] == version).unwrap();
         let schema = &schema["schema"]["openAPIV3Schema"]["properties"]["spec"];
-        let written = |spec: &Value| {
-            let mut binding = v1("m", spec.clone());
-            if version == "v1alpha1" {
-                let group = binding["spec"]["targetGroup"].as_object_mut().unwrap();
-                ["protocol", "ipAddressType", "vpcID"].iter().for_each(|key| drop(group.remove(*key)));
-            }
-            in_version(&binding, version)
-        };
+        let written = |spec: &Value| in_version(&v1("m", spec.clone()), version);
         let mut objects = Vec::new();
         for mut binding in bases.iter().filter_map(written) {
             let spec = binding["spec"].take();
@@ -1702,10 +1689,7 @@ fn manifests_of_every_release_line_of_lbc_are_taken_and_mean_the_same_in_v1() {
         for (version, wanted) in [("v1alpha1", &sent), ("v1beta1", &sent), ("v1", &meant)] {
             let all = stored(version);
             assert_eq!(all.len(), sent.len());
-            let is_of = |wanted: &&Value| {
-                version == "v1" || version == "v1beta1" || wanted["apiVersion"] == "elbv2.k8s.aws/v1alpha1"
-            };
-            for wanted in wanted.iter().filter(is_of) {
+            for wanted in wanted {
                 let found =
                     all.iter().find(|each| each["metadata"]["name"] == wanted["metadata"]["name"]).unwrap();
                 assert!(

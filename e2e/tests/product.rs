@@ -78,15 +78,24 @@ fn everything_that_is_wrong_with_a_manifest_is_said_at_once_in_its_own_version()
 }
 
 #[test]
-fn an_edit_in_the_oldest_version_keeps_what_that_version_cannot_say() {
+fn the_oldest_version_says_all_and_an_edit_of_its_annotations_writes_neither_spec_nor_status() {
     let space = space("oldest");
-    space.shop(0).unwrap();
+    let arn = space.shop(0).unwrap();
+    let status = |version: &str| {
+        let object = space.kubectl(&format!("get targetgroupbindings.{version}.elbv2.k8s.aws web -o json"));
+        object.json().unwrap()["status"].clone()
+    };
     // As a person would: if the controller wrote meanwhile, read, edit and write again.
     eventually(SOON, || {
         let mut object =
             space.kubectl("get targetgroupbindings.v1alpha1.elbv2.k8s.aws web -o json").json()?;
-        assert_eq!(object["spec"].get("vpcID"), None);
+        assert_eq!(object["spec"]["vpcID"], space.aws().lab().vpc.as_str());
+        assert_eq!(object["status"]["targetGroupARN"], arn.as_str());
         object["spec"]["serviceRef"]["port"] = json!("http");
+        object["status"]["targetGroupARN"] = json!("arn:of:another");
+        let kept = json!({"for": [arn, null, "ip"], "spec": {"vpcID": "vpc-00000000"},
+            "status": {"targetGroupARN": "arn:of:another"}});
+        object["metadata"]["annotations"]["elbv2.k8s.aws/conversion-data"] = kept.to_string().into();
         space.kubectl_with(&["replace", "-f", "-"], &object.to_string()).ok()
     })
     .unwrap();
@@ -94,7 +103,9 @@ fn an_edit_in_the_oldest_version_keeps_what_that_version_cannot_say() {
     assert_eq!(new["spec"]["serviceRef"]["port"], "http");
     assert_eq!(new["spec"]["targetGroup"]["vpcID"], space.aws().lab().vpc.as_str());
     assert_eq!(new["spec"]["targetGroup"]["protocol"], "HTTP");
-    assert_eq!(new["metadata"]["annotations"].get("elbv2.k8s.aws/conversion-data"), None);
+    for version in ["v1", "v1beta1", "v1alpha1"] {
+        assert_eq!(status(version)["targetGroupARN"], arn.as_str(), "{version}");
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! own text.
 
 use serde::Serialize;
-use tgb_api::convert::{Note, convert_text};
+use tgb_api::convert::convert_text;
 use tgb_api::crd::Version;
 use tgb_api::review::{CONVERSION, ConversionRequest};
 
@@ -63,9 +63,8 @@ pub(crate) fn review(body: &[u8]) -> Result<(Vec<u8>, Converted), String> {
         .as_bytes(),
     );
     let begun = out.len();
-    let mut notes = Vec::new();
     let mut counts = Converted::default();
-    let converted = convert_all(&objects, to, &mut out, &mut notes, &mut counts);
+    let converted = convert_all(&objects, to, &mut out, &mut counts);
     let outcome = match &converted {
         Ok(()) => Outcome { status: "Success", reason: None, code: None, message: "" },
         Err(message) => {
@@ -77,9 +76,6 @@ pub(crate) fn review(body: &[u8]) -> Result<(Vec<u8>, Converted), String> {
     out.extend_from_slice(br#"],"result":"#);
     serde_json::to_writer(&mut out, &outcome).map_err(|error| error.to_string())?;
     out.extend_from_slice(b"}}");
-    for note in notes {
-        tracing::warn!(uid, to, object = note.object, "a conversion dropped something: {}", note.text);
-    }
     Ok((out, counts))
 }
 
@@ -87,7 +83,6 @@ fn convert_all(
     objects: &[&str],
     desired: &str,
     out: &mut Vec<u8>,
-    notes: &mut Vec<Note>,
     counts: &mut Converted,
 ) -> Result<(), String> {
     let to = Version::of_api_version(desired)
@@ -100,7 +95,7 @@ fn convert_all(
         if n > 0 {
             out.push(b',');
         }
-        let from = convert_text(text, to, out, notes).map_err(|error| format!("object {n}: {error}"))?;
+        let from = convert_text(text, to, out).map_err(|error| format!("object {n}: {error}"))?;
         counts.count(from);
     }
     Ok(())

@@ -15,7 +15,7 @@ use std::fmt;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tgb_api::convert::{Note, convert_noting};
+use tgb_api::convert::convert;
 use tgb_api::crd::Version;
 use tgb_api::names;
 
@@ -321,8 +321,7 @@ fn rewrite(text: &str, to: Version) -> Result<Rewritten, Unusable> {
             continue;
         };
         let mut new = node.value.value();
-        let mut notes = Vec::new();
-        let count = convert_within(&mut new, to, &mut notes).map_err(|error| Unusable {
+        let count = convert_within(&mut new, to).map_err(|error| Unusable {
             line: Some(document.line_of(node.referenced.line())),
             message: error,
         })?;
@@ -331,7 +330,6 @@ fn rewrite(text: &str, to: Version) -> Result<Rewritten, Unusable> {
             continue;
         }
         let line = document.line_of(node.referenced.line());
-        out.remarks.extend(notes.iter().map(|note: &Note| format!("{line}: {}: {}", note.object, note.text)));
         let (text, lost) =
             render(document, &new).map_err(|message| Unusable { line: Some(line), message })?;
         if lost > 0 {
@@ -351,14 +349,14 @@ pub(crate) fn is_binding(value: &Value) -> bool {
 }
 
 /// Converts a binding, or those of a list; says how many changed.
-fn convert_within(value: &mut Value, to: Version, notes: &mut Vec<Note>) -> Result<usize, String> {
+fn convert_within(value: &mut Value, to: Version) -> Result<usize, String> {
     let text =
         |value: &Value, key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
     if is_binding(value) {
         if text(value, "apiVersion") == to.api_version() {
             return Ok(0);
         }
-        *value = convert_noting(value.take(), to, notes).map_err(|error| error.to_string())?;
+        *value = convert(value.take(), to).map_err(|error| error.to_string())?;
         return Ok(1);
     }
     if !text(value, "kind").ends_with("List") {
@@ -372,7 +370,7 @@ fn convert_within(value: &mut Value, to: Version, notes: &mut Vec<Note>) -> Resu
             item.entry("apiVersion").or_insert_with(|| from.clone().into());
             item.entry("kind").or_insert_with(|| names::KIND.into());
         }
-        count += convert_within(item, to, notes)?;
+        count += convert_within(item, to)?;
     }
     if typed
         && count > 0
@@ -622,13 +620,10 @@ mod tests {
             let (old, new) = (values(&path), values(&path.with_extension("v1.yaml")));
             assert_eq!(old.len(), new.len(), "{}", path.display());
             for (old, new) in old.into_iter().zip(new) {
-                let mut notes = Vec::new();
-                let mut to =
-                    |object: &Value, version| convert_noting(object.clone(), version, &mut notes).unwrap();
+                let to = |object: &Value, version| convert(object.clone(), version).unwrap();
                 let version = old.get("apiVersion").and_then(Value::as_str).and_then(Version::of_api_version);
                 assert_eq!(to(&old, Version::V1), new);
                 assert_eq!(to(&new, version.unwrap()), old);
-                assert_eq!(notes, []);
             }
         }
     }

@@ -884,8 +884,7 @@ fn without_an_answer_of_aws_only_complete_objects_are_admitted() {
     let finding = aws_unavailable("spec", "timeout", true, false, &softened).unwrap();
     assert_eq!(finding.severity, Severity::Warn);
     assert!(finding.in_version("v1beta1").contains("write targetGroupARN, targetType, targetGroupProtocol"));
-    // It has no field for the protocol.
-    assert!(finding.in_version("v1alpha1").ends_with("try again, or write all of it in v1"));
+    assert_eq!(finding.in_version("v1alpha1"), finding.in_version("v1beta1"));
 }
 
 #[test]
