@@ -63,6 +63,16 @@ macro_rules! parts {
     )+};
 }
 
+impl PodSpec {
+    /// The containers that run beside each other, in the order in which Kubernetes looks for a named port: the containers,
+    /// then the native sidecars.
+    pub fn running_containers(&self) -> impl Iterator<Item = &Container> {
+        let sidecars = self.init_containers.iter().flatten();
+        let sidecars = sidecars.filter(|container| container.restart_policy.as_deref() == Some("Always"));
+        self.containers.iter().flatten().chain(sidecars)
+    }
+}
+
 macro_rules! resources {
     ($($name:ident: $scope:ty, $group:literal, $plural:literal;)+) => {$(
         impl kube_core::Resource for $name {
@@ -112,6 +122,7 @@ parts! {
     PodSpec {
         node_name: Option<String>,
         containers: Option<Vec<Container>>,
+        init_containers: Option<Vec<Container>>,
         readiness_gates: Option<Vec<PodReadinessGate>>,
     }
 
@@ -119,6 +130,7 @@ parts! {
     Container {
         env: Option<Vec<EnvVar>>,
         ports: Option<Vec<ContainerPort>>,
+        restart_policy: Option<String>,
     }
 
     /// An environment variable of a container.
@@ -131,6 +143,7 @@ parts! {
     ContainerPort {
         name: Option<String>,
         container_port: Option<i32>,
+        protocol: Option<String>,
     }
 
     /// A readiness gate of a pod.

@@ -4,12 +4,34 @@ use crate::client::{Answer, Aws};
 use crate::limits::CallClass;
 use crate::values::*;
 use aws_sdk_ec2::types as ec2;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// EC2 takes at most 200 filter values in one request; one more is the VPC's.
 const FILTER_VALUES: usize = 199;
 /// Most results of a page.
 const PAGE: i32 = 1000;
+
+/// A network interface, as DescribeInstances and DescribeNetworkInterfaces show it in types of their own.
+macro_rules! interface {
+    ($eni:expr, $instance_id:expr) => {{
+        let parsed = |text: Option<&str>| text.and_then(|text| text.parse().ok());
+        NetworkInterface {
+            id: $eni.network_interface_id().unwrap_or_default().to_owned(),
+            instance_id: $instance_id.map(str::to_owned),
+            device_index: $eni.attachment().and_then(|attachment| attachment.device_index()),
+            addresses: ($eni.private_ip_addresses().iter().filter_map(|a| parsed(a.private_ip_address())))
+                .chain($eni.ipv6_addresses().iter().filter_map(|a| parsed(a.ipv6_address())))
+                .collect(),
+            prefixes: ($eni.ipv4_prefixes().iter().filter_map(|p| p.ipv4_prefix()))
+                .chain($eni.ipv6_prefixes().iter().filter_map(|p| p.ipv6_prefix()))
+                .filter_map(|prefix| prefix.parse().ok())
+                .collect(),
+            vpc_id: $eni.vpc_id().map(str::to_owned),
+            security_groups: $eni.groups().iter().filter_map(|g| g.group_id()).map(str::to_owned).collect(),
+        }
+    }};
+}
 
 impl Aws {
     /// DescribeSubnets of a VPC. For AWS, "inside the VPC" means inside one of these.
@@ -48,7 +70,7 @@ impl Aws {
                 |page| {
                     for instance in page.reservations().iter().flat_map(|r| r.instances()) {
                         let interfaces = instance.network_interfaces().iter();
-                        found.extend(interfaces.map(|eni| instance_interface(instance, eni)));
+                        found.extend(interfaces.map(|eni| interface!(eni, instance.instance_id())));
                     }
                     page.next_token
                 },
@@ -106,25 +128,22 @@ impl Aws {
         Ok(found)
     }
 
-    /// The ids of the VPC's security groups that have an inbound rule whose description `is_ours`.
+    /// DescribeSecurityGroups: the VPC's groups that have inbound rules whose description `is_ours`, and these.
     ///
     /// # Errors
     /// What AWS answered.
-    pub async fn security_group_ids_with_rules(
+    pub async fn security_groups_with_rules(
         &self,
         vpc_id: &str,
         is_ours: impl Fn(&str) -> bool,
-    ) -> Answer<Vec<String>> {
-        let mut found = Vec::new();
-        let described = |text: Option<&str>| text.is_some_and(&is_ours);
+    ) -> Answer<BTreeMap<String, BTreeSet<Permission>>> {
+        let mut found: BTreeMap<String, BTreeSet<Permission>> = BTreeMap::new();
         let take = |group: &ec2::SecurityGroup| {
-            let ours = group.ip_permissions().iter().any(|permission| {
-                permission.user_id_group_pairs().iter().any(|pair| described(pair.description()))
-                    || permission.ip_ranges().iter().any(|range| described(range.description()))
-                    || permission.ipv6_ranges().iter().any(|range| described(range.description()))
-            });
-            if ours {
-                found.extend(group.group_id().map(str::to_owned));
+            let Some(id) = group.group_id() else { return };
+            for (permission, description) in group.ip_permissions().iter().flat_map(described_permissions) {
+                if is_ours(description) {
+                    found.entry(id.to_owned()).or_default().insert(permission);
+                }
             }
         };
         self.described_groups(filter("vpc-id", vec![vpc_id.to_owned()]), take).await?;
@@ -191,33 +210,29 @@ impl Aws {
         self.ec2(CallClass::Ec2Change, "RevokeSecurityGroupIngress", send).await.map(drop)
     }
 
-    /// ModifySecurityGroupRules: turns one rule into another, for groups that are full.
+    /// ModifySecurityGroupRules: gives rules, by id, other ports, another source of the same kind or another description; all
+    /// of them or none.
     ///
     /// # Errors
-    /// What AWS answered.
-    pub async fn modify_rule(
-        &self,
-        group_id: &str,
-        rule_id: &str,
-        permission: &Permission,
-        description: &str,
-    ) -> Answer<()> {
-        let request = ec2::SecurityGroupRuleRequest::builder()
-            .ip_protocol(permission.protocol.as_str())
-            .from_port(permission.from_port.into())
-            .to_port(permission.to_port.into())
-            .description(description);
-        let request = match &permission.source {
-            Source::SecurityGroup(id) => request.referenced_group_id(id),
-            Source::Cidr(cidr) if cidr.contains(':') => request.cidr_ipv6(cidr),
-            Source::Cidr(cidr) => request.cidr_ipv4(cidr),
-        };
-        let update = ec2::SecurityGroupRuleUpdate::builder()
-            .security_group_rule_id(rule_id)
-            .security_group_rule(request.build())
-            .build();
+    /// What AWS answered; `InvalidPermission.Duplicate` if another rule is so already, `InvalidSecurityGroupRuleId.NotFound` if
+    /// one is gone.
+    pub async fn modify_rules(&self, group_id: &str, rules: &[Rule]) -> Answer<()> {
+        let updates = rules.iter().map(|Rule { id, permission, description }| {
+            let request = ec2::SecurityGroupRuleRequest::builder()
+                .ip_protocol(permission.protocol.as_str())
+                .from_port(permission.from_port.into())
+                .to_port(permission.to_port.into())
+                .description(description);
+            let request = match &permission.source {
+                Source::SecurityGroup(id) => request.referenced_group_id(id),
+                Source::Cidr(cidr) if cidr.contains(':') => request.cidr_ipv6(cidr),
+                Source::Cidr(cidr) => request.cidr_ipv4(cidr),
+            };
+            let update = ec2::SecurityGroupRuleUpdate::builder().security_group_rule_id(id);
+            update.security_group_rule(request.build()).build()
+        });
         let call = self.inner.ec2.modify_security_group_rules().group_id(group_id);
-        let call = call.security_group_rules(update);
+        let call = call.set_security_group_rules(Some(updates.collect()));
         let send = || call.clone().send();
         self.ec2(CallClass::Ec2Change, "ModifySecurityGroupRules", send).await.map(drop)
     }
@@ -255,7 +270,10 @@ impl Aws {
             "DescribeNetworkInterfaces",
             |token| call.clone().set_next_token(token).send(),
             |page| {
-                found.extend(page.network_interfaces().iter().map(interface));
+                let interfaces = page.network_interfaces().iter();
+                found.extend(
+                    interfaces.map(|eni| interface!(eni, eni.attachment().and_then(|at| at.instance_id()))),
+                );
                 page.next_token
             },
         )
@@ -285,59 +303,51 @@ fn filter(name: &str, values: Vec<String>) -> ec2::Filter {
     ec2::Filter::builder().name(name).set_values(Some(values)).build()
 }
 
-fn instance_interface(instance: &ec2::Instance, eni: &ec2::InstanceNetworkInterface) -> NetworkInterface {
-    let parsed = |text: Option<&str>| text.and_then(|text| text.parse().ok());
-    NetworkInterface {
-        id: eni.network_interface_id().unwrap_or_default().to_owned(),
-        instance_id: instance.instance_id().map(str::to_owned),
-        device_index: eni.attachment().and_then(|a| a.device_index()),
-        addresses: (eni.private_ip_addresses().iter().filter_map(|a| parsed(a.private_ip_address())))
-            .chain(eni.ipv6_addresses().iter().filter_map(|a| parsed(a.ipv6_address())))
-            .collect(),
-        prefixes: (eni.ipv4_prefixes().iter().filter_map(|p| p.ipv4_prefix()))
-            .chain(eni.ipv6_prefixes().iter().filter_map(|p| p.ipv6_prefix()))
-            .map(str::to_owned)
-            .collect(),
-        vpc_id: eni.vpc_id().map(str::to_owned),
-        security_groups: eni.groups().iter().filter_map(|g| g.group_id()).map(str::to_owned).collect(),
-    }
-}
-
-fn interface(eni: &ec2::NetworkInterface) -> NetworkInterface {
-    let parsed = |text: Option<&str>| text.and_then(|text| text.parse().ok());
-    NetworkInterface {
-        id: eni.network_interface_id().unwrap_or_default().to_owned(),
-        instance_id: eni.attachment().and_then(|a| a.instance_id()).map(str::to_owned),
-        device_index: eni.attachment().and_then(|a| a.device_index()),
-        addresses: (eni.private_ip_addresses().iter().filter_map(|a| parsed(a.private_ip_address())))
-            .chain(eni.ipv6_addresses().iter().filter_map(|a| parsed(a.ipv6_address())))
-            .collect(),
-        prefixes: (eni.ipv4_prefixes().iter().filter_map(|p| p.ipv4_prefix()))
-            .chain(eni.ipv6_prefixes().iter().filter_map(|p| p.ipv6_prefix()))
-            .map(str::to_owned)
-            .collect(),
-        vpc_id: eni.vpc_id().map(str::to_owned),
-        security_groups: eni.groups().iter().filter_map(|g| g.group_id()).map(str::to_owned).collect(),
+fn protocol(word: &str) -> Option<RuleProtocol> {
+    match word {
+        "tcp" | "6" => Some(RuleProtocol::Tcp),
+        "udp" | "17" => Some(RuleProtocol::Udp),
+        _ => None,
     }
 }
 
 fn permission(rule: &ec2::SecurityGroupRule) -> Option<Permission> {
-    let protocol = match rule.ip_protocol()? {
-        "tcp" | "6" => RuleProtocol::Tcp,
-        "udp" | "17" => RuleProtocol::Udp,
-        _ => return None,
-    };
     let source = if let Some(group) = rule.referenced_group_info().and_then(|info| info.group_id()) {
         Source::SecurityGroup(group.to_owned())
     } else {
         Source::Cidr(rule.cidr_ipv4().or_else(|| rule.cidr_ipv6())?.to_owned())
     };
     Some(Permission {
-        protocol,
+        protocol: protocol(rule.ip_protocol()?)?,
         from_port: u16::try_from(rule.from_port()?).ok()?,
         to_port: u16::try_from(rule.to_port()?).ok()?,
         source,
     })
+}
+
+/// The rules of an entry of DescribeSecurityGroups, each with its description.
+fn described_permissions(entry: &ec2::IpPermission) -> Vec<(Permission, &str)> {
+    let ports = || {
+        let (from, to) = (u16::try_from(entry.from_port()?).ok()?, u16::try_from(entry.to_port()?).ok()?);
+        Some((protocol(entry.ip_protocol()?)?, from, to))
+    };
+    let Some((protocol, from_port, to_port)) = ports() else { return Vec::new() };
+    let cidr = |cidr: Option<&str>| Some(Source::Cidr(cidr?.to_owned()));
+    let pairs = entry.user_id_group_pairs().iter();
+    let pairs = pairs
+        .map(|pair| (pair.group_id().map(|id| Source::SecurityGroup(id.to_owned())), pair.description()));
+    let v4 = entry.ip_ranges().iter().map(|range| (cidr(range.cidr_ip()), range.description()));
+    let v6 = entry.ipv6_ranges().iter().map(|range| (cidr(range.cidr_ipv6()), range.description()));
+    pairs
+        .chain(v4)
+        .chain(v6)
+        .filter_map(|(source, description)| {
+            Some((
+                Permission { protocol, from_port, to_port, source: source? },
+                description.unwrap_or_default(),
+            ))
+        })
+        .collect()
 }
 
 fn ip_permission(permission: &Permission, description: &str) -> ec2::IpPermission {

@@ -1,6 +1,7 @@
 //! Plain data that AWS takes and answers.
 
-use std::collections::BTreeMap;
+use ipnet::IpNet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 /// What RegisterTargets takes. Its key in a target group is (id, port).
@@ -83,9 +84,9 @@ pub struct NetworkInterface {
     /// 0 is the primary one.
     pub device_index: Option<i32>,
     /// Single addresses, IPv4 and IPv6.
-    pub addresses: Vec<IpAddr>,
-    /// Delegated prefixes in CIDR notation, IPv4 and IPv6.
-    pub prefixes: Vec<String>,
+    pub addresses: BTreeSet<IpAddr>,
+    /// Delegated prefixes, IPv4 and IPv6.
+    pub prefixes: Vec<IpNet>,
     /// Its security groups.
     pub security_groups: Vec<String>,
 }

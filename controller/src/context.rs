@@ -7,11 +7,13 @@ use crate::events::Events;
 use crate::group::RuleOverflow;
 use crate::index::{Concerned, Index, Key};
 use crate::lease::Term;
+use crate::lookup::Lookups;
 use crate::metrics::Metrics;
 use crate::reason::Reason;
+use crate::security::interfaces::REMEMBERED;
 use ipnet::IpNet;
 use kube::Client;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -98,9 +100,6 @@ impl Wake {
     }
 }
 
-/// The networks of a VPC's subnets, and when they were read.
-type KnownSubnets = (Instant, Arc<Vec<IpNet>>);
-
 /// The last answer of DescribeTargetHealth, and when it was asked for.
 type LastHealth = Arc<tokio::sync::Mutex<Option<(Instant, Vec<ObservedTarget>)>>>;
 
@@ -134,7 +133,8 @@ pub(crate) struct Ctx {
     index: RwLock<Index>,
     workers: Mutex<Workers>,
     standings: Mutex<HashMap<Key, Standing>>,
-    subnets: Mutex<BTreeMap<String, KnownSubnets>>,
+    /// The networks of a VPC's subnets.
+    subnets: Lookups<String, Arc<Vec<IpNet>>>,
     /// Of target groups with several bindings.
     health: Mutex<HashMap<String, LastHealth>>,
     /// Since when the watch of a kind is broken.
@@ -153,12 +153,12 @@ impl Ctx {
             metrics: Metrics::new(aws.metrics()),
             aws,
             settings,
-            security: SecurityGroups::default(),
+            security: SecurityGroups::new(REMEMBERED),
             stop: CancellationToken::new(),
             index: RwLock::default(),
             workers: Mutex::default(),
             standings: Mutex::default(),
-            subnets: Mutex::default(),
+            subnets: Lookups::new(Duration::MAX),
             health: Mutex::default(),
             broken: Mutex::default(),
             term: Term::default(),
@@ -200,24 +200,29 @@ impl Ctx {
     /// The subnets of a VPC, read again when an address is in none of them and the answer is a minute old. A VPC that
     /// this account cannot see has none, so that its targets are registered for all zones.
     pub(crate) async fn subnets(&self, vpc: &str, ips: &[IpAddr]) -> Result<Arc<Vec<IpNet>>, AwsError> {
-        let known = self.subnets.lock().unwrap_or_else(PoisonError::into_inner).get(vpc).cloned();
-        if let Some((read, networks)) = known {
-            let covers = |ip: &IpAddr| networks.iter().any(|network| network.contains(ip));
-            if ips.iter().all(covers) || read.elapsed() < Duration::from_secs(60) {
-                return Ok(networks);
+        let read = |vpcs: Vec<String>| async move {
+            let mut found = HashMap::new();
+            for vpc in vpcs {
+                let networks: Vec<IpNet> = match self.aws.subnets(&vpc).await {
+                    Ok(subnets) => {
+                        let cidrs = subnets.iter().flat_map(|subnet| &subnet.cidrs);
+                        cidrs.filter_map(|cidr| cidr.parse().ok()).collect()
+                    }
+                    Err(error) if error.code == "InvalidVpcID.NotFound" => Vec::new(),
+                    Err(error) => return Err(error),
+                };
+                found.insert(vpc, Arc::new(networks));
             }
-        }
-        let networks = match self.aws.subnets(vpc).await {
-            Ok(subnets) => {
-                let cidrs = subnets.iter().flat_map(|subnet| &subnet.cidrs);
-                Arc::new(cidrs.filter_map(|cidr| cidr.parse().ok()).collect())
-            }
-            Err(error) if error.code == "InvalidVpcID.NotFound" => Arc::default(),
-            Err(error) => return Err(error),
+            Ok(found)
         };
-        let entry = (Instant::now(), Arc::clone(&networks));
-        self.subnets.lock().unwrap_or_else(PoisonError::into_inner).insert(vpc.to_owned(), entry);
-        Ok(networks)
+        let keys = || BTreeSet::from([vpc.to_owned()]);
+        let known = self.subnets.get(keys(), Duration::MAX, read).await?;
+        let networks = known.into_values().next().unwrap_or_default();
+        if ips.iter().all(|ip| networks.iter().any(|network| network.contains(ip))) {
+            return Ok(networks);
+        }
+        let known = self.subnets.get(keys(), Duration::from_secs(60), read).await?;
+        Ok(known.into_values().next().unwrap_or_default())
     }
 
     /// DescribeTargetHealth. Where several bindings share a target group, they share an answer that is younger than the
@@ -252,7 +257,7 @@ impl Ctx {
 
     /// AWS has contradicted what is known of a VPC's subnets: they are read anew when they are needed next.
     pub(crate) fn forget_subnets(&self, vpc: &str) {
-        self.subnets.lock().unwrap_or_else(PoisonError::into_inner).remove(vpc);
+        self.subnets.forget(&vpc.to_owned());
     }
 
     /// Has bindings looked at again without forgetting their backoff.

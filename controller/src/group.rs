@@ -2,7 +2,8 @@
 //! drives a [`Pass`] makes the calls and hands back the answers ([`crate::security`], and the model in the tests).
 //!
 //! What keeps this safe: rules are added before any is taken away; one that is taken away was read afresh, is ours, and
-//! opens nothing to a living binding that no other rule opens; nothing is taken away while any claim is unknown.
+//! opens nothing to a living binding that no other rule opens. A binding of which little is known claims all that its spec
+//! could ask for ([`Claim::keep`]).
 
 use crate::network::Claim;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -24,7 +25,7 @@ pub(crate) enum RuleOverflow {
 pub(crate) struct Wish<'a> {
     /// `sg-…`
     pub(crate) group: &'a str,
-    /// Of every binding with networking, the oldest first.
+    /// What of every binding's claim concerns this group, the oldest binding first.
     pub(crate) claims: &'a [Claim],
     /// The description of our rules.
     pub(crate) marker: &'a str,
@@ -50,10 +51,20 @@ pub(crate) enum Step {
     Authorize(Vec<Permission>),
     /// Turn a rule of ours into another.
     Modify(String, Permission),
+    /// Give rules of ours another description, so that they stay for good, all or none.
+    Retain(Vec<Retained>),
     /// Take these rules away, all or none.
     Revoke(Vec<String>),
     /// Nothing is left to do.
     Done,
+}
+
+/// A rule that stays for good, and its new description.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Retained {
+    pub(crate) id: String,
+    pub(crate) permission: Permission,
+    pub(crate) description: String,
 }
 
 /// What a call answered.
@@ -80,8 +91,12 @@ pub(crate) struct State {
     pub(crate) error: Option<AwsError>,
     /// A wanted rule is somebody else's, who may take it away.
     pub(crate) leans_on_others: bool,
-    /// Rules of ours, wanted or not.
-    pub(crate) ours: usize,
+    /// Rules of ours, wanted or not; `None` if the group could not be read.
+    pub(crate) ours: Option<BTreeSet<Permission>>,
+    /// Rules of ours that nobody wants and that are still there.
+    pub(crate) stale: BTreeSet<Permission>,
+    /// Rules that were to be retained and could not be described so, and why.
+    pub(crate) unretained: Option<(BTreeSet<Permission>, AwsError)>,
     /// How many rules would be added and taken away, where nothing may be written.
     pub(crate) withheld: Option<(usize, usize)>,
 }
@@ -91,10 +106,14 @@ pub(crate) struct State {
 pub(crate) struct Known {
     /// How many IPv4 and IPv6 rules fit, once AWS has refused another one.
     quota: [Option<usize>; 2],
-    /// Rules that we took away or changed (to what): readings may lag behind.
-    written: VecDeque<(String, Option<Permission>)>,
+    /// Rules that we took away or changed (to what, with which description): readings may lag behind.
+    written: VecDeque<(String, Option<(Permission, String)>)>,
     /// Refused when tried alone; they are kept apart from good ones.
     suspects: BTreeSet<Permission>,
+    /// The rules as they were at the end of the last pass. Additions need no fresh reading, only what is taken away does.
+    there: Option<SecurityGroupRules>,
+    /// What could not be added then, want of room apart: it is tried again with the next reading.
+    failed: BTreeMap<Permission, AwsError>,
 }
 
 impl Known {
@@ -103,7 +122,7 @@ impl Known {
         self.quota = [None, None];
     }
 
-    fn wrote(&mut self, id: &str, to: Option<Permission>) {
+    fn wrote(&mut self, id: &str, to: Option<(Permission, String)>) {
         const MOST: usize = 256;
         self.written.retain(|(known, _)| known != id);
         self.written.push_back((id.to_owned(), to));
@@ -114,15 +133,22 @@ impl Known {
 
     /// A reading, corrected by what we know better.
     fn corrected(&mut self, mut read: SecurityGroupRules) -> SecurityGroupRules {
-        let shown: BTreeMap<&str, &Permission> =
-            read.rules.iter().map(|rule| (rule.id.as_str(), &rule.permission)).collect();
-        self.written.retain(|(id, to)| to.is_none() || to.as_ref() != shown.get(id.as_str()).copied());
+        let shown: BTreeMap<&str, (&Permission, &str)> = read
+            .rules
+            .iter()
+            .map(|rule| (rule.id.as_str(), (&rule.permission, rule.description.as_str())))
+            .collect();
+        self.written.retain(|(id, to)| {
+            let expected = to.as_ref().map(|(permission, description)| (permission, description.as_str()));
+            expected.is_none() || expected != shown.get(id.as_str()).copied()
+        });
         for (id, to) in &self.written {
             match to {
                 None => read.rules.retain(|rule| rule.id != *id),
-                Some(to) => {
+                Some((permission, description)) => {
                     for rule in read.rules.iter_mut().filter(|rule| rule.id == *id) {
-                        rule.permission = to.clone();
+                        rule.permission.clone_from(permission);
+                        rule.description.clone_from(description);
                     }
                 }
             }
@@ -141,6 +167,9 @@ pub(crate) struct Pass {
     /// A call with several was refused, so that they go one by one.
     one_by_one: bool,
     revokes_one_by_one: bool,
+    retains_one_by_one: bool,
+    /// Rules whose description could not be changed, by id.
+    unretained: BTreeMap<String, AwsError>,
     /// Rules that AWS does not turn into others.
     unchangeable: BTreeSet<String>,
     failed: BTreeMap<Permission, AwsError>,
@@ -156,6 +185,11 @@ const NO_SUCH_RULE: &str = "InvalidSecurityGroupRuleId.NotFound";
 const MOST_CALLS: usize = 2000;
 
 impl Pass {
+    /// A pass that goes on from what the last one has left, without reading.
+    pub(crate) fn remembering(known: &Known) -> Self {
+        Self { there: known.there.clone(), failed: known.failed.clone(), ..Self::default() }
+    }
+
     /// What to do next.
     pub(crate) fn next(&mut self, wish: &Wish<'_>, known: &mut Known) -> Step {
         self.calls += 1;
@@ -165,14 +199,20 @@ impl Pass {
         let Some(there) = self.there.clone() else { return Step::Read };
         let view = View::new(wish, &there, known);
         let (wanted, _) = view.wanted(known);
+        let retain = view.to_retain(&self.unretained);
+        if !retain.is_empty() {
+            return self.retain(retain);
+        }
         if let Some(step) = self.grow(&view, &wanted, known) {
             return step;
         }
         if self.stuck.is_some() {
             return Step::Done;
         }
-        let mut stale = view.stale(&wanted);
+        let mut stale = ids(view.stale(&wanted));
         match (stale.is_empty(), self.confirmed) {
+            // Rules that were just added can be taken away only by the ids that a reading shows.
+            (true, false) if view.has_unnumbered(|permission| !wanted.contains(permission)) => Step::Confirm,
             (true, _) => Step::Done,
             (false, false) => Step::Confirm,
             (false, true) => {
@@ -182,6 +222,18 @@ impl Pass {
                 Step::Revoke(stale)
             }
         }
+    }
+
+    /// Has rules of ours described as retained. They are read afresh first, since a change of the description names the
+    /// ports and the source, too.
+    fn retain(&self, mut rules: Vec<Retained>) -> Step {
+        if !self.confirmed {
+            return Step::Confirm;
+        }
+        if self.retains_one_by_one {
+            rules.truncate(1);
+        }
+        Step::Retain(rules)
     }
 
     /// Takes in what a step has answered.
@@ -216,11 +268,30 @@ impl Pass {
                     rule.permission = to.clone();
                     wish.marker.clone_into(&mut rule.description);
                 }
-                known.wrote(id, Some(to.clone()));
+                known.wrote(id, Some((to.clone(), wish.marker.to_owned())));
                 self.confirmed = false;
             }
             (Step::Modify(id, _), Some(error)) if error.code == NO_SUCH_RULE => {
                 there.rules.retain(|rule| rule.id != *id);
+            }
+            (Step::Retain(retained), None) => {
+                for Retained { id, permission, description } in retained {
+                    for rule in there.rules.iter_mut().filter(|rule| rule.id == *id) {
+                        rule.description.clone_from(description);
+                    }
+                    known.wrote(id, Some((permission.clone(), description.clone())));
+                }
+                self.confirmed = false;
+            }
+            (Step::Retain(retained), Some(error)) if retained.len() > 1 && !error.is_access_denied() => {
+                self.retains_one_by_one = true;
+            }
+            (Step::Retain(retained), Some(error)) if error.code == NO_SUCH_RULE => {
+                there.rules.retain(|rule| retained.iter().all(|other| other.id != rule.id));
+                retained.iter().for_each(|rule| known.wrote(&rule.id, None));
+            }
+            (Step::Retain(retained), Some(error)) => {
+                self.unretained.extend(retained.iter().map(|rule| (rule.id.clone(), error.clone())));
             }
             (Step::Modify(_, to), Some(error)) if error.code == DUPLICATE => {
                 there.rules.push(unnumbered(to, ""));
@@ -243,6 +314,9 @@ impl Pass {
     pub(crate) fn state(&self, wish: &Wish<'_>, known: &mut Known) -> State {
         let empty = SecurityGroupRules::default();
         let there = self.there.as_ref().unwrap_or(&empty);
+        known.there = self.there.clone().filter(|_| self.error.is_none());
+        known.failed = self.failed.clone();
+        known.failed.retain(|_, error| error.code != FULL);
         let view = View::new(wish, there, known);
         let (wanted, widened) = view.wanted(known);
         let is_theirs = |permission: &Permission| {
@@ -260,7 +334,15 @@ impl Pass {
             widened,
             error: self.error.clone().or_else(|| self.stuck.clone()).or(circles),
             leans_on_others: wanted.iter().any(is_theirs),
-            ours: there.rules.iter().filter(|rule| wish.is_ours(rule)).count(),
+            ours: self.there.as_ref().map(|there| {
+                let ours = there.rules.iter().filter(|rule| wish.is_ours(rule));
+                ours.map(|rule| rule.permission.clone()).collect()
+            }),
+            stale: view.stale(&wanted).into_iter().map(|rule| rule.permission.clone()).collect(),
+            unretained: self.unretained.values().next().map(|error| {
+                let rules = there.rules.iter().filter(|rule| self.unretained.contains_key(&rule.id));
+                (rules.map(|rule| rule.permission.clone()).collect(), error.clone())
+            }),
             withheld: None,
         }
     }
@@ -305,7 +387,7 @@ impl Pass {
             return Some(Step::Authorize(good));
         }
         // Rules that were just added can be changed only by the ids that a reading shows.
-        if !tight.is_empty() && !self.confirmed && view.has_unnumbered() {
+        if !tight.is_empty() && !self.confirmed && view.has_unnumbered(|_| true) {
             return Some(Step::Confirm);
         }
         for permission in tight {
@@ -394,7 +476,19 @@ pub(crate) fn is_open<'a>(asked: &Permission, there: impl IntoIterator<Item = &'
     ranges.iter().any(|(from, to)| *from <= asked.from_port && *to >= asked.to_port)
 }
 
+/// Whether two sets of rules open something in common.
+pub(crate) fn overlap<'a, 'b>(
+    ones: impl IntoIterator<Item = &'a Permission>,
+    others: impl IntoIterator<Item = &'b Permission> + Clone,
+) -> bool {
+    ones.into_iter().any(|one| others.clone().into_iter().any(|other| common(one, other).is_some()))
+}
+
 // ---- details ----
+
+fn ids(rules: Vec<&Rule>) -> Vec<String> {
+    rules.into_iter().map(|rule| rule.id.clone()).collect()
+}
 
 /// Ranges sorted, and those that touch or overlap made one.
 fn joined(mut ranges: Vec<(u16, u16)>) -> Vec<(u16, u16)> {
@@ -459,8 +553,6 @@ struct View<'a> {
     counts: [usize; 2],
     /// What living bindings may use: what they ask for here, and what they may have anywhere.
     used: BTreeSet<Permission>,
-    /// No claim is unknown.
-    all_known: bool,
 }
 
 impl<'a> View<'a> {
@@ -473,17 +565,12 @@ impl<'a> View<'a> {
             // It holds more than we took for the most.
             *quota = quota.filter(|quota| *quota >= count);
         }
-        let used = wish.claims.iter().flat_map(|claim| {
-            let here = claim.groups().and_then(|groups| groups.get(wish.group));
-            here.into_iter().chain(claim.anywhere())
-        });
         Self {
             wish,
             there,
             present: there.rules.iter().map(|rule| &rule.permission).collect(),
             counts,
-            used: union(used.flatten()),
-            all_known: !wish.claims.contains(&Claim::Unknown),
+            used: union(wish.claims.iter().flat_map(|claim| claim.used(wish.group))),
         }
     }
 
@@ -494,8 +581,7 @@ impl<'a> View<'a> {
             .claims
             .iter()
             .enumerate()
-            .filter_map(|(age, claim)| Some((age, claim.groups()?.get(self.wish.group)?)))
-            .flat_map(|(age, permissions)| permissions.iter().map(move |permission| (age, permission)))
+            .flat_map(|(age, claim)| claim.wanted(self.wish.group).map(move |permission| (age, permission)))
             .collect();
         let exact = union(asked.iter().map(|(_, permission)| *permission));
         let ranges = match self.wish.overflow {
@@ -542,7 +628,7 @@ impl<'a> View<'a> {
         for rule in &self.there.rules {
             let stays = !self.wish.is_ours(rule)
                 || (!ranges.contains(&rule.permission)
-                    && (!self.all_known || self.is_missed(&rule.permission, open.iter().copied())));
+                    && self.is_missed(&rule.permission, open.iter().copied()));
             if stays {
                 counted(&mut counts, &rule.permission.source);
             }
@@ -568,22 +654,41 @@ impl<'a> View<'a> {
     }
 
     /// Rules of ours that may go, all of them at once.
-    fn stale(&self, wanted: &[Permission]) -> Vec<String> {
+    fn stale<'b>(&'b self, wanted: &'b [Permission]) -> Vec<&'b Rule> {
         let mut left: Vec<&Rule> = self.there.rules.iter().collect();
         let mut found = Vec::new();
-        for rule in self.candidates(wanted).filter(|_| self.all_known) {
+        for rule in self.candidates(wanted) {
             let others = left.iter().filter(|other| other.id != rule.id).map(|other| &other.permission);
             if !self.is_missed(&rule.permission, others) {
                 left.retain(|other| other.id != rule.id);
-                found.push(rule.id.clone());
+                found.push(rule);
             }
         }
         found
     }
 
-    /// Whether there are rules of ours whose ids are not known yet.
-    fn has_unnumbered(&self) -> bool {
-        self.there.rules.iter().any(|rule| rule.id.is_empty() && self.wish.is_ours(rule))
+    /// Whether there are such rules of ours whose ids are not known yet.
+    fn has_unnumbered(&self, is_meant: impl Fn(&Permission) -> bool) -> bool {
+        let mut rules = self.there.rules.iter();
+        rules.any(|rule| rule.id.is_empty() && self.wish.is_ours(rule) && is_meant(&rule.permission))
+    }
+
+    /// The rules of ours that bindings which were deleted with `on-delete: retain` use.
+    fn to_retain(&self, not: &BTreeMap<String, AwsError>) -> Vec<Retained> {
+        let mut found: Vec<Retained> = Vec::new();
+        for claim in self.wish.claims {
+            let Some(description) = &claim.retained_as else { continue };
+            let ours = self.there.rules.iter().filter(|rule| self.wish.is_ours(rule));
+            for rule in ours.filter(|rule| !not.contains_key(&rule.id)) {
+                let is_used =
+                    claim.used(self.wish.group).any(|used| common(used, &rule.permission).is_some());
+                if is_used && found.iter().all(|known| known.id != rule.id || rule.id.is_empty()) {
+                    let (id, permission) = (rule.id.clone(), rule.permission.clone());
+                    found.push(Retained { id, permission, description: description.clone() });
+                }
+            }
+        }
+        found
     }
 
     /// Rules of ours that are not wanted as they stand.
@@ -607,9 +712,6 @@ impl<'a> View<'a> {
         let changeable = || self.candidates(wanted).filter(|rule| !unchangeable.contains(&rule.id));
         if let Some(rule) = changeable().find(|rule| is_within(&rule.permission, permission)) {
             return Some(change(rule, true));
-        }
-        if !self.all_known {
-            return None;
         }
         let left = |rule: &Rule| {
             let id = rule.id.clone();

@@ -1,8 +1,10 @@
 //! The small HTTP server for the probes and for Prometheus.
 
 use crate::context::Ctx;
+use crate::events::first_few;
 use crate::metrics::{Cache, Change, State, Why};
 use crate::reason::Reason;
+use crate::security;
 use axum::Router;
 use axum::extract;
 use axum::http::StatusCode;
@@ -54,6 +56,10 @@ async fn readyz(
         *reasons.entry(standing.reason.unwrap_or(Reason::Pending).as_str()).or_default() += 1;
     }
     lines.extend(reasons.into_iter().map(|(reason, count)| format!("{count} bindings: {reason}")));
+    let unreadable: Vec<String> = ctx.index().unreadable.keys().map(ToString::to_string).collect();
+    if !unreadable.is_empty() {
+        lines.push(format!("bindings that cannot be read: {}", first_few(&unreadable)));
+    }
     (code, lines.join("\n") + "\n")
 }
 
@@ -109,6 +115,8 @@ fn fill_in(ctx: &Ctx) {
     metrics.pods_without_gate.set(number(without_gate));
     let waiting = ctx.workers().values().filter(|wake| wake.is_changed()).count();
     metrics.queue_depth.set(number(waiting));
+    metrics.stale_rules.set(number(security::stale_rules(ctx)));
+    metrics.unreadable_bindings.set(number(ctx.index().unreadable.len()));
 
     let caches = {
         let index = ctx.index();

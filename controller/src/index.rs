@@ -15,6 +15,7 @@ use tgb_api::objects;
 use tgb_api::service::Service;
 use tgb_api::target_group::TargetType;
 use tgb_api::v1::TargetGroupBinding;
+use tgb_aws::values::Permission;
 
 #[cfg(test)]
 #[path = "index_tests.rs"]
@@ -80,8 +81,8 @@ struct Named {
 #[derive(Debug, Default)]
 pub(crate) struct Index {
     bindings: BTreeMap<Key, Box<Binding>>,
-    /// Bindings that can't be read, and were not before.
-    pub(crate) unreadable: BTreeSet<Key>,
+    /// Bindings that can't be read as they are now, and the rules that they may have in security groups.
+    pub(crate) unreadable: BTreeMap<Key, BTreeSet<Permission>>,
     pub(crate) nodes: BTreeMap<Arc<str>, Node>,
     pub(crate) namespaces: HashMap<Arc<str>, Namespace>,
     backends: BTreeMap<Key, Box<Backend>>,
@@ -183,9 +184,14 @@ impl Index {
         all.filter_map(|(_, _, key)| self.bindings.get(key).map(|binding| (key, &**binding)))
     }
 
-    /// Notes a binding that can't be read: what it wants is not known.
-    pub(crate) fn put_unreadable(&mut self, key: Key) {
-        self.unreadable.insert(key);
+    /// Every binding, also those that can't be read.
+    pub(crate) fn binding_keys(&self) -> impl Iterator<Item = &Key> {
+        self.bindings.keys().chain(self.unreadable.keys())
+    }
+
+    /// Notes a binding that can't be read: of what it wants, only the rules are known that it may have.
+    pub(crate) fn put_unreadable(&mut self, key: Key, keeps: BTreeSet<Permission>) {
+        self.unreadable.insert(key, keeps);
     }
 
     pub(crate) fn put_binding(&mut self, binding: TargetGroupBinding) -> Concerned {

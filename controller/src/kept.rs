@@ -1,16 +1,23 @@
 //! Objects of the cluster as the index keeps them: what decisions read, and small, since there are tens of thousands of some.
 
 use crate::index::Key;
+use crate::network::{anywhere, anywhere_of_unreadable};
 use base64::Engine;
+use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use k8s_openapi::jiff::Timestamp;
+use kube::Resource;
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
 use std::sync::Arc;
 use tgb_api::names;
 use tgb_api::objects;
-use tgb_api::v1::{Said, Spec, Status, TargetGroupBinding};
+use tgb_api::v1::{Said, Spec, Status, TargetGroupBinding, Transport};
+use tgb_aws::values::Permission;
 
 /// Values that many hold, each kept once.
 #[derive(Debug)]
@@ -60,7 +67,7 @@ pub(crate) struct Pools {
     pub(crate) words: Pool<str>,
     pub(crate) lists: Pool<[Arc<str>]>,
     pub(crate) labels: Pool<Labels>,
-    ports: Pool<[(Arc<str>, u16)]>,
+    ports: Pool<[PodPort]>,
     slice_ports: Pool<[SlicePort]>,
     said: Pool<Said>,
     gates: Pool<GateState>,
@@ -211,6 +218,79 @@ impl Binding {
     }
 }
 
+/// A binding as it comes from the API server. One that can't be read hides no other, and its rules stay.
+#[derive(Debug, Clone)]
+pub(crate) enum Listed {
+    Read(Box<TargetGroupBinding>),
+    Unreadable {
+        metadata: Box<ObjectMeta>,
+        error: String,
+        /// The rules that it may have in security groups.
+        keeps: BTreeSet<Permission>,
+    },
+}
+
+impl Listed {
+    pub(crate) fn key(&self) -> Key {
+        Key::of(self.meta())
+    }
+
+    /// The rules that it may have in security groups, whoever manages it.
+    pub(crate) fn keeps(&self) -> BTreeSet<Permission> {
+        match self {
+            Self::Read(binding) => anywhere(&binding.spec),
+            Self::Unreadable { keeps, .. } => keeps.clone(),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Listed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let object = Value::deserialize(deserializer)?;
+        TargetGroupBinding::deserialize(&object).map(|binding| Self::Read(Box::new(binding))).or_else(
+            |error| {
+                let metadata = object.get("metadata").unwrap_or(&Value::Null);
+                let networking = object.pointer("/spec/networking").unwrap_or(&Value::Null);
+                Ok(Self::Unreadable {
+                    metadata: Box::new(objects::metadata(metadata).unwrap_or_default()),
+                    error: error.to_string(),
+                    keeps: anywhere_of_unreadable(networking),
+                })
+            },
+        )
+    }
+}
+
+impl Resource for Listed {
+    type DynamicType = ();
+    type Scope = NamespaceResourceScope;
+
+    fn kind(unit: &()) -> Cow<'_, str> {
+        TargetGroupBinding::kind(unit)
+    }
+    fn group(unit: &()) -> Cow<'_, str> {
+        TargetGroupBinding::group(unit)
+    }
+    fn version(unit: &()) -> Cow<'_, str> {
+        TargetGroupBinding::version(unit)
+    }
+    fn plural(unit: &()) -> Cow<'_, str> {
+        TargetGroupBinding::plural(unit)
+    }
+    fn meta(&self) -> &ObjectMeta {
+        match self {
+            Self::Read(binding) => &binding.metadata,
+            Self::Unreadable { metadata, .. } => metadata,
+        }
+    }
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        match self {
+            Self::Read(binding) => &mut binding.metadata,
+            Self::Unreadable { metadata, .. } => metadata,
+        }
+    }
+}
+
 /// An EndpointSlice.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Slice {
@@ -296,9 +376,17 @@ pub(crate) struct Pod {
     labels: Arc<Labels>,
     /// Readiness gates of ours.
     pub(crate) gates: Box<[PodGate]>,
-    /// Container ports by name.
-    ports: Arc<[(Arc<str>, u16)]>,
+    /// Named container ports that rules can open, in the order in which Kubernetes looks for a name.
+    pub(crate) ports: Arc<[PodPort]>,
     rare: Option<Box<Rare>>,
+}
+
+/// A named port of a container.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct PodPort {
+    pub(crate) name: Arc<str>,
+    pub(crate) protocol: Transport,
+    pub(crate) number: u16,
 }
 
 /// A readiness gate of a pod.
@@ -358,10 +446,9 @@ impl Pod {
                 }
             });
         let gates = gates.collect();
-        let containers = spec.and_then(|spec| spec.containers.as_deref()).unwrap_or_default();
-        let mut ports = BTreeMap::new();
+        let mut ports = Vec::new();
         let mut quic = BTreeMap::new();
-        for container in containers {
+        for container in spec.iter().flat_map(|spec| spec.running_containers()) {
             let id = container
                 .env
                 .iter()
@@ -373,11 +460,12 @@ impl Pod {
             }
             for entry in container.ports.iter().flatten() {
                 let Some(number) = port(entry.container_port) else { continue };
-                if let Some(name) = &entry.name {
-                    ports.insert(Arc::from(name.as_str()), number);
+                let protocol = entry.protocol.as_deref().map_or(Some(Transport::Tcp), Transport::from_word);
+                if let (Some(name), Some(protocol)) = (&entry.name, protocol) {
+                    ports.push(PodPort { name: pools.words.share(name.as_str().into()), protocol, number });
                 }
                 if let Some(id) = &id {
-                    quic.insert(number, id.clone());
+                    quic.entry(number).or_insert_with(|| id.clone());
                 }
             }
         }
@@ -396,7 +484,7 @@ impl Pod {
             node: spec.and_then(|spec| spec.node_name.as_deref()).map(|node| pools.words.share(node.into())),
             labels,
             gates,
-            ports: pools.ports.share(ports.into_iter().collect()),
+            ports: pools.ports.share(ports.into()),
             rare: Some(Rare { eni, quic })
                 .filter(|rare| rare.eni.is_some() || !rare.quic.is_empty())
                 .map(Box::new),
@@ -416,11 +504,6 @@ impl Pod {
     /// Its readiness gate of this type.
     pub(crate) fn gate(&self, kind: &str) -> Option<&PodGate> {
         self.gates.iter().find(|gate| *gate.kind == *kind)
-    }
-
-    /// The container port of this name.
-    pub(crate) fn port(&self, name: &str) -> Option<u16> {
-        self.ports.iter().find(|(other, _)| **other == *name).map(|(_, number)| *number)
     }
 
     /// The annotation `vpc.amazonaws.com/pod-eni`.

@@ -19,6 +19,7 @@ mod http;
 mod index;
 mod kept;
 mod lease;
+mod lookup;
 mod metrics;
 mod network;
 mod observed;

@@ -63,6 +63,8 @@ pub(crate) struct Metrics {
     pub(crate) gate_seconds: Histogram,
     pub(crate) pods_without_gate: Gauge,
     pub(crate) queue_depth: Gauge,
+    pub(crate) stale_rules: Gauge,
+    pub(crate) unreadable_bindings: Gauge,
     pub(crate) cache_objects: Family<Cache, Gauge>,
     pub(crate) cache_age: Family<Cache, Gauge<f64, AtomicU64>>,
 }
@@ -90,6 +92,8 @@ impl Metrics {
             gate_seconds: Histogram::new(LONG_SECONDS),
             pods_without_gate: Gauge::default(),
             queue_depth: Gauge::default(),
+            stale_rules: Gauge::default(),
+            unreadable_bindings: Gauge::default(),
             cache_objects: Family::default(),
             cache_age: Family::default(),
         };
@@ -112,6 +116,10 @@ impl Metrics {
         r.register("pods_without_gate", help, new.pods_without_gate.clone());
         let help = "Bindings with a change that no pass has looked at yet";
         r.register("queue_depth", help, new.queue_depth.clone());
+        let help = "Security group rules that no binding asks for and AWS does not take away";
+        r.register("stale_rules", help, new.stale_rules.clone());
+        let help = "Bindings that can't be read, so that nothing is done for them";
+        r.register("unreadable_bindings", help, new.unreadable_bindings.clone());
         r.register("cache_objects", "Objects held", new.cache_objects.clone());
         let help = "For how long the watch has not been connected; 0 while it is";
         r.register_with_unit("cache_age", help, Unit::Seconds, new.cache_age.clone());

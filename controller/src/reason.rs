@@ -77,6 +77,7 @@ words! {
         SecurityGroupAmbiguous,
         SecurityGroupNotFound,
         RuleLimitExceeded,
+        RulesRejected,
         // ---- when True ----
         Resolved,
         Registered,
@@ -100,6 +101,7 @@ words! {
         ForeignTargets,
         TargetsRemovedByOthers,
         NetworkingFailed,
+        RulesRetained,
         CleanupFailed,
         ReconcileFailed,
         Paused,

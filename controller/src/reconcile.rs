@@ -125,6 +125,8 @@ struct Memory {
     asked: Option<Timestamp>,
     /// Of a Shared binding.
     tracking: Option<Box<Tracking>>,
+    /// Registered targets of a Shared binding that are or were its own, draining ones included.
+    served: BTreeSet<TargetKey>,
     /// There is no ConfigMap of a binding that is not Shared.
     untracked: bool,
     /// When the binding was first seen, if that was not long ago; found out once.
@@ -212,7 +214,8 @@ impl Worker {
             return Some(begun + BACKOFF_LAST);
         }
         if binding.is_owned_by_lbc() && !self.ctx.settings.manage_lbc_bindings {
-            security::put_claim(&self.ctx, &self.key, Claim::Anywhere(anywhere(&binding)));
+            let assumed = anywhere(&binding.spec);
+            security::put_claim(&self.ctx, &self.key, Claim::keeping(assumed.clone()), &assumed);
             return Some(begun + IDLE);
         }
         let mut report = Report::default();
@@ -275,6 +278,8 @@ impl Worker {
         let now = Instant::now();
         let found = report.findings.iter().filter(|finding| finding.verdict == Verdict::False);
         let found = found.map(|finding| (finding.kind, finding.reason, finding.message.clone()));
+        let stale = report.stale_rules.iter();
+        let found = found.chain(stale.map(|(reason, said)| (Kind::NetworkingReady, *reason, said.clone())));
         let cleanup = report.cleanup_failed.iter();
         let cleanup = cleanup.map(|cause| (Kind::CleanupFailed, Reason::CleanupFailed, cause.clone()));
         let causes: Vec<_> = found.chain(cleanup).collect();

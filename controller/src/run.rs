@@ -5,12 +5,12 @@ use crate::context::{Ctx, Wake};
 use crate::gates;
 use crate::http;
 use crate::index::{Concerned, Index, Key};
+use crate::kept::Listed;
 use crate::lease::{self, Candidate};
 use crate::reconcile;
 use crate::security;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::NamespaceResourceScope;
-use kube::core::DeserializeGuard;
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Resource};
 use serde::de::DeserializeOwned;
@@ -20,7 +20,6 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 use tgb_api::objects::{EndpointSlice, Namespace, Node, Pod, Service};
-use tgb_api::v1::TargetGroupBinding;
 use tgb_aws::Aws;
 use tokio::time::Instant;
 use tracing::{error, info, warn};
@@ -85,14 +84,9 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         Index::remove_namespace,
         |i| i.namespaces.keys().map(|name| Key::new("", name)).collect(),
     );
-    watch_all::<DeserializeGuard<TargetGroupBinding>>(
-        &ctx,
-        "bindings",
-        &namespaces,
-        put_binding,
-        Index::remove_binding,
-        |i| i.bindings().map(|(key, _)| key.clone()).collect(),
-    );
+    watch_all::<Listed>(&ctx, "bindings", &namespaces, put_binding, Index::remove_binding, |i| {
+        i.binding_keys().cloned().collect()
+    });
     watch_all::<Service>(
         &ctx,
         "services",
@@ -243,13 +237,13 @@ fn ended(ctx: &Arc<Ctx>, key: &Key, wake: &Wake) {
     }
 }
 
-fn put_binding(index: &mut Index, binding: DeserializeGuard<TargetGroupBinding>) -> Concerned {
-    match binding.0 {
-        Ok(binding) => index.put_binding(binding),
-        Err(error) => {
-            let key = Key::of(&error.metadata);
-            warn!(binding = %key, error = %error.error, "a binding that cannot be read");
-            index.put_unreadable(key);
+fn put_binding(index: &mut Index, binding: Listed) -> Concerned {
+    match binding {
+        Listed::Read(binding) => index.put_binding(*binding),
+        Listed::Unreadable { metadata, error, keeps } => {
+            let key = Key::of(&metadata);
+            warn!(binding = %key, error, "a binding that cannot be read");
+            index.put_unreadable(key, keeps);
             Concerned::new()
         }
     }

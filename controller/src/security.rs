@@ -1,43 +1,48 @@
-//! Security groups: finds the groups of targets, keeps every binding's claim, and drives one [`Pass`] per group at a
-//! time. One writer per group; different groups side by side.
+//! Security groups: keeps every binding's claim, and one writer per group, which drives one [`Pass`] after another.
+//! Different groups are written side by side.
 
-use crate::claims::Group;
+pub(crate) mod interfaces;
+
+use self::interfaces::{REMEMBERED, security_groups, sites};
+use crate::claims::{Asked, Group, Held, Progress};
 use crate::context::Ctx;
-use crate::desired::{Origin, TargetKey, Wanted};
-use crate::group::{Answer, Known, Pass, State, Step, Wish, is_open};
-use crate::index::{Concerned, Index, Key};
-use crate::kept::Pod;
-use crate::network::{self, Claim, anywhere, group_of, permissions};
+use crate::desired::{TargetKey, Wanted};
+use crate::events::first_few;
+use crate::group::{Answer, Known, Pass, Retained, State, Step, Wish, is_open, overlap};
+use crate::index::{Concerned, Key};
+use crate::kept::Listed;
+use crate::network::{self, Claim, anywhere, permissions, unresolved};
 use crate::reason::{Kind, Reason};
 use crate::reconcile::backoff;
 use crate::status::Report;
-use futures::future::BoxFuture;
+use futures::future::join_all;
 use kube::Api;
 use kube::api::ListParams;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tgb_api::names;
 use tgb_api::v1::TargetGroupBinding;
-use tgb_aws::values::{NetworkInterface, Permission, SecurityGroup};
+use tgb_aws::values::{Permission, Rule, Source};
 use tgb_aws::{AwsError, Class};
 use tokio::time::Instant;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-/// Interfaces and tags change rarely; what is not found is looked up again sooner.
-const REMEMBERED: Duration = Duration::from_secs(600);
-/// How old an answer may be that did not hold what was looked for.
-const LOOKED: Duration = Duration::from_secs(10);
 /// How often a group is looked at that leans on somebody else's rule; one that failed or can't hold all, sooner at first.
 const AGAIN: Duration = Duration::from_secs(60);
 /// How often the VPC is searched for rules of ours that nobody wants.
 const SEARCH: Duration = Duration::from_secs(3600);
+/// Bindings per page of a list.
+const PAGE: u32 = 500;
 
 /// How a binding's rules stand.
+#[derive(Debug, PartialEq)]
 enum Standing {
-    Authorized(String),
+    /// All are there; `widened` ranges open more than it asked for, and `stale` tells of rules that could not be taken away.
+    Authorized {
+        widened: BTreeSet<String>,
+        stale: Option<(Reason, String)>,
+    },
     Pending(String),
     Failed(Reason, String),
 }
@@ -46,7 +51,7 @@ enum Standing {
 pub(crate) enum Sight<'a> {
     /// These; `lingers` if others of it are still registered or draining.
     Targets { wanted: &'a BTreeMap<TargetKey, Wanted>, vpc: Option<&'a str>, lingers: bool },
-    /// None for now, or it is sick for good: it keeps the rules that it had.
+    /// None for now, or it is sick: it keeps the rules that it had.
     Nothing,
     /// Not known for want of data.
     Unknown,
@@ -68,131 +73,201 @@ pub(crate) async fn bring(
     report: &mut Report,
 ) -> bool {
     if binding.spec.networking.is_none() {
-        put_claim(ctx, key, Claim::Groups(BTreeMap::new()));
+        put_claim(ctx, key, Claim::default(), &BTreeSet::new());
         return true;
     }
-    let old = lock(&ctx.security.claims).get(key).cloned();
-    let had = old.as_ref().and_then(Claim::groups).filter(|groups| !groups.is_empty());
-    let keeps = || had.map_or_else(|| Claim::Anywhere(anywhere(binding)), |had| Claim::Groups(had.clone()));
+    let assumed = anywhere(&binding.spec);
+    let old = lock(&ctx.security.claims).get(key).map(|held| Arc::clone(&held.claim));
+    let old = old.as_deref();
     let mut is_done = true;
-    let new = match sight {
-        Sight::Targets { wanted, vpc, lingers } => match claim(ctx, binding, wanted, vpc).await {
-            Ok((claim, problem)) => {
+    let (nothing, unknown) = ("the rules that there are stay", "the security groups are not known yet");
+    let (claim, otherwise) = match sight {
+        Sight::Targets { wanted, vpc, lingers } => match found(ctx, binding, wanted, vpc).await {
+            Ok(Rules { rules, problem, lost }) => {
+                is_done = !lost;
                 let keeps_all = lingers || problem.is_some();
                 if let Some((reason, message)) = problem {
                     report.bad(Kind::NetworkingReady, reason, message);
                 }
-                if keeps_all { claim.keeping(anywhere(binding)) } else { claim }
+                let keep = if keeps_all { assumed.clone() } else { BTreeSet::new() };
+                (Claim { rules, keep, ..Claim::default() }, Some("no target has a security group"))
             }
             Err(error) => {
                 report.bad(Kind::NetworkingReady, reason_of(&error), error.to_string());
                 is_done = false;
-                if had.is_some() { keeps().keeping(anywhere(binding)) } else { Claim::Unknown }
+                (kept(old, &assumed), None)
             }
         },
-        Sight::Nothing => keeps(),
-        Sight::Unknown => old.clone().unwrap_or(Claim::Unknown),
-        Sight::Paused => {
-            let mut kept = anywhere(binding);
-            let before = old.iter().flat_map(|old| old.groups().into_iter().flat_map(BTreeMap::values));
-            kept.extend(before.flatten().cloned());
-            kept.extend(old.iter().filter_map(Claim::anywhere).flatten().cloned());
-            Claim::Anywhere(kept)
-        }
+        Sight::Nothing => (kept(old, &assumed), Some(nothing)),
+        Sight::Unknown => (kept(old, &assumed), None),
+        Sight::Paused => (paused(old, &assumed), Some(nothing)),
     };
-    let groups = groups_in(&new);
-    put_claim(ctx, key, new);
+    let groups: Vec<String> = claim.rules.keys().cloned().collect();
+    put_claim(ctx, key, claim, &assumed);
     let standing = standing(ctx, key);
     if changed && matches!(standing, Standing::Failed(..)) {
-        for group in groups {
-            let ctx = Arc::clone(ctx);
-            tokio::spawn(async move { settle(&ctx, &group).await });
+        for group in &groups {
+            ask(ctx, group, true);
         }
     }
     match standing {
-        Standing::Authorized(message) => report.ok(Kind::NetworkingReady, Reason::Authorized, message),
         Standing::Failed(reason, message) => report.bad(Kind::NetworkingReady, reason, message),
         Standing::Pending(message) => report.unknown(Kind::NetworkingReady, Reason::Pending, message),
+        Standing::Authorized { widened, stale } => {
+            report.stale_rules.clone_from(&stale);
+            match otherwise.filter(|_| groups.is_empty()).or((!groups.is_empty()).then_some("")) {
+                None => report.unknown(Kind::NetworkingReady, Reason::Pending, unknown),
+                Some(words) => {
+                    let message = authorized(groups.len(), words, widened, stale);
+                    report.ok(Kind::NetworkingReady, Reason::Authorized, message);
+                }
+            }
+        }
     }
     is_done
 }
 
-/// Puts down what a binding wants and sets the writers of the groups concerned to work.
-pub(crate) fn put_claim(ctx: &Arc<Ctx>, key: &Key, claim: Claim) {
-    let security = &ctx.security;
-    let concerned: BTreeSet<String> = {
-        let mut claims = lock(&security.claims);
+/// The claim of a binding whose targets are not known: what it had, as far as its spec still asks for it, and nothing that
+/// its spec could ask for is taken away.
+fn kept(old: Option<&Claim>, assumed: &BTreeSet<Permission>) -> Claim {
+    let mut rules = old.map(|old| old.rules.clone()).unwrap_or_default();
+    for permissions in rules.values_mut() {
+        permissions.retain(|had| is_open(had, assumed));
+    }
+    rules.retain(|_, permissions| !permissions.is_empty());
+    Claim { rules, keep: assumed.clone(), ..Claim::default() }
+}
+
+/// The claim of a paused binding: everything stays as it is.
+fn paused(old: Option<&Claim>, assumed: &BTreeSet<Permission>) -> Claim {
+    let mut keep = assumed.clone();
+    if let Some(old) = old {
+        keep.extend(old.rules.values().flatten().chain(&old.keep).cloned());
+    }
+    Claim::keeping(keep)
+}
+
+/// Puts down what a binding wants, and sets the writers of the groups concerned to work. What was not put down yet counted as
+/// `assumed`.
+pub(crate) fn put_claim(ctx: &Arc<Ctx>, key: &Key, claim: Claim, assumed: &BTreeSet<Permission>) {
+    let concerned = {
+        let mut claims = lock(&ctx.security.claims);
         let old = claims.get(key);
-        if old == Some(&claim) {
+        if old.is_some_and(|old| *old.claim == claim) {
             return;
         }
-        // What could not be revoked for want of this claim may go now.
-        let kept_all = !matches!(old, Some(Claim::Groups(_)));
-        let mut concerned = groups_in(&claim);
-        concerned.extend(old.map(groups_in).unwrap_or_default());
-        claims.insert(key.clone(), claim);
-        if kept_all {
-            concerned.extend(lock(&security.groups).keys().cloned());
+        let mut concerned: BTreeSet<String> = claim.rules.keys().cloned().collect();
+        let mut left = BTreeSet::new();
+        if let Some(old) = old {
+            concerned.extend(old.claim.rules.keys().cloned());
+            let groups = lock(&ctx.security.groups);
+            left.extend(old.left.iter().filter(|id| groups.contains_key(*id)).cloned());
+            left.extend(old.claim.rules.keys().cloned());
+            left.retain(|id| !claim.rules.contains_key(id));
         }
+        // What was kept for want of this claim may go now.
+        let kept = old.map_or(assumed, |old| &old.claim.keep);
+        concerned.extend(holders(ctx, kept.difference(&claim.keep)));
+        claims.insert(key.clone(), Held { claim: Arc::new(claim), left, dropped: None });
         concerned
     };
     for group in concerned {
-        let ctx = Arc::clone(ctx);
-        tokio::spawn(async move { settle(&ctx, &group).await });
+        ask(ctx, &group, false);
     }
 }
 
-/// Takes a binding's claim away and waits until the rules that only it wanted are gone.
-pub(crate) async fn drop_claim(ctx: &Arc<Ctx>, key: &Key) -> Result<(), AwsError> {
-    // Before the search has ended, not all groups with rules of ours are known.
-    let searched = ctx.security.searched.initialized();
-    if !searched {
-        let poll = async {
-            while !ctx.security.searched.initialized() {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        // If it takes long, it will find the rules itself.
-        let _ = tokio::time::timeout(Duration::from_secs(10), poll).await;
-    }
-    let concerned: BTreeSet<String> = {
+/// What became of a binding's rules when it ended.
+pub(crate) struct Dropped {
+    /// The groups in which rules stay, and their description.
+    pub(crate) retained: Option<(Vec<String>, String)>,
+}
+
+/// Takes a binding's claim away, and waits until the rules that only it wanted are gone, or until those that it used are
+/// described as retained. Only groups that hold such rules are waited for.
+///
+/// # Errors
+/// What AWS answered about the first group that could not be done.
+pub(crate) async fn drop_claim(
+    ctx: &Arc<Ctx>,
+    key: &Key,
+    binding: &TargetGroupBinding,
+    retains: bool,
+) -> Result<Dropped, AwsError> {
+    // Before the search has ended, not all groups with rules of ours are known. If it takes long, it will find the rules itself.
+    let mut searched = ctx.security.searched.subscribe();
+    let _ = tokio::time::timeout(Duration::from_secs(10), searched.wait_for(|done| *done)).await;
+    let description = network::retained_marker(&marker(ctx), &key.to_string());
+    let had = {
         let mut claims = lock(&ctx.security.claims);
-        let old = claims.insert(key.clone(), Claim::Groups(BTreeMap::new()));
-        let all = lock(&ctx.security.groups);
-        match old {
-            Some(Claim::Groups(groups)) if !groups.is_empty() => groups.into_keys().collect(),
-            _ => all.keys().cloned().collect(),
-        }
+        let assumed = || Held { claim: Arc::new(Claim::keeping(anywhere(&binding.spec))), ..Held::default() };
+        let held = claims.entry(key.clone()).or_insert_with(assumed);
+        let had = Arc::clone(held.dropped.get_or_insert_with(|| Arc::clone(&held.claim)));
+        held.claim = Arc::new(match retains {
+            true => Claim { retained_as: Some(description.clone()), ..(*had).clone() },
+            false => Claim::default(),
+        });
+        had
     };
-    for group in concerned {
-        if let Some(error) = settle(ctx, &group).await.error {
-            return Err(error);
+    let mut concerned = holders(ctx, &had.keep);
+    concerned.extend(had.rules.keys().cloned());
+    let settled = join_all(concerned.iter().map(|id| settled(ctx, id, false))).await;
+    for (id, progress) in concerned.iter().zip(&settled) {
+        if let Some(error) = hindered(progress, id, &had, retains) {
+            return Err(AwsError { message: format!("{} (security group {id})", error.message), ..error });
         }
     }
-    Ok(())
+    let is_retained = |(id, progress): &(&String, &Progress)| {
+        progress.state.as_ref().is_some_and(|state| overlap(had.used(id), &state.rules))
+    };
+    let retained: Vec<String> =
+        concerned.iter().zip(&settled).filter(is_retained).map(|(id, _)| id.clone()).collect();
+    lock(&ctx.security.claims).insert(key.clone(), Held::default());
+    Ok(Dropped {
+        retained: Some((retained, description)).filter(|(groups, _)| retains && !groups.is_empty()),
+    })
+}
+
+/// What keeps a group from being done for a binding that ends: an error that leaves rules of ours there which nobody but it
+/// used, or that leaves open whether there are any.
+fn hindered(progress: &Progress, id: &str, had: &Claim, retains: bool) -> Option<AwsError> {
+    let state = progress.state.as_ref()?;
+    if let Some((rules, error)) = &state.unretained
+        && overlap(had.used(id), rules)
+    {
+        return Some(error.clone());
+    }
+    let error = state.error.as_ref()?;
+    let left = match (&state.ours, retains) {
+        (None, _) => &progress.ours,
+        (Some(ours), true) => ours,
+        (Some(_), false) => &state.stale,
+    };
+    let is_open = error.class() != Class::Terminal && had.rules.contains_key(id);
+    (is_open || overlap(had.used(id), left)).then(|| error.clone())
 }
 
 /// Forgets a binding that is gone; its rules go, too.
 pub(crate) fn forget(ctx: &Arc<Ctx>, key: &Key) {
     let Some(old) = lock(&ctx.security.claims).remove(key) else { return };
-    for group in groups_in(&old) {
-        let ctx = Arc::clone(ctx);
-        tokio::spawn(async move { settle(&ctx, &group).await });
+    let mut concerned = holders(ctx, &old.claim.keep);
+    concerned.extend(old.claim.rules.keys().cloned());
+    for group in concerned {
+        ask(ctx, &group, false);
     }
 }
 
 /// Looks at every group again that could not be done, as when AWS answers again.
 pub(crate) fn retry(ctx: &Arc<Ctx>) {
-    let failed: Vec<String> = lock(&ctx.security.groups)
-        .iter()
-        .filter(|(_, group)| {
-            lock(&group.state).as_ref().is_none_or(|state| state.error.is_some() || !state.failed.is_empty())
-        })
-        .map(|(id, _)| id.clone())
-        .collect();
+    let is_failed = |group: &Group| {
+        let progress = group.progress.borrow();
+        progress.state.as_ref().is_none_or(|state| is_failed(state))
+    };
+    let failed: Vec<String> = {
+        let groups = lock(&ctx.security.groups);
+        groups.iter().filter(|(_, group)| is_failed(group)).map(|(id, _)| id.clone()).collect()
+    };
     for id in failed {
-        let ctx = Arc::clone(ctx);
-        tokio::spawn(async move { settle(&ctx, &id).await });
+        ask(ctx, &id, true);
     }
 }
 
@@ -203,9 +278,15 @@ pub(crate) async fn search(ctx: Arc<Ctx>) {
         let mut again = SEARCH;
         match find(&ctx).await {
             Ok(found) => {
-                let mut groups = lock(&ctx.security.groups);
-                for id in found {
-                    groups.entry(id).or_default();
+                for (id, ours) in found {
+                    let (group, _) = ask(&ctx, &id, true);
+                    group.progress.send_if_modified(|progress| {
+                        let is_new = progress.state.is_none();
+                        if is_new {
+                            progress.ours = ours;
+                        }
+                        is_new
+                    });
                 }
             }
             Err(error) => {
@@ -213,14 +294,7 @@ pub(crate) async fn search(ctx: Arc<Ctx>) {
                 again = Duration::from_secs(300);
             }
         }
-        // Whoever asks first finds it set.
-        let _ = ctx.security.searched.set(());
-        let all: Vec<(String, Arc<Group>)> =
-            lock(&ctx.security.groups).iter().map(|(id, group)| (id.clone(), Arc::clone(group))).collect();
-        for (id, group) in all {
-            group.known.lock().await.forget_quota();
-            settle(&ctx, &id).await;
-        }
+        ctx.security.searched.send_replace(true);
         tokio::select! {
             () = ctx.stop.cancelled() => return,
             () = tokio::time::sleep(again) => {}
@@ -228,13 +302,42 @@ pub(crate) async fn search(ctx: Arc<Ctx>) {
     }
 }
 
-/// The ids of the VPC's groups that have rules of ours.
-async fn find(ctx: &Ctx) -> Result<Vec<String>, AwsError> {
-    let Some(vpc) = vpc(ctx).await? else { return Ok(Vec::new()) };
-    let marker = marker(ctx);
-    let adopt = ctx.settings.adopt_unmarked_rules;
-    let is_ours = |text: &str| text == marker || (adopt && text == names::RULE_DESCRIPTION);
-    ctx.aws.security_group_ids_with_rules(&vpc, is_ours).await
+/// How many rules of ours nobody wants, that could not be taken away.
+pub(crate) fn stale_rules(ctx: &Ctx) -> usize {
+    let groups = lock(&ctx.security.groups);
+    let of = |group: &Arc<Group>| {
+        let progress = group.progress.borrow();
+        progress.state.as_ref().filter(|state| state.error.is_some()).map_or(0, |state| state.stale.len())
+    };
+    groups.values().map(of).sum()
+}
+
+// ---- what a binding asks for ----
+
+/// What was found for the targets of a binding.
+struct Rules {
+    rules: BTreeMap<String, BTreeSet<Permission>>,
+    /// What is wrong, for `NetworkingReady=False`.
+    problem: Option<(Reason, String)>,
+    /// Something was not found at EC2 that may be there soon.
+    lost: bool,
+}
+
+async fn found(
+    ctx: &Ctx,
+    binding: &TargetGroupBinding,
+    targets: &BTreeMap<TargetKey, Wanted>,
+    vpc: Option<&str>,
+) -> Result<Rules, AwsError> {
+    let sites = sites(&ctx.index(), targets);
+    let (groups, mut problem) = security_groups(ctx, &sites, vpc).await?;
+    let lost = problem.is_some();
+    if !sites.is_empty() && problem.is_none() {
+        let pods = sites.iter().filter_map(|site| site.ports.as_ref());
+        problem = unresolved(&binding.spec, pods).map(|message| (Reason::PortNotFound, message));
+    }
+    let rules = groups.into_iter().map(|(id, ports)| (id, permissions(&binding.spec, ports.iter())));
+    Ok(Rules { rules: rules.collect(), problem, lost })
 }
 
 /// The cluster's VPC: as given, as the instance metadata service says, or that of a node.
@@ -242,126 +345,110 @@ async fn vpc(ctx: &Ctx) -> Result<Option<String>, AwsError> {
     if let Some(vpc) = ctx.aws.find_vpc_id().await {
         return Ok(Some(vpc.to_owned()));
     }
-    let instances: BTreeSet<String> = {
+    let ids: BTreeSet<String> = {
         let index = ctx.index();
         index.nodes.values().filter_map(|node| node.instance_id()).take(20).map(str::to_owned).collect()
     };
-    let found = interfaces(ctx, &instances, REMEMBERED, Sought::Instances).await?;
-    Ok(found.into_iter().find_map(|interface| interface.vpc_id))
+    let found = interfaces::instances(ctx, ids, REMEMBERED).await?;
+    Ok(found.values().flat_map(|all| all.iter()).find_map(|interface| interface.vpc_id.clone()))
 }
 
-/// Finds the groups of a binding's targets. The second part says what could not be found.
-async fn claim(
-    ctx: &Ctx,
-    binding: &TargetGroupBinding,
-    targets: &BTreeMap<TargetKey, Wanted>,
-    vpc: Option<&str>,
-) -> Result<(Claim, Option<(Reason, String)>), AwsError> {
-    let sites: Vec<Site> = {
-        let index = ctx.index();
-        targets.iter().filter_map(|(key, wanted)| site(&index, key, wanted)).collect()
-    };
-    let mut at: BTreeMap<String, (NetworkInterface, Vec<&Pod>)> = BTreeMap::new();
-    let mut problem = None;
-    let mut left: Vec<&Site> = sites.iter().collect();
-    // What is not in a remembered answer is asked for once more.
-    for younger in [REMEMBERED, LOOKED] {
-        let mut known = Vec::new();
-        for sought in [Sought::Enis, Sought::Instances, Sought::Addresses(vpc)] {
-            let keys = left.iter().filter_map(|site| site.key(sought)).collect();
-            known.extend(interfaces(ctx, &keys, younger, sought).await?);
-        }
-        left.retain(|site| {
-            let found = known.iter().find(|interface| site.is_at(interface));
-            if let Some(interface) = found {
-                let entry = at.entry(interface.id.clone()).or_insert_with(|| (interface.clone(), Vec::new()));
-                entry.1.extend(site.pod.as_ref());
-            }
-            found.is_none()
-        });
-        if left.is_empty() {
-            break;
-        }
-    }
-    if let Some(lost) = left.first() {
-        let others = if left.len() > 1 { format!(" and {} others", left.len() - 1) } else { String::new() };
-        let message = format!("no network interface of {}{others} is found", lost.describe());
-        problem = Some((Reason::SecurityGroupNotFound, message));
-    }
-    let several: BTreeSet<String> = at
-        .values()
-        .filter(|(interface, _)| interface.security_groups.len() > 1)
-        .flat_map(|(interface, _)| interface.security_groups.iter().cloned())
-        .collect();
-    let chosen = |tags: &BTreeMap<String, SecurityGroup>| -> Vec<Result<String, (Reason, String)>> {
-        let sought = &ctx.settings.security_group_tags;
-        at.values().map(|(interface, _)| group_of(interface, tags, sought)).collect()
-    };
-    let mut found = chosen(&tags(ctx, &several, REMEMBERED).await?);
-    if found.iter().any(Result::is_err) {
-        found = chosen(&tags(ctx, &several, LOOKED).await?);
-    }
-    let mut groups: BTreeMap<String, BTreeSet<Permission>> = BTreeMap::new();
-    for ((_, pods), group) in at.values().zip(found) {
-        match group {
-            Ok(group) => groups.entry(group).or_default().extend(permissions(binding, pods)),
-            Err(why) => problem = problem.or(Some(why)),
-        }
-    }
-    Ok((Claim::Groups(groups), problem))
+/// The VPC's groups that have rules of ours, and these.
+async fn find(ctx: &Ctx) -> Result<BTreeMap<String, BTreeSet<Permission>>, AwsError> {
+    let Some(vpc) = vpc(ctx).await? else { return Ok(BTreeMap::new()) };
+    let marker = marker(ctx);
+    let adopt = ctx.settings.adopt_unmarked_rules;
+    let is_ours = |text: &str| text == marker || (adopt && text == names::RULE_DESCRIPTION);
+    ctx.aws.security_groups_with_rules(&vpc, is_ours).await
 }
-
-// ---- details ----
 
 fn marker(ctx: &Ctx) -> String {
     network::marker(&ctx.settings.cluster_name, ctx.settings.rule_owner.as_deref())
 }
 
-fn groups_in(claim: &Claim) -> BTreeSet<String> {
-    claim.groups().into_iter().flat_map(BTreeMap::keys).cloned().collect()
+/// The groups that hold rules of ours which open something of these.
+fn holders<'a>(ctx: &Ctx, permissions: impl IntoIterator<Item = &'a Permission> + Clone) -> BTreeSet<String> {
+    let groups = lock(&ctx.security.groups);
+    let held = groups.iter().filter(|(_, group)| {
+        let progress = group.progress.borrow();
+        overlap(permissions.clone(), &progress.ours)
+    });
+    held.map(|(id, _)| id.clone()).collect()
 }
+
+// ---- how it stands ----
 
 /// Whether what a binding wants is there.
 fn standing(ctx: &Ctx, key: &Key) -> Standing {
-    let claim = lock(&ctx.security.claims).get(key).cloned().unwrap_or(Claim::Unknown);
-    let Some(claimed) = claim.groups() else {
-        return match claim {
-            Claim::Anywhere(_) => Standing::Authorized("the rules that there are stay".to_owned()),
-            _ => Standing::Pending("the security groups are not known yet".to_owned()),
-        };
+    let (claim, left) = {
+        let claims = lock(&ctx.security.claims);
+        let held = claims.get(key);
+        held.map(|held| (Arc::clone(&held.claim), held.left.clone())).unwrap_or_default()
     };
     let mut pending = None;
-    let mut widened = BTreeSet::new();
-    for (id, permissions) in claimed {
+    let (mut widened, mut stale) = (BTreeSet::new(), None);
+    for id in claim.rules.keys().chain(&left) {
         let group = lock(&ctx.security.groups).get(id).cloned();
-        let Some(state) = group.and_then(|group| lock(&group.state).clone()) else {
-            pending = Some("the security groups are not done yet".to_owned());
-            continue;
-        };
-        let uses = |wide: &&Permission| permissions.iter().any(|asked| is_open(asked, [*wide]));
-        widened.extend(state.widened.iter().filter(uses).map(|wide| format!("{id} {}", shown(wide))));
-        for permission in permissions.iter().filter(|asked| !is_open(asked, &state.rules)) {
-            let failure = state.failed.iter().find(|(failed, _)| is_open(permission, [*failed]));
-            match failure.map(|(_, error)| error).or(state.error.as_ref()) {
-                Some(error) => {
-                    let message = format!("{id}, {}: {error}", shown(permission));
-                    return Standing::Failed(reason_of(error), message);
-                }
-                None => {
-                    pending = Some(match state.withheld {
-                        Some((add, revoke)) => {
-                            format!("would add {add} rules to {id} and take away {revoke}")
-                        }
-                        None => "the security groups are not done yet".to_owned(),
-                    });
-                }
+        let state = group.and_then(|group| group.progress.borrow().state.clone());
+        match standing_in(&claim, id, state.as_deref()) {
+            Standing::Failed(reason, message) => return Standing::Failed(reason, message),
+            Standing::Pending(message) => pending = Some(message),
+            Standing::Authorized { widened: more, stale: other } => {
+                widened.extend(more);
+                stale = stale.or(other);
             }
         }
     }
-    if let Some(pending) = pending {
-        return Standing::Pending(pending);
+    pending.map_or(Standing::Authorized { widened, stale }, Standing::Pending)
+}
+
+/// Whether what a claim wants of a group is there.
+fn standing_in(claim: &Claim, id: &str, state: Option<&State>) -> Standing {
+    let not_yet = || Standing::Pending("the security groups are not done yet".to_owned());
+    let mut wanted = claim.wanted(id).peekable();
+    let is_wanted = wanted.peek().is_some();
+    let Some(state) = state else {
+        // A group that it left, and that nobody looks at any more, is none of its business.
+        return if is_wanted {
+            not_yet()
+        } else {
+            Standing::Authorized { widened: BTreeSet::new(), stale: None }
+        };
+    };
+    let mut pending = None;
+    for permission in wanted.filter(|asked| !is_open(asked, &state.rules)) {
+        let failure = state.failed.iter().find(|(failed, _)| is_open(permission, [*failed]));
+        match (failure.map(|(_, error)| error).or(state.error.as_ref()), state.withheld) {
+            (Some(error), _) => {
+                let message = format!("{id}, {}: {error}", shown(permission));
+                return Standing::Failed(reason_of(error), message);
+            }
+            (None, Some((add, revoke))) => {
+                let message = format!("would add {add} rules to {id} and take away {revoke}");
+                pending = Some(Standing::Pending(message));
+            }
+            (None, None) => pending = Some(not_yet()),
+        }
     }
-    let mut message = match claimed.len() {
+    let uses = |wide: &&Permission| claim.wanted(id).any(|asked| is_open(asked, [*wide]));
+    let widened = state.widened.iter().filter(uses).map(|wide| format!("{id} {}", shown(wide)));
+    let stale = state.error.as_ref().filter(|_| !state.stale.is_empty()).map(|error| {
+        let rules: Vec<String> = state.stale.iter().map(shown).collect();
+        let message = format!("{id} still opens what nobody asks for ({}): {error}", first_few(&rules));
+        (reason_of(error), message)
+    });
+    pending.unwrap_or(Standing::Authorized { widened: widened.collect(), stale })
+}
+
+/// The sentence of `NetworkingReady=True`.
+fn authorized(
+    groups: usize,
+    otherwise: &str,
+    widened: BTreeSet<String>,
+    stale: Option<(Reason, String)>,
+) -> String {
+    let mut message = match groups {
+        0 => otherwise.to_owned(),
         1 => "1 security group has the rules".to_owned(),
         groups => format!("{groups} security groups have the rules"),
     };
@@ -370,15 +457,23 @@ fn standing(ctx: &Ctx, key: &Key) -> Standing {
         message.push_str("; widened for want of room: ");
         message.push_str(&widened.join(", "));
     }
-    Standing::Authorized(message)
+    if let Some((_, stale)) = stale {
+        message.push_str("; ");
+        message.push_str(&stale);
+    }
+    message
 }
 
 /// What `NetworkingReady` says of an error.
 fn reason_of(error: &AwsError) -> Reason {
     match error.code.as_str() {
         "RulesPerSecurityGroupLimitExceeded" => Reason::RuleLimitExceeded,
-        "InvalidGroup.NotFound" | "InvalidGroupId.Malformed" => Reason::SecurityGroupNotFound,
-        _ if error.class() == Class::Terminal => Reason::AccessDenied,
+        "InvalidGroup.NotFound" | "InvalidGroupId.Malformed" | "InvalidSecurityGroupID.NotFound" => {
+            Reason::SecurityGroupNotFound
+        }
+        UNLISTED => Reason::Pending,
+        _ if error.is_access_denied() => Reason::AccessDenied,
+        _ if error.class() == Class::Terminal => Reason::RulesRejected,
         _ => Reason::AwsUnavailable,
     }
 }
@@ -387,235 +482,139 @@ fn reason_of(error: &AwsError) -> Reason {
 fn shown(permission: &Permission) -> String {
     let Permission { protocol, from_port, to_port, source } = permission;
     let source = match source {
-        tgb_aws::values::Source::SecurityGroup(id) => id,
-        tgb_aws::values::Source::Cidr(cidr) => cidr,
+        Source::SecurityGroup(id) => id,
+        Source::Cidr(cidr) => cidr,
     };
     let ports = if from_port == to_port { from_port.to_string() } else { format!("{from_port}-{to_port}") };
     format!("{} {ports} from {source}", protocol.as_str())
 }
 
-/// Where a target is.
-struct Site {
-    target: TargetKey,
-    ip: Option<IpAddr>,
-    pod: Option<Pod>,
-    eni: Option<String>,
-    instance: Option<String>,
+// ---- writers ----
+
+/// Asks a group's writer for a pass, which may go on from what is remembered unless it is to read the group `afresh`. The
+/// writer, and the number under which the pass is done.
+fn ask(ctx: &Arc<Ctx>, id: &str, afresh: bool) -> (Arc<Group>, u64) {
+    let mut groups = lock(&ctx.security.groups);
+    let group = groups.get(id).cloned().unwrap_or_else(|| {
+        let group = Arc::new(Group::default());
+        groups.insert(id.to_owned(), Arc::clone(&group));
+        tokio::spawn(keep(Arc::clone(ctx), id.to_owned(), Arc::clone(&group)));
+        group
+    });
+    let mut number = 0;
+    group.asked.send_modify(|asked| {
+        asked.times += 1;
+        asked.afresh += u64::from(afresh);
+        number = asked.times;
+    });
+    (group, number)
 }
 
-/// By what an interface is looked for.
-#[derive(Clone, Copy)]
-enum Sought<'a> {
-    Enis,
-    Instances,
-    /// In a VPC; nothing is found without one.
-    Addresses(Option<&'a str>),
+/// As [`ask`], and waits until the pass is done.
+async fn settled(ctx: &Arc<Ctx>, id: &str, afresh: bool) -> Progress {
+    let (group, number) = ask(ctx, id, afresh);
+    let mut progress = group.progress.subscribe();
+    let done = progress.wait_for(|progress| progress.done >= number).await;
+    done.map(|progress| progress.clone()).unwrap_or_default()
 }
 
-impl Site {
-    /// What to ask AWS for, if that is the way to find it.
-    fn key(&self, sought: Sought<'_>) -> Option<String> {
-        match (sought, &self.eni, &self.instance) {
-            (Sought::Enis, Some(eni), _) => Some(eni.clone()),
-            (Sought::Instances, None, Some(instance)) => Some(instance.clone()),
-            (Sought::Addresses(Some(_)), None, None) => self.ip.map(|ip| ip.to_string()),
-            _ => None,
-        }
-    }
-
-    fn is_at(&self, interface: &NetworkInterface) -> bool {
-        match (&self.eni, &self.instance, &self.ip) {
-            (Some(eni), _, _) => interface.id == *eni,
-            (None, Some(instance), ip) => {
-                interface.instance_id.as_ref() == Some(instance)
-                    && match ip {
-                        Some(ip) => holds(interface, ip),
-                        None => interface.device_index == Some(0),
-                    }
-            }
-            (None, None, Some(ip)) => holds(interface, ip),
-            (None, None, None) => false,
-        }
-    }
-
-    fn describe(&self) -> String {
-        match (&self.eni, &self.instance) {
-            (Some(eni), _) => format!("{} ({eni})", self.target),
-            (None, Some(instance)) => format!("{} (instance {instance})", self.target),
-            (None, None) => self.target.to_string(),
-        }
+/// Keeps a group as bindings want it, until it is nobody's business any more.
+async fn keep(ctx: Arc<Ctx>, id: String, group: Arc<Group>) {
+    loop {
+        let writer = tokio::spawn(write_for_ever(Arc::clone(&ctx), id.clone(), Arc::clone(&group)));
+        let Err(error) = writer.await else { return };
+        error!(group = id, %error, "the writer of a security group broke off");
+        tokio::time::sleep(backoff(u32::MAX, 0.0)).await;
     }
 }
 
-fn holds(interface: &NetworkInterface, ip: &IpAddr) -> bool {
-    interface.addresses.contains(ip)
-        || interface
-            .prefixes
-            .iter()
-            .filter_map(|prefix| prefix.parse::<ipnet::IpNet>().ok())
-            .any(|prefix| prefix.contains(ip))
-}
-
-/// Hybrid nodes have no interface at EC2.
-fn site(index: &Index, target: &TargetKey, wanted: &Wanted) -> Option<Site> {
-    let (pod, node) = match &wanted.origin {
-        Origin::Pod { key, .. } => {
-            let pod = index.pod(key).map(|(_, pod)| pod);
-            (pod.cloned(), pod.and_then(|pod| index.nodes.get(pod.node.as_deref()?)))
+async fn write_for_ever(ctx: Arc<Ctx>, id: String, group: Arc<Group>) {
+    let mut wake = group.asked.subscribe();
+    let (mut known, mut quota_met) = (Known::default(), Instant::now());
+    let (mut failures, mut read) = (0u32, 0);
+    let mut next = Instant::now();
+    loop {
+        let asked = *wake.borrow_and_update();
+        let afresh = next <= Instant::now() || asked.afresh != read;
+        read = asked.afresh;
+        // Quotas can be raised.
+        if quota_met.elapsed() >= SEARCH {
+            known.forget_quota();
+            quota_met = Instant::now();
         }
-        Origin::Node(name) => (None, index.nodes.get(name.as_str())),
-        Origin::Bare => (None, None),
-    };
-    let compute = node.and_then(|node| node.labels.get("eks.amazonaws.com/compute-type"));
-    if compute.is_some_and(|compute| compute == "hybrid") {
-        return None;
-    }
-    let ip: Option<IpAddr> = target.id.parse().ok();
-    let eni = pod.as_ref().and_then(|pod| pod.eni()).and_then(|text| eni_in(text, ip));
-    let instance = node.and_then(|node| node.instance_id()).map(str::to_owned);
-    Some(Site { target: target.clone(), ip, pod, eni, instance })
-}
-
-/// The interface that the annotation `vpc.amazonaws.com/pod-eni` names for an address.
-fn eni_in(annotation: &str, ip: Option<IpAddr>) -> Option<String> {
-    let all: Vec<serde_json::Value> = serde_json::from_str(annotation).ok()?;
-    let has = |entry: &&serde_json::Value| {
-        let addresses = ["privateIp", "ipv6Addr"].map(|field| entry.get(field)?.as_str()?.parse().ok());
-        ip.is_some() && addresses.contains(&ip)
-    };
-    all.iter().find(has).or(all.first())?.get("eniId")?.as_str().map(str::to_owned)
-}
-
-/// Interfaces as remembered for at most `younger`, or as AWS has them now.
-async fn interfaces(
-    ctx: &Ctx,
-    keys: &BTreeSet<String>,
-    younger: Duration,
-    sought: Sought<'_>,
-) -> Result<Vec<NetworkInterface>, AwsError> {
-    let mut found = Vec::new();
-    let mut unknown = Vec::new();
-    {
-        let remembered = lock(&ctx.security.interfaces);
-        for key in keys {
-            match remembered.get(key).filter(|(read, _)| read.elapsed() < younger) {
-                Some((_, interfaces)) => found.extend(interfaces.iter().cloned()),
-                None => unknown.push(key.clone()),
-            }
+        let state = write(&ctx, &id, &mut known, afresh).await;
+        if let Some(error) = &state.error {
+            warn!(group = id, %error, "could not bring a security group to what bindings want");
         }
-    }
-    if unknown.is_empty() {
-        return Ok(found);
-    }
-    let read = match sought {
-        Sought::Enis => ctx.aws.interfaces(&unknown).await?,
-        Sought::Instances => ctx.aws.interfaces_of_instances(&unknown).await?,
-        Sought::Addresses(vpc) => {
-            let addresses: Vec<IpAddr> = unknown.iter().filter_map(|key| key.parse().ok()).collect();
-            ctx.aws.interfaces_by_address(vpc.unwrap_or_default(), &addresses).await?
-        }
-    };
-    let now = Instant::now();
-    let mut remembered = lock(&ctx.security.interfaces);
-    remembered.retain(|_, (read, _)| read.elapsed() < REMEMBERED);
-    for key in unknown {
-        let is_of = |interface: &&NetworkInterface| match sought {
-            Sought::Enis => interface.id == key,
-            Sought::Instances => interface.instance_id.as_ref() == Some(&key),
-            Sought::Addresses(_) => key.parse().is_ok_and(|ip| holds(interface, &ip)),
+        let again = if is_failed(&state) {
+            failures = failures.saturating_add(1);
+            backoff(failures, 0.0)
+        } else {
+            failures = 0;
+            if state.leans_on_others { AGAIN.min(ctx.settings.resync) } else { ctx.settings.resync }
         };
-        let own: Vec<NetworkInterface> = read.iter().filter(is_of).cloned().collect();
-        found.extend(own.iter().cloned());
-        remembered.insert(key, (now, own));
-    }
-    Ok(found)
-}
-
-async fn tags(
-    ctx: &Ctx,
-    ids: &BTreeSet<String>,
-    younger: Duration,
-) -> Result<BTreeMap<String, SecurityGroup>, AwsError> {
-    let mut found = BTreeMap::new();
-    let mut unknown = Vec::new();
-    {
-        let remembered = lock(&ctx.security.tags);
-        for id in ids {
-            match remembered.get(id).filter(|(read, _)| read.elapsed() < younger) {
-                Some((_, group)) => drop(found.insert(id.clone(), group.clone())),
-                None => unknown.push(id.clone()),
-            }
+        let at = Instant::now() + again.mul_f64(0.9 + fastrand::f64() * 0.2);
+        next = if afresh { at } else { next.min(at) };
+        let is_over = state.error.is_none() && state.ours.as_ref().is_some_and(BTreeSet::is_empty);
+        let is_used = publish(&ctx, &id, &group, asked, state);
+        if is_over && !is_used && end(&ctx, &id, &group, asked) {
+            return;
         }
-    }
-    if !unknown.is_empty() {
-        let now = Instant::now();
-        for group in ctx.aws.security_groups(&unknown).await? {
-            lock(&ctx.security.tags).insert(group.id.clone(), (now, group.clone()));
-            found.insert(group.id.clone(), group);
-        }
-    }
-    Ok(found)
-}
-
-/// Brings a group to what is wanted now. Passes that were asked for while another ran are one.
-async fn settle(ctx: &Arc<Ctx>, id: &str) -> State {
-    let group = Arc::clone(lock(&ctx.security.groups).entry(id.to_owned()).or_default());
-    let ticket = group.asked.fetch_add(1, Ordering::AcqRel) + 1;
-    let mut known = group.known.lock().await;
-    if group.done.load(Ordering::Acquire) >= ticket {
-        return lock(&group.state).clone().unwrap_or_default();
-    }
-    let up_to = group.asked.load(Ordering::Acquire);
-    let state = write(ctx, id, &mut known).await;
-    group.done.store(up_to, Ordering::Release);
-    let changed = lock(&group.state).replace(state.clone()).as_ref() != Some(&state);
-    let users: Concerned = lock(&ctx.security.claims)
-        .iter()
-        .filter(|(_, claim)| claim.groups().is_some_and(|groups| groups.contains_key(id)))
-        .map(|(key, _)| key.clone())
-        .collect();
-    if changed {
-        ctx.nudge(&users);
-    }
-    if let Some(error) = &state.error {
-        warn!(group = id, %error, "could not bring a security group to what bindings want");
-    }
-    let again = if state.error.is_some() || !state.failed.is_empty() {
-        backoff(group.failures.fetch_add(1, Ordering::AcqRel).saturating_add(1), 0.0)
-    } else {
-        group.failures.store(0, Ordering::Release);
-        if state.leans_on_others { AGAIN.min(ctx.settings.resync) } else { ctx.settings.resync }
-    };
-    if state.error.is_none() && users.is_empty() && state.ours == 0 {
-        // Nobody's business any more.
-        lock(&ctx.security.groups).retain(|known, entry| known != id || !Arc::ptr_eq(entry, &group));
-    } else {
-        let again = again.mul_f64(0.9 + fastrand::f64() * 0.2);
-        let later = tokio::spawn(settle_later(Arc::clone(ctx), id.to_owned(), again)).abort_handle();
-        // The one before may be this very task: it has nothing else to do.
-        if let Some(before) = lock(&group.later).replace(later) {
-            before.abort();
-        }
-    }
-    state
-}
-
-fn settle_later(ctx: Arc<Ctx>, id: String, again: Duration) -> BoxFuture<'static, ()> {
-    Box::pin(async move {
         tokio::select! {
-            () = ctx.stop.cancelled() => {}
-            () = tokio::time::sleep(again) => drop(settle(&ctx, &id).await),
+            () = ctx.stop.cancelled() => return,
+            _ = wake.changed() => {}
+            () = tokio::time::sleep_until(next) => {}
         }
-    })
+    }
+}
+
+/// Tells how a pass has ended, and wakes the bindings that stand otherwise now. Whether any binding uses the group.
+fn publish(ctx: &Ctx, id: &str, group: &Group, asked: Asked, state: State) -> bool {
+    let state = Arc::new(state);
+    let mut before = None;
+    group.progress.send_modify(|progress| {
+        progress.done = asked.times;
+        if let Some(ours) = &state.ours {
+            progress.ours.clone_from(ours);
+        }
+        before = progress.state.replace(Arc::clone(&state));
+    });
+    let (mut is_used, mut changed) = (false, Concerned::new());
+    for (key, held) in lock(&ctx.security.claims).iter() {
+        let uses = held.claim.rules.contains_key(id);
+        is_used |= uses;
+        let is_concerned = (uses || held.left.contains(id)) && before.as_ref() != Some(&state);
+        if is_concerned
+            && standing_in(&held.claim, id, before.as_deref()) != standing_in(&held.claim, id, Some(&state))
+        {
+            changed.insert(key.clone());
+        }
+    }
+    ctx.nudge(&changed);
+    is_used
+}
+
+/// Ends a group's writer, unless somebody has asked for another pass.
+fn end(ctx: &Ctx, id: &str, group: &Group, asked: Asked) -> bool {
+    let mut groups = lock(&ctx.security.groups);
+    let ends = *group.asked.borrow() == asked;
+    if ends {
+        groups.remove(id);
+    }
+    ends
+}
+
+fn is_failed(state: &State) -> bool {
+    state.error.is_some() || !state.failed.is_empty() || state.unretained.is_some()
 }
 
 /// Drives one pass.
-async fn write(ctx: &Arc<Ctx>, id: &str, known: &mut Known) -> State {
+async fn write(ctx: &Arc<Ctx>, id: &str, known: &mut Known, afresh: bool) -> State {
     let marker = marker(ctx);
     let mut elsewhere = Vec::new();
-    let mut pass = Pass::default();
+    let mut pass = if afresh { Pass::default() } else { Pass::remembering(known) };
     loop {
-        let mut claims = all_claims(ctx);
+        let mut claims = claims_in(ctx, id);
         claims.extend(elsewhere.iter().cloned());
         let wish = Wish {
             group: id,
@@ -625,7 +624,8 @@ async fn write(ctx: &Arc<Ctx>, id: &str, known: &mut Known) -> State {
             overflow: ctx.settings.rule_overflow,
         };
         let step = pass.next(&wish, known);
-        let writes = matches!(step, Step::Authorize(_) | Step::Modify(..) | Step::Revoke(_));
+        let writes =
+            matches!(step, Step::Authorize(_) | Step::Modify(..) | Step::Retain(_) | Step::Revoke(_));
         if step == Step::Done || (ctx.settings.observe && (writes || step == Step::Confirm)) {
             let mut state = pass.state(&wish, known);
             if ctx.settings.observe {
@@ -636,15 +636,22 @@ async fn write(ctx: &Arc<Ctx>, id: &str, known: &mut Known) -> State {
         let done = |answer: Result<(), AwsError>| answer.map(|()| Answer::Done);
         let answer = match &step {
             Step::Read => ctx.aws.security_group_rules(id).await.map(Answer::Rules),
-            Step::Confirm => {
-                elsewhere = bindings_elsewhere(ctx).await.unwrap_or_else(|error| {
-                    warn!(group = id, %error, "could not read the bindings of other namespaces; nothing is revoked");
-                    vec![Claim::Unknown]
-                });
-                ctx.aws.security_group_rules(id).await.map(Answer::Rules)
-            }
+            Step::Confirm => match bindings_elsewhere(ctx).await {
+                Ok(found) => {
+                    elsewhere = found;
+                    ctx.aws.security_group_rules(id).await.map(Answer::Rules)
+                }
+                Err(error) => Err(error),
+            },
             Step::Authorize(rules) => done(ctx.aws.authorize(id, rules, &marker).await),
-            Step::Modify(rule, to) => done(ctx.aws.modify_rule(id, rule, to, &marker).await),
+            Step::Modify(rule, to) => {
+                let rule = Rule { id: rule.clone(), permission: to.clone(), description: marker.clone() };
+                done(ctx.aws.modify_rules(id, &[rule]).await)
+            }
+            Step::Retain(rules) => {
+                let rules: Vec<Rule> = rules.iter().cloned().map(Rule::from).collect();
+                done(ctx.aws.modify_rules(id, &rules).await)
+            }
             Step::Revoke(rules) => done(ctx.aws.revoke(id, rules).await),
             Step::Done => Ok(Answer::Done),
         };
@@ -657,6 +664,12 @@ async fn write(ctx: &Arc<Ctx>, id: &str, known: &mut Known) -> State {
     }
 }
 
+impl From<Retained> for Rule {
+    fn from(Retained { id, permission, description }: Retained) -> Self {
+        Self { id, permission, description }
+    }
+}
+
 /// A step for the log.
 fn told(step: &Step) -> String {
     match step {
@@ -665,67 +678,64 @@ fn told(step: &Step) -> String {
             format!("authorize {}", rules.join(", "))
         }
         Step::Modify(rule, to) => format!("turn {rule} into {}", shown(to)),
+        Step::Retain(rules) => {
+            let rules: Vec<&str> = rules.iter().map(|rule| rule.id.as_str()).collect();
+            format!("retain {}", rules.join(", "))
+        }
         Step::Revoke(rules) => format!("revoke {}", rules.join(", ")),
         Step::Read | Step::Confirm | Step::Done => "read".to_owned(),
     }
 }
 
-/// The claims of all bindings, the oldest first; those that have networking and were not looked at yet are unknown.
-fn all_claims(ctx: &Ctx) -> Vec<Claim> {
+/// What of all claims concerns a group, that of the oldest binding first. A binding that was not looked at yet, or that can't
+/// be read, keeps what its spec could ask for.
+fn claims_in(ctx: &Ctx, id: &str) -> Vec<Claim> {
     let index = ctx.index();
     let claims = lock(&ctx.security.claims);
+    let of = |key: &Key, spec| match claims.get(key) {
+        Some(held) => held.claim.within(id),
+        None => Some(Claim::keeping(anywhere(spec))).filter(|claim| !claim.keep.is_empty()),
+    };
     let mut all: Vec<_> = index
         .bindings()
         .filter(|(_, binding)| binding.spec.networking.is_some())
-        .map(|(key, binding)| (binding.created, key, claims.get(key).cloned().unwrap_or(Claim::Unknown)))
+        .filter_map(|(key, binding)| Some((binding.created, key, of(key, &binding.spec)?)))
         .collect();
     all.sort_by(|one, other| (one.0, one.1).cmp(&(other.0, other.1)));
-    let unreadable = index.unreadable.iter().filter(|key| !index.has_binding(key));
-    all.into_iter().map(|(_, _, claim)| claim).chain(unreadable.map(|_| Claim::Unknown)).collect()
+    let unreadable = index.unreadable.values().map(|keep| Claim::keeping(keep.clone()));
+    all.into_iter().map(|(_, _, claim)| claim).chain(unreadable).collect()
 }
 
+/// The code of the error that the bindings of other namespaces could not be listed, so that nothing may be taken away.
+const UNLISTED: &str = "BindingsNotListed";
+
 /// With `--watch-namespaces`, the bindings that are not watched count as wanting their rules, too.
-async fn bindings_elsewhere(ctx: &Ctx) -> Result<Vec<Claim>, kube::Error> {
+async fn bindings_elsewhere(ctx: &Ctx) -> Result<Vec<Claim>, AwsError> {
     if !ctx.settings.watches_some {
         return Ok(Vec::new());
     }
-    let api: Api<TargetGroupBinding> = Api::all(ctx.client.clone());
-    let all = api.list(&ListParams::default()).await?;
-    let index = ctx.index();
-    let elsewhere = all.items.iter().filter(|binding| {
-        binding.spec.networking.is_some() && !index.has_binding(&Key::of(&binding.metadata))
-    });
-    Ok(elsewhere.map(|binding| Claim::Anywhere(anywhere(binding))).collect())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_annotation_of_a_pod_names_the_interface_of_its_address() {
-        let text = r#"[{"eniId":"eni-1","privateIp":"10.0.0.1"},{"eniId":"eni-2","privateIp":"10.0.0.2","ipv6Addr":"fd00::2"}]"#;
-        assert_eq!(eni_in(text, "10.0.0.2".parse().ok()).as_deref(), Some("eni-2"));
-        assert_eq!(eni_in(text, "fd00::2".parse().ok()).as_deref(), Some("eni-2"));
-        assert_eq!(eni_in(text, "10.0.0.9".parse().ok()).as_deref(), Some("eni-1"));
-        assert_eq!(eni_in("nonsense", None), None);
-    }
-
-    #[test]
-    fn an_interface_holds_its_addresses_and_its_prefixes() {
-        let interface = NetworkInterface {
-            addresses: vec!["192.168.0.10".parse().unwrap()],
-            prefixes: vec!["10.244.0.16/28".to_owned(), "fd00::/80".to_owned()],
-            ..Default::default()
-        };
-        for (ip, held) in [
-            ("192.168.0.10", true),
-            ("10.244.0.31", true),
-            ("10.244.0.32", false),
-            ("fd00::7", true),
-            ("fd01::7", false),
-        ] {
-            assert_eq!(holds(&interface, &ip.parse().unwrap()), held, "{ip}");
+    let api: Api<Listed> = Api::all(ctx.client.clone());
+    let (mut found, mut page) = (Vec::new(), ListParams::default().limit(PAGE));
+    loop {
+        let list = api.list(&page).await.map_err(|error| AwsError {
+            operation: "list targetgroupbindings",
+            code: UNLISTED.to_owned(),
+            message: format!(
+                "nothing is taken away before the bindings of all namespaces are known: {error}"
+            ),
+        })?;
+        {
+            let index = ctx.index();
+            let keeps =
+                list.items.iter().filter(|listed| !index.has_binding(&listed.key())).map(Listed::keeps);
+            found.extend(keeps.filter(|keep| !keep.is_empty()).map(Claim::keeping));
+        }
+        match list.metadata.continue_.filter(|token| !token.is_empty()) {
+            Some(token) => page = page.continue_token(&token),
+            None => return Ok(found),
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

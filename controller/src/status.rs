@@ -48,6 +48,8 @@ pub(crate) struct Report {
     pub(crate) ends: bool,
     /// A clean-up that failed, and why.
     pub(crate) cleanup_failed: Option<String>,
+    /// Rules of security groups that nobody wants and that could not be taken away: why, and a sentence.
+    pub(crate) stale_rules: Option<(Reason, String)>,
 }
 
 impl Report {

@@ -23,8 +23,19 @@ fn there(rules: &[(&str, Permission, &str)]) -> SecurityGroupRules {
 }
 
 fn claim(permissions: &[Permission]) -> Claim {
-    Claim::Groups(BTreeMap::from([("sg-n".to_owned(), permissions.iter().cloned().collect())]))
+    let rules = BTreeMap::from([("sg-n".to_owned(), permissions.iter().cloned().collect())]);
+    Claim { rules, ..Claim::default() }
 }
+
+fn keeping(permissions: &[Permission]) -> Claim {
+    Claim::keeping(permissions.iter().cloned().collect())
+}
+
+fn retained(permissions: &[Permission]) -> Claim {
+    Claim { retained_as: Some(RETAINED.to_owned()), ..claim(permissions) }
+}
+
+const RETAINED: &str = "elbv2.k8s.aws/targetGroupBinding=shared cluster:c retained:shop/web";
 
 fn error(code: &str) -> AwsError {
     AwsError { operation: "Test", code: code.to_owned(), message: code.to_owned() }
@@ -77,6 +88,14 @@ impl Group {
                 let old = std::mem::replace(&mut rule.permission, to.clone());
                 let ports = [old.from_port, old.to_port, to.from_port, to.to_port];
                 self.changes.push(format!("{}-{}>{}-{}", ports[0], ports[1], ports[2], ports[3]));
+            }
+            Step::Retain(retained) => {
+                for Retained { id, permission, description } in retained {
+                    let rule = self.rules.rules.iter_mut().find(|rule| rule.id == *id).unwrap();
+                    assert_eq!(rule.permission, *permission);
+                    rule.description.clone_from(description);
+                    self.changes.push(format!("={}-{}", permission.from_port, permission.to_port));
+                }
             }
             Step::Revoke(ids) => {
                 let gone = self.rules.rules.iter().filter(|rule| ids.contains(&rule.id));
@@ -199,17 +218,95 @@ fn rules_of_lbc_are_ours_when_they_are_adopted() {
 }
 
 #[test]
-fn nothing_is_taken_away_while_a_binding_is_not_known() {
+fn a_binding_that_is_not_known_keeps_what_its_spec_could_ask_for_and_holds_up_nothing_else() {
     let ours = marker("c", None);
-    let rules = [("sgr-1", rule(90, 90, "sg-a"), ours.as_str())];
-    assert!(changes(&rules, &[claim(&[]), Claim::Unknown]).is_empty());
+    let rules = [("sgr-1", rule(90, 90, "sg-a"), ours.as_str()), ("sgr-2", rule(90, 90, "sg-b"), &ours)];
+    assert_eq!(changes(&rules, &[claim(&[]), keeping(&[rule(0, 65535, "sg-b")])]), ["-90-90"]);
+    assert!(changes(&rules, &[keeping(&[rule(90, 95, "sg-a"), rule(90, 90, "sg-b")])]).is_empty());
+}
+
+#[test]
+fn retained_rules_get_another_description_and_stay_whoever_goes_or_comes() {
+    let ours = marker("c", None);
+    let mut group = Group::new(
+        ANY_ROOM,
+        &[
+            ("sgr-1", rule(80, 80, "sg-a"), &ours),
+            ("sgr-2", rule(90, 90, "sg-a"), &ours),
+            ("sgr-3", rule(80, 80, "sg-b"), "by hand"),
+        ],
+    );
+    let mut known = Known::default();
+    let going = retained(&[rule(80, 80, "sg-a"), rule(80, 80, "sg-b"), rule(81, 81, "sg-a")]);
+    let state = group.settle_knowing(&[going], RuleOverflow::Fail, &mut known);
+    assert_eq!(group.changes, ["=80-80", "-90-90"], "nothing is added, and rules of others are left alone");
+    assert_eq!((state.unretained, state.ours), (None, Some(BTreeSet::new())));
+    // The binding is gone; another one wants the same rule, which counts as there, and goes again.
+    group.settle_knowing(&[], RuleOverflow::Fail, &mut known);
+    let state = group.settle_knowing(&[claim(&[rule(80, 80, "sg-a")])], RuleOverflow::Fail, &mut known);
+    assert!(state.rules.contains(&rule(80, 80, "sg-a")) && state.failed.is_empty());
+    group.settle(&[], RuleOverflow::Fail);
+    assert_eq!(group.changes.len(), 2, "{:?}", group.changes);
+}
+
+#[test]
+fn what_cannot_be_retained_is_told_and_is_not_taken_away_either() {
+    let ours = marker("c", None);
+    let rules = there(&[("sgr-1", rule(80, 80, "sg-a"), &ours)]);
+    let claims = [retained(&[rule(80, 80, "sg-a")])];
+    let wish =
+        Wish { group: "sg-n", claims: &claims, marker: &ours, adopt: false, overflow: RuleOverflow::Fail };
+    let (mut pass, mut known) = (Pass::default(), Known::default());
+    loop {
+        let step = pass.next(&wish, &mut known);
+        let answer = match &step {
+            Step::Done => break,
+            Step::Read | Step::Confirm => Answer::Rules(rules.clone()),
+            Step::Retain(_) => Answer::Failed(error("UnauthorizedOperation")),
+            step => panic!("{step:?}"),
+        };
+        pass.answered(&wish, &mut known, &step, answer);
+    }
+    let state = pass.state(&wish, &mut known);
+    assert_eq!(state.unretained.unwrap().0, BTreeSet::from([rule(80, 80, "sg-a")]));
+}
+
+#[test]
+fn what_is_remembered_of_a_group_saves_the_reading_but_nothing_is_taken_away_on_its_word() {
+    let ours = marker("c", None);
+    let mut group = Group::new(ANY_ROOM, &[("sgr-1", rule(80, 80, "sg-a"), &ours)]);
+    let mut known = Known::default();
+    let steps = |group: &mut Group, known: &mut Known, claims: &[Claim]| -> Vec<Step> {
+        let wish = Wish { group: "sg-n", claims, marker: &ours, adopt: false, overflow: RuleOverflow::Fail };
+        let (mut pass, mut steps) = (Pass::remembering(known), Vec::new());
+        loop {
+            let step = pass.next(&wish, known);
+            steps.push(step.clone());
+            if step == Step::Done {
+                pass.state(&wish, known);
+                return steps;
+            }
+            let answer = group.answer(&step, &ours);
+            pass.answered(&wish, known, &step, answer);
+        }
+    };
+    let both = [claim(&[rule(80, 80, "sg-a"), rule(443, 443, "sg-a")])];
+    let add = Step::Authorize(vec![rule(443, 443, "sg-a")]);
+    assert_eq!(steps(&mut group, &mut known, &both), [Step::Read, add, Step::Done]);
+    assert_eq!(steps(&mut group, &mut known, &both), [Step::Done]);
+    // The id of the rule that was added is not known yet.
+    let found = steps(&mut group, &mut known, &[claim(&[rule(80, 80, "sg-a")])]);
+    assert!(
+        matches!(&found[..], [Step::Confirm, Step::Revoke(ids), Step::Done] if ids.len() == 1),
+        "{found:?}"
+    );
 }
 
 #[test]
 fn a_binding_without_endpoints_keeps_the_rules_that_it_had() {
     let ours = marker("c", None);
     let rules = [("sgr-1", rule(80, 90, "sg-a"), ours.as_str()), ("sgr-2", rule(95, 95, "sg-a"), &ours)];
-    let claims = [Claim::Anywhere(BTreeSet::from([rule(85, 85, "sg-a")]))];
+    let claims = [keeping(&[rule(85, 85, "sg-a")])];
     assert_eq!(changes(&rules, &claims), ["-95-95"]);
 }
 

@@ -4,10 +4,11 @@ use super::resolve::Unresolved;
 use super::{Mode, Outcome, Worker};
 use crate::apply::Place;
 use crate::error::Error;
+use crate::events::first_few;
 use crate::gates;
 use crate::index::resolved_arn;
 use crate::ownership;
-use crate::reason::Reason;
+use crate::reason::{EventReason, Reason};
 use crate::security;
 use crate::status::Report;
 use crate::tracking::Tracking;
@@ -56,20 +57,35 @@ impl Worker {
 
     /// Targets, ConfigMap, rules, gates; a failure of one does not keep the next from being undone.
     async fn undo(&mut self, binding: &TargetGroupBinding) -> Result<(), Error> {
-        let targets = match binding.annotation(names::ON_DELETE) {
-            Some("retain") => Ok(()),
-            _ => self.deregister_all(binding).await,
+        let retains = binding.annotation(names::ON_DELETE) == Some("retain");
+        let targets = match retains {
+            true => Ok(()),
+            false => self.deregister_all(binding).await,
         };
-        let rules = match binding.spec.networking {
-            Some(_) => security::drop_claim(&self.ctx, &self.key).await.map_err(Error::from),
-            None => Ok(()),
-        };
+        let rules = self.close(binding, retains).await;
         let gates = gates::outdated(&self.ctx.index(), &self.key, |_| gates::of_a_deleted_binding());
         let gates = match gates::write(&self.ctx, gates).await {
             true => Ok(()),
             false => Err(Error::Held("the readiness gates could not be opened")),
         };
         targets.and(rules).and(gates)
+    }
+
+    /// Has the rules of security groups taken away, or left for good, and tells of those.
+    async fn close(&self, binding: &TargetGroupBinding, retains: bool) -> Result<(), Error> {
+        if binding.spec.networking.is_none() {
+            return Ok(());
+        }
+        let dropped = security::drop_claim(&self.ctx, &self.key, binding, retains).await?;
+        if let Some((groups, description)) = dropped.retained {
+            let note = format!(
+                "on-delete: retain: the rules in {} stay. Nothing removes them later but you: those described as \
+                 \"{description}\", by aws ec2 revoke-security-group-ingress --security-group-rule-ids",
+                first_few(&groups)
+            );
+            self.ctx.events.normal(binding, EventReason::RulesRetained, note);
+        }
+        Ok(())
     }
 
     async fn deregister_all(&mut self, binding: &TargetGroupBinding) -> Result<(), Error> {

@@ -1,6 +1,7 @@
 //! What a pass has to do with security groups.
 
-use super::{Found, Mode, Outcome, Worker};
+use super::{Found, Memory, Mode, Outcome, Worker};
+use crate::desired::TargetKey;
 use crate::security::{self, Sight};
 use crate::status::Report;
 use tgb_api::v1::{Sharing, TargetGroupBinding};
@@ -19,12 +20,10 @@ impl Worker {
         };
         let sight = match found {
             _ if self.mode(binding) == Mode::Paused => Sight::Paused,
-            Ok(Found { wanted, group, .. }) if !wanted.targets.is_empty() => {
-                let exclusive = binding.spec.target_group.sharing() == Sharing::Exclusive;
-                let mut observed = self.memory.observed.targets().keys();
-                let lingers = exclusive && observed.any(|key| !wanted.targets.contains_key(key));
-                let vpc = self.ctx.aws.vpc_id().or(group.vpc_id.as_deref());
-                Sight::Targets { wanted: &wanted.targets, vpc, lingers }
+            Ok(found) if !found.wanted.targets.is_empty() => {
+                let lingers = self.lingers(binding, found);
+                let vpc = self.ctx.aws.vpc_id().or(found.group.vpc_id.as_deref());
+                Sight::Targets { wanted: &found.wanted.targets, vpc, lingers }
             }
             // No endpoint, or sick for good: it keeps the rules that it had.
             Ok(_) | Err(Outcome::Done(_)) => Sight::Nothing,
@@ -36,5 +35,23 @@ impl Worker {
             true => outcome,
             false => Outcome::Failed,
         }
+    }
+
+    /// Whether targets of the binding that are not wanted any more still serve or drain: the rules that let traffic through to
+    /// them stay as long.
+    fn lingers(&mut self, binding: &TargetGroupBinding, found: &Found) -> bool {
+        let Memory { observed, tracking, served, .. } = &mut self.memory;
+        let there = observed.targets();
+        let is_unwanted = |key: &&TargetKey| !found.wanted.targets.contains_key(*key);
+        if binding.spec.target_group.sharing() == Sharing::Exclusive {
+            served.clear();
+            return there.keys().filter(is_unwanted).any(|key| !found.foreign.contains(key));
+        }
+        // One that drains is not tracked any more, so what was ours is remembered while AWS shows it.
+        let tracked =
+            |key: &TargetKey| tracking.as_ref().is_some_and(|tracking| tracking.targets.contains(key));
+        served.retain(|key| there.contains_key(key));
+        served.extend(there.keys().filter(|key| observed.is_ours(key) || tracked(key)).cloned());
+        served.iter().any(|key| is_unwanted(&key))
     }
 }

@@ -1,5 +1,6 @@
 //! A model of one security group that two clusters write, and a person or another controller beside them, over random
-//! steps: bindings change, calls are lost, throttled or refused, readings lag behind, controllers start again.
+//! steps: bindings change, go, and have their rules retained, calls are lost, throttled or refused, readings lag behind, the
+//! group refuses one kind of call for a while, controllers start again.
 
 use super::*;
 use proptest::prelude::*;
@@ -25,10 +26,16 @@ enum Op {
     Go(usize, Fate),
     /// A binding asks for other ports.
     Wish(usize, usize, Vec<(u16, u16, usize)>),
-    /// A binding is not known for now.
+    /// Of a binding only its spec is known for now.
     Forget(usize, usize),
     /// A binding has no endpoints.
     Empty(usize, usize),
+    /// A binding is deleted, and its rules are to stay; the next binding of that number is another one.
+    Retain(usize, usize),
+    /// The clean-up of the binding whose rules are to stay has ended, if they do.
+    Retained(usize, usize),
+    /// The group refuses this kind of call from now on, or none.
+    Deny(usize),
     /// A controller starts again.
     Restart(usize),
     /// Somebody else adds a rule of their own.
@@ -52,6 +59,9 @@ fn op() -> impl Strategy<Value = Op> {
         4 => (0usize..2, 0..BINDINGS, prop::collection::vec(ports, 0..4)).prop_map(|(c, b, p)| Op::Wish(c, b, p)),
         1 => (0usize..2, 0..BINDINGS).prop_map(|(c, b)| Op::Forget(c, b)),
         1 => (0usize..2, 0..BINDINGS).prop_map(|(c, b)| Op::Empty(c, b)),
+        1 => (0usize..2, 0..BINDINGS).prop_map(|(c, b)| Op::Retain(c, b)),
+        2 => (0usize..2, 0..BINDINGS).prop_map(|(c, b)| Op::Retained(c, b)),
+        1 => (0usize..8).prop_map(Op::Deny),
         1 => (0usize..2).prop_map(Op::Restart),
         1 => (1u16..14, 0usize..3).prop_map(|(port, source)| Op::Add(port, source)),
         1 => any::<usize>().prop_map(Op::Take),
@@ -71,7 +81,12 @@ struct Cluster {
     accurate: bool,
 }
 
+/// What the description of retained rules ends with.
+const RETAINED_SUFFIX: &str = " retained:shop/web";
+
 struct World {
+    /// The kind of call that the group refuses.
+    denied: usize,
     room: usize,
     rules: Vec<Rule>,
     others: usize,
@@ -80,19 +95,30 @@ struct World {
     clusters: Vec<Cluster>,
 }
 
+impl Cluster {
+    /// Only the spec of a binding is known, which might ask for any port of its sources.
+    fn forget(&mut self, binding: usize) {
+        let wanted = self.claims[binding].used("sg-n");
+        let keep =
+            wanted.map(|wanted| Permission { from_port: 0, to_port: 65535, ..wanted.clone() }).collect();
+        let retained_as = self.claims[binding].retained_as.clone();
+        self.seen[binding] = Claim { keep, retained_as, ..Claim::default() };
+    }
+}
+
 impl World {
     fn new(room: usize, overflow: RuleOverflow) -> Self {
         let cluster = |name: &str| Cluster {
             marker: marker(name, None),
             overflow,
             claims: vec![claim(&[]); BINDINGS],
-            seen: vec![Claim::Unknown; BINDINGS],
+            seen: vec![claim(&[]); BINDINGS],
             known: Known::default(),
             pass: Pass::default(),
             accurate: false,
         };
         let clusters = vec![cluster("a"), cluster("b")];
-        Self { room, rules: Vec::new(), others: 0, next: 0, history: Vec::new(), clusters }
+        Self { denied: 0, room, rules: Vec::new(), others: 0, next: 0, history: Vec::new(), clusters }
     }
 
     fn is_full(&self, rules: &[Rule]) -> bool {
@@ -104,8 +130,8 @@ impl World {
     /// What a binding of the cluster needs and has.
     fn met(&self, cluster: usize) -> BTreeSet<Permission> {
         let open: Vec<&Permission> = self.rules.iter().map(|rule| &rule.permission).collect();
-        let asked = self.clusters[cluster].claims.iter().filter_map(Claim::groups).flat_map(|g| g.values());
-        asked.flatten().filter(|asked| is_open(asked, open.iter().copied())).cloned().collect()
+        let asked = self.clusters[cluster].claims.iter().flat_map(|claim| claim.used("sg-n"));
+        asked.filter(|asked| is_open(asked, open.iter().copied())).cloned().collect()
     }
 
     /// What AWS does with a call; invariants that hold at every single one are checked here.
@@ -113,6 +139,16 @@ impl World {
         let ours = self.clusters[cluster].marker.clone();
         let (before, met) = (self.rules.clone(), self.met(cluster));
         let mut after = self.rules.clone();
+        let kind = match step {
+            Step::Authorize(_) => 1,
+            Step::Modify(..) => 2,
+            Step::Revoke(_) => 3,
+            Step::Retain(_) => 4,
+            Step::Read | Step::Confirm | Step::Done => 0,
+        };
+        if kind > 0 && kind == self.denied {
+            return Err("UnauthorizedOperation".to_owned());
+        }
         match step {
             Step::Authorize(added) => {
                 if added.iter().any(|p| p.source == Source::SecurityGroup("sg-bad".to_owned())) {
@@ -140,6 +176,20 @@ impl World {
                 assert_eq!(rule.description, ours, "a rule of somebody else's is changed");
                 rule.permission = to.clone();
             }
+            Step::Retain(retained) => {
+                if retained.iter().any(|new| after.iter().all(|rule| rule.id != new.id)) {
+                    return Err(NO_SUCH_RULE.to_owned());
+                }
+                for Retained { id, permission, description } in retained {
+                    for rule in after.iter_mut().filter(|rule| rule.id == *id) {
+                        // A reading that lags behind may show one as ours that is retained already.
+                        let is_ours = rule.description.starts_with(&ours);
+                        assert!(is_ours, "a rule of somebody else's is retained: {rule:?}");
+                        rule.permission.clone_from(permission);
+                        rule.description.clone_from(description);
+                    }
+                }
+            }
             Step::Revoke(ids) => {
                 if ids.iter().any(|id| after.iter().all(|rule| rule.id != *id)) {
                     return Err(NO_SUCH_RULE.to_owned());
@@ -148,8 +198,6 @@ impl World {
                     assert_eq!(rule.description, ours, "a rule of somebody else's is taken away");
                 }
                 after.retain(|rule| !ids.contains(&rule.id));
-                let unknown = self.clusters[cluster].seen.contains(&Claim::Unknown);
-                assert!(!unknown, "a rule is taken away while a binding is not known");
             }
             Step::Read | Step::Confirm | Step::Done => return Ok(()),
         }
@@ -176,7 +224,11 @@ impl World {
         let step = cluster.pass.next(&wish, &mut cluster.known);
         if step == Step::Done {
             let state = cluster.pass.state(&wish, &mut cluster.known);
-            cluster.pass = Pass::default();
+            assert!(state.error.is_some() || state.stale.is_empty(), "stale rules without a word: {state:?}");
+            cluster.pass = match fate {
+                Fate::Answered => Pass::remembering(&cluster.known),
+                _ => Pass::default(),
+            };
             return Some(state);
         }
         let answer = match (&step, fate) {
@@ -208,6 +260,9 @@ impl World {
     fn run(&mut self, op: Op) {
         match op {
             Op::Go(cluster, fate) => drop(self.go(cluster, fate)),
+            // A binding that is being deleted asks for nothing else.
+            Op::Wish(cluster, binding, _) if self.clusters[cluster].claims[binding].retained_as.is_some() => {
+            }
             Op::Wish(cluster, binding, ports) => {
                 let permissions: Vec<Permission> = ports
                     .into_iter()
@@ -217,22 +272,26 @@ impl World {
                 self.clusters[cluster].seen[binding] = claim(&permissions);
                 self.clusters[cluster].accurate = false;
             }
-            Op::Forget(cluster, binding) => self.clusters[cluster].seen[binding] = Claim::Unknown,
+            Op::Forget(cluster, binding) => self.clusters[cluster].forget(binding),
+            Op::Retain(cluster, binding) => {
+                let cluster = &mut self.clusters[cluster];
+                let description = format!("{}{RETAINED_SUFFIX}", cluster.marker);
+                cluster.claims[binding].retained_as = Some(description);
+                cluster.seen[binding] = cluster.claims[binding].clone();
+            }
+            Op::Retained(cluster, binding) => self.end_retained(cluster, binding),
+            Op::Deny(kind) => self.denied = kind,
             Op::Empty(cluster, binding) => {
                 let cluster = &mut self.clusters[cluster];
-                let kept: BTreeSet<Permission> = cluster.claims[binding]
-                    .groups()
-                    .into_iter()
-                    .flat_map(|g| g.values())
-                    .flatten()
-                    .cloned()
-                    .collect();
-                cluster.seen[binding] = Claim::Anywhere(kept);
+                if cluster.claims[binding].retained_as.is_none() {
+                    let kept = cluster.claims[binding].used("sg-n").cloned().collect();
+                    cluster.seen[binding] = Claim::keeping(kept);
+                }
             }
             Op::Restart(cluster) => {
                 let cluster = &mut self.clusters[cluster];
                 (cluster.known, cluster.pass) = (Known::default(), Pass::default());
-                cluster.seen = vec![Claim::Unknown; BINDINGS];
+                (0..BINDINGS).for_each(|binding| cluster.forget(binding));
             }
             Op::Add(port, source) => {
                 let permission = rule(port, port, SOURCES[source]);
@@ -258,16 +317,31 @@ impl World {
         }
     }
 
+    /// The binding goes whose rules are to stay, once none of ours is left that it uses; another one may take its place.
+    fn end_retained(&mut self, cluster: usize, binding: usize) {
+        let Cluster { marker, claims, seen, .. } = &mut self.clusters[cluster];
+        let ours = self.rules.iter().filter(|rule| rule.description == *marker);
+        let left =
+            overlap(claims[binding].used("sg-n"), ours.map(|rule| &rule.permission).collect::<Vec<_>>());
+        if claims[binding].retained_as.is_some() && !left {
+            (claims[binding], seen[binding]) = (claim(&[]), claim(&[]));
+        }
+    }
+
     /// Without faults, until neither controller has anything left to do.
     fn settle(&mut self) -> Vec<State> {
+        self.denied = 0;
         for cluster in &mut self.clusters {
             cluster.seen = cluster.claims.clone();
-            cluster.pass = Pass::default();
         }
         let mut last = Vec::new();
         for _ in 0..6 {
             for cluster in &mut self.clusters {
                 cluster.known.forget_quota();
+                cluster.pass = Pass::default();
+            }
+            for binding in 0..BINDINGS {
+                (0..2).for_each(|cluster| self.end_retained(cluster, binding));
             }
             last.clear();
             for at in 0..2 {
@@ -283,9 +357,14 @@ impl World {
         for (at, state) in states.iter().enumerate() {
             let cluster = &self.clusters[at];
             assert_eq!(state.error, None);
-            let asked = cluster.claims.iter().filter_map(Claim::groups).flat_map(|g| g.values()).flatten();
+            assert_eq!(state.unretained, None);
+            assert!(
+                cluster.claims.iter().all(|claim| claim.retained_as.is_none()),
+                "a clean-up does not end"
+            );
+            let asked: Vec<_> = cluster.claims.iter().flat_map(|claim| claim.wanted("sg-n")).collect();
             let open: Vec<&Permission> = self.rules.iter().map(|rule| &rule.permission).collect();
-            for asked in asked.clone().filter(|asked| !is_open(asked, open.iter().copied())) {
+            for asked in asked.iter().copied().filter(|asked| !is_open(asked, open.iter().copied())) {
                 let why = state.failed.iter().find(|(failed, _)| is_open(asked, [*failed]));
                 let Some((_, why)) = why else { panic!("{asked:?} is missing without a word: {state:?}") };
                 let bad = asked.source == Source::SecurityGroup("sg-bad".to_owned());
@@ -310,12 +389,13 @@ fn play(room: usize, overflow: RuleOverflow, ops: Vec<Op>) {
     for op in ops {
         world.run(op);
     }
-    let others: Vec<Rule> =
-        world.rules.iter().filter(|rule| rule.description == "by hand").cloned().collect();
+    let stays = |rule: &&Rule| rule.description == "by hand" || rule.description.ends_with(RETAINED_SUFFIX);
+    let others: Vec<Rule> = world.rules.iter().filter(stays).cloned().collect();
     let states = world.settle();
     world.check(&states);
-    let left: Vec<Rule> = world.rules.iter().filter(|rule| rule.description == "by hand").cloned().collect();
-    assert_eq!(left, others);
+    for other in others {
+        assert!(world.rules.contains(&other), "{other:?} was somebody else's");
+    }
     // All is quiet now.
     let all = |world: &World| -> BTreeSet<(Permission, String)> {
         world.rules.iter().map(|rule| (rule.permission.clone(), rule.description.clone())).collect()
