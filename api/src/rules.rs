@@ -168,6 +168,8 @@ pub struct Settings {
     pub required_tags: Vec<(String, Option<String>)>,
     /// The tag that lists the namespaces which may bind a target group.
     pub namespace_tag: Option<String>,
+    /// Namespaces that may have Shared bindings, `*` being all; `None`: nobody asks (TGB121).
+    pub shared_namespaces: Option<Vec<String>>,
     /// Severities that differ from the table's.
     pub severities: BTreeMap<&'static str, Severity>,
     /// `--enforce=warn`: refusals of policy become warnings.
@@ -222,6 +224,12 @@ impl Settings {
             None => (text.to_owned(), None),
         };
         self.required_tags.push(tag);
+    }
+
+    /// Whether the targets of a Shared binding may be kept in this namespace (TGB121).
+    pub fn may_share(&self, namespace: &str) -> bool {
+        let listed = |all: &Vec<String>| all.iter().any(|one| one == "*" || one == namespace);
+        self.shared_namespaces.as_ref().is_none_or(listed)
     }
 
     /// Whether a rule needs the target group's tags.

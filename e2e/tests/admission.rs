@@ -606,7 +606,7 @@ fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
         }
     }
     // Every id of docs/rules.md but those that have tests of their own.
-    let elsewhere = ["TGB106", "TGB119", "TGB501", "TGB601"];
+    let elsewhere = ["TGB106", "TGB119", "TGB121", "TGB501", "TGB601"];
     let documented =
         std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/rules.md")).unwrap();
     let ids = documented.lines().filter_map(|line| line.strip_prefix("## "));
@@ -618,6 +618,34 @@ fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
         0,
         "nothing was changed or assumed"
     );
+}
+
+#[test]
+fn a_shared_binding_is_refused_where_the_controller_may_not_write_its_config_map() {
+    let space = space("unshared", &["--shared-targets-namespaces="]);
+    services(
+        &space,
+        &[("web", json!({"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80}]}))],
+    );
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    let shared = v1(
+        "web",
+        json!({"targetGroup": {"arn": arn, "sharing": "Shared"}, "serviceRef": {"name": "web", "port": 80}}),
+    );
+    for (version, path) in
+        [("v1", "spec.targetGroup.sharing: TGB121"), ("v1beta1", "spec.multiClusterTargetGroup: TGB121")]
+    {
+        let said = space.apply(&in_version(&shared, version).unwrap()).refused().unwrap();
+        assert!(said.contains(path) && said.contains("add unshared to sharedTargets.namespaces"), "{said}");
+        assert!(said.contains("Forbidden"), "{said}");
+    }
+    space.bind("web", &arn, &json!({})).unwrap();
+    let patch = r#"{"spec": {"targetGroup": {"sharing": "Shared"}}}"#;
+    let args = ["patch", "targetgroupbindings.v1.elbv2.k8s.aws", "web", "--type=merge", "-p", patch];
+    assert!(space.kubectl_with(&args, "").refused().unwrap().contains("TGB121"));
+    space.webhook().restart_with(&["--shared-targets-namespaces=*"]).unwrap();
+    space.webhook().until_ready(SOON).unwrap();
+    eventually(SOON, || space.kubectl_with(&args, "").ok()).unwrap();
 }
 
 #[test]

@@ -61,6 +61,7 @@ impl<'a> Look<'a> {
         self.name_length();
         self.target_group();
         self.ownership();
+        self.shared_namespace();
         self.service();
         self.shape_of_selector();
         self.networking();
@@ -435,6 +436,22 @@ impl<'a> Look<'a> {
                 );
                 self.find("TGB119", SHARING, message);
             }
+        }
+    }
+
+    // ---- TGB121 ----
+
+    fn shared_namespace(&mut self) {
+        let namespace = self.new.namespace();
+        if self.group().sharing() == Sharing::Shared
+            && self.changed(|spec| spec.target_group.sharing())
+            && !self.settings.may_share(namespace)
+        {
+            let message = format!(
+                "sharing: Shared needs a ConfigMap in namespace {namespace}, which the controller may not write; \
+                 ask the administrator to add {namespace} to sharedTargets.namespaces of the chart"
+            );
+            self.find("TGB121", SHARING, message);
         }
     }
 

@@ -233,6 +233,14 @@ pub const RULES: &[Rule] = &[
         "From Shared to Exclusive everything that others registered would be deregistered. Remove their targets first.",
     ),
     row(
+        "TGB121",
+        "CU",
+        Deny,
+        Policy,
+        "The controller may keep the targets of a Shared binding in its namespace",
+        "The targets of a Shared binding are kept in a ConfigMap beside it, and the chart lets the controller write ConfigMaps only in the namespaces of its value `sharedTargets.namespaces` (`['*']`: in all). Add the namespace to it, or leave the binding Exclusive. A webhook without `--shared-targets-namespaces` does not ask.",
+    ),
+    row(
         "TGB201",
         "C",
         Warn,

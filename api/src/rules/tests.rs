@@ -396,6 +396,15 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             "has 1 target of others",
         ),
         (
+            "TGB121",
+            ip().set("/targetGroup/sharing", "Shared".into())
+                .with(|c| c.settings.shared_namespaces = Some(vec!["shop".into()])),
+            ip().set("/targetGroup/sharing", "Shared".into())
+                .with(|c| c.settings.shared_namespaces = Some(Vec::new())),
+            Deny,
+            "add shop to sharedTargets.namespaces",
+        ),
+        (
             "TGB201",
             ip(),
             ip().with(|c| c.service = Lookup::Missing),
