@@ -13,6 +13,7 @@ use std::future::Future;
 use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -26,6 +27,9 @@ use tracing_subscriber::{EnvFilter, Layer as _};
 /// many passes took at once goes back to the system. Without huge pages, with which 20 MB become 36.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// The running program, by whose name the API server knows it and calls it in `managedFields`.
+static PROGRAM: OnceLock<&'static str> = OnceLock::new();
 
 /// `--log-format`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -60,6 +64,7 @@ pub fn main(
     logging: &Logging,
     work: impl Future<Output = Result<(), String>>,
 ) -> ExitCode {
+    PROGRAM.get_or_init(|| program);
     // Two providers in one binary would make rustls panic at the first connection.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let done = || -> Result<(), String> {
@@ -208,11 +213,16 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<kube::Client, String> {
         .map_err(|error| error.to_string())
 }
 
-/// The same client, whose answers begin in time or never.
+/// The same client, which says by whom it is used, and whose answers begin in time or never.
 fn limited(client: kube::Client, write: Duration, read: Duration) -> kube::Client {
     let namespace = client.default_namespace().to_owned();
-    let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+    let service = tower::service_fn(move |mut request: http::Request<kube::client::Body>| {
         let client = client.clone();
+        let agent = concat!("tgb/", env!("CARGO_PKG_VERSION"));
+        let agent = PROGRAM.get().map_or(agent.to_owned(), |program| agent.replace("tgb", program));
+        if let Ok(agent) = http::HeaderValue::try_from(agent) {
+            request.headers_mut().entry(http::header::USER_AGENT).or_insert(agent);
+        }
         async move {
             let patience = if request.method() == http::Method::GET { read } else { write };
             match tokio::time::timeout(patience, client.send(request)).await {
@@ -222,6 +232,15 @@ fn limited(client: kube::Client, write: Duration, read: Duration) -> kube::Clien
         }
     });
     kube::Client::new(service, namespace)
+}
+
+/// Why a call of the API server failed, in a sentence: its own words, and no more of them than there are.
+pub fn cause(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
+        kube::Error::Api(status) => format!("the API server answered {} {}", status.code, status.reason),
+        error => error.to_string(),
+    }
 }
 
 /// Listens on `HOST:PORT`, or on `:PORT` of every address, with or without IPv6.
@@ -280,6 +299,20 @@ mod tests {
             let error = client.request_text(request).await.unwrap_err();
             assert!(error.to_string().contains("did not answer in time"), "{method}: {error}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_api_server_is_told_which_program_writes() {
+        let echo = tower::service_fn(|request: http::Request<kube::client::Body>| async move {
+            let agent = request.headers().get(http::header::USER_AGENT).cloned();
+            let agent = agent.map(|agent| agent.as_bytes().to_vec()).unwrap_or_default();
+            Ok::<_, kube::Error>(http::Response::new(kube::client::Body::from(agent)))
+        });
+        PROGRAM.get_or_init(|| "tgb-tested");
+        let client = limited(kube::Client::new(echo, "default"), WRITE, READ);
+        let request = http::Request::get("/version").body(Vec::new()).unwrap();
+        let agent = client.request_text(request).await.unwrap();
+        assert_eq!(agent, format!("tgb-tested/{}", env!("CARGO_PKG_VERSION")));
     }
 
     #[test]
