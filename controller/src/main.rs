@@ -77,19 +77,51 @@ enum Command {
         #[arg(long, env = "TGB_ALL", required = true)]
         all: bool,
         #[command(flatten)]
-        cluster: Cluster,
-    },
-    /// Leave a CRD that needs no converter: one version stored and served, conversion None.
-    PrepareUninstall {
-        /// The version that stays.
-        #[arg(long, env = "TGB_KEEP_VERSION", default_value = "v1")]
-        keep_version: String,
-        /// Go on while bindings still have our finalizer.
-        #[arg(long, env = "TGB_FORCE")]
-        force: bool,
+        own: Own,
         #[command(flatten)]
         cluster: Cluster,
     },
+    /// Leave a CRD that needs no converter: one version stored and served, conversion None.
+    #[command(group = clap::ArgGroup::new("asked").required(true).args(["yes", "release"]))]
+    PrepareUninstall {
+        /// Do it now; it is asked for so that nobody does it by accident.
+        #[arg(long, env = "TGB_YES")]
+        yes: bool,
+        /// Do it if this Helm release, NAMESPACE/NAME, has installed the CRD; for the hook of its uninstall.
+        #[arg(long, env = "TGB_RELEASE")]
+        release: Option<storage::Release>,
+        /// The version that stays.
+        #[arg(long, env = "TGB_KEEP_VERSION", default_value = "v1")]
+        keep_version: String,
+        /// Go on while bindings of this installation still have our finalizer.
+        #[arg(long, env = "TGB_FORCE")]
+        force: bool,
+        /// This installation runs no controller: finalizers are another one's and do not count.
+        #[arg(long, env = "TGB_NO_CONTROLLER")]
+        no_controller: bool,
+        #[command(flatten)]
+        own: Own,
+        #[command(flatten)]
+        cluster: Cluster,
+    },
+}
+
+/// The bindings that are this installation's, as the same flags of `run` say.
+#[derive(Debug, Clone, Args)]
+struct Own {
+    /// Bindings of these namespaces only, as with `run`; none given: of all.
+    #[arg(long, env = "TGB_WATCH_NAMESPACES", value_delimiter = ',')]
+    watch_namespaces: Vec<String>,
+    /// Also the bindings that LBC made for its own Ingresses, Services and Gateways, as with `run`.
+    #[arg(long, env = "TGB_MANAGE_LBC_BINDINGS")]
+    manage_lbc_bindings: bool,
+}
+
+impl Own {
+    fn managed(self, nothing: bool) -> storage::Managed {
+        let namespaces = self.watch_namespaces.into_iter().filter(|name| !name.is_empty()).collect();
+        storage::Managed { namespaces, lbc_bindings: self.manage_lbc_bindings, nothing }
+    }
 }
 
 /// How the commands that only touch the cluster reach it, and how they log.
@@ -282,12 +314,15 @@ async fn execute(command: Command) -> Result<(), String> {
                 .await
                 .map(drop)
         }
-        Command::Release { all: _, cluster } => {
-            storage::release(&tgb_process::client(cluster.kubeconfig.as_deref()).await?).await.map(drop)
-        }
-        Command::PrepareUninstall { keep_version, force, cluster } => {
+        Command::Release { all: _, own, cluster } => {
             let client = tgb_process::client(cluster.kubeconfig.as_deref()).await?;
-            storage::prepare_uninstall(&client, &keep_version, force).await
+            storage::release(&client, &own.managed(false)).await.map(drop)
+        }
+        Command::PrepareUninstall { yes: _, release, keep_version, force, no_controller, own, cluster } => {
+            let client = tgb_process::client(cluster.kubeconfig.as_deref()).await?;
+            let managed = own.managed(no_controller);
+            let uninstall = storage::Uninstall { keep: keep_version, force, managed, release };
+            storage::prepare_uninstall(&client, &uninstall).await
         }
     }
 }

@@ -6,15 +6,20 @@
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Client;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::IsTerminal;
 use tgb_api::names;
+use tgb_process::cause;
 
 const PAGE: usize = 500;
 /// An object that others keep writing is tried again this often.
 const ATTEMPTS: usize = 5;
+
+/// This program among the managers of fields, as its User-Agent has it.
+const MANAGER: &str = "tgb-controller";
 
 /// Why a command failed, in a sentence.
 pub(crate) type Failure = String;
@@ -75,61 +80,193 @@ pub(crate) async fn migrate(client: &Client, dry_run: bool) -> Result<Migrated, 
     Ok(migrated)
 }
 
-/// Takes our finalizer off every binding, deregistering nothing.
+/// The bindings that an installation manages, as the flags of its `run` say.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Managed {
+    /// Namespaces that it looks at; none: all.
+    pub(crate) namespaces: Vec<String>,
+    /// It manages the bindings that LBC made for itself, too.
+    pub(crate) lbc_bindings: bool,
+    /// It runs no controller: every finalizer is another one's.
+    pub(crate) nothing: bool,
+}
+
+impl Managed {
+    fn has(&self, binding: &Value) -> bool {
+        let namespace = text(binding, "/metadata/namespace");
+        let labels = binding.pointer("/metadata/labels").and_then(Value::as_object);
+        let is_of_lbc = labels.into_iter().flatten().any(|(label, _)| names::is_of_lbc(label));
+        !self.nothing
+            && (self.namespaces.is_empty() || self.namespaces.iter().any(|one| one == namespace))
+            && (self.lbc_bindings || !is_of_lbc)
+    }
+
+    /// The flags that give the same bindings to another command.
+    fn flags(&self) -> String {
+        let mut flags = String::new();
+        if !self.namespaces.is_empty() {
+            flags.push_str(&format!(" --watch-namespaces={}", self.namespaces.join(",")));
+        }
+        if self.lbc_bindings {
+            flags.push_str(" --manage-lbc-bindings");
+        }
+        flags
+    }
+}
+
+/// The Helm release that is being uninstalled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Release {
+    namespace: String,
+    name: String,
+}
+
+impl std::str::FromStr for Release {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('/') {
+            Some((namespace, name)) if !namespace.is_empty() && !name.is_empty() => {
+                Ok(Self { namespace: namespace.to_owned(), name: name.to_owned() })
+            }
+            _ => Err("write it as NAMESPACE/NAME"),
+        }
+    }
+}
+
+impl Release {
+    /// Who owns the CRD instead, in words; `None`: this release does, and Helm itself has installed it.
+    fn is_not_owner(&self, crd: &CustomResourceDefinition) -> Option<String> {
+        let annotation = |name: &str| crd.metadata.annotations.as_ref().and_then(|all| all.get(name));
+        match (annotation("meta.helm.sh/release-namespace"), annotation("meta.helm.sh/release-name")) {
+            (Some(namespace), Some(name)) if *namespace == self.namespace && *name == self.name => None,
+            (Some(namespace), Some(name)) => {
+                Some(format!("it belongs to the Helm release {namespace}/{name}"))
+            }
+            _ => Some("no Helm release has installed it".to_owned()),
+        }
+    }
+}
+
+/// Takes our finalizer off every binding of an installation, deregistering nothing.
 ///
 /// # Errors
 /// What the API server refused; objects before it are done.
-pub(crate) async fn release(client: &Client) -> Result<usize, Failure> {
-    let mut released = 0;
-    for object in list(client, &storage_version(&crd(client).await?)?).await? {
-        if has_finalizer(&object) && rewrite(client, object, drop_finalizer).await? {
+pub(crate) async fn release(client: &Client, managed: &Managed) -> Result<usize, Failure> {
+    let Some(crd) = existing(client).await? else { return Ok(0) };
+    let (mut released, mut others) = (0_usize, 0_usize);
+    for object in list(client, &storage_version(&crd)?).await? {
+        if !has_finalizer(&object) {
+            continue;
+        }
+        if !managed.has(&object) {
+            others += 1;
+        } else if rewrite(client, object, drop_finalizer).await? {
             released += 1;
         }
     }
     tell(&format!("finalizer taken off {released} bindings; their targets stay registered"));
+    if others > 0 {
+        tell(&format!("{others} bindings of other installations or of LBC keep theirs"));
+    }
     Ok(released)
 }
 
-/// Leaves a CRD that needs no converter: objects stored in one version, only that one served, conversion `None`.
+/// How an installation is taken away.
+#[derive(Debug, Clone)]
+pub(crate) struct Uninstall {
+    /// The version that stays.
+    pub(crate) keep: String,
+    /// Go on although bindings of the installation have our finalizer.
+    pub(crate) force: bool,
+    /// The bindings that count.
+    pub(crate) managed: Managed,
+    /// The release that Helm uninstalls; `None`: somebody has asked for it in person.
+    pub(crate) release: Option<Release>,
+}
+
+/// Leaves a CRD that needs no converter: objects stored in one version, only that one served, conversion `None`. A CRD that
+/// is gone needs none either.
 ///
 /// # Errors
-/// Bindings with our finalizer exist and `force` is not set; or what [`migrate`] says.
-pub(crate) async fn prepare_uninstall(client: &Client, keep: &str, force: bool) -> Result<(), Failure> {
-    let held: Vec<String> = list(client, &storage_version(&crd(client).await?)?)
-        .await?
-        .iter()
-        .filter(|o| has_finalizer(o))
-        .map(id)
-        .collect();
-    if let Some(first) = held.first() {
-        if !force {
-            return Err(format!(
-                "{} bindings still have our finalizer (the first: {first}); delete them, or run \"tgb-controller release --all\" to keep their targets, or set uninstall.force",
-                held.len()
-            ));
+/// Bindings of the installation have our finalizer and `force` is not set; or what [`migrate`] says.
+pub(crate) async fn prepare_uninstall(client: &Client, uninstall: &Uninstall) -> Result<(), Failure> {
+    let Some(crd) = existing(client).await? else { return Ok(()) };
+    if let Some(owner) = uninstall.release.as_ref().and_then(|release| release.is_not_owner(&crd)) {
+        tell(&format!("the CRD stays as it is: {owner}"));
+        return Ok(());
+    }
+    match leave_one_version(client, &crd, uninstall).await {
+        // Whoever deleted it meanwhile was faster.
+        Err(failure) => existing(client).await?.map_or(Ok(()), |_| Err(failure)),
+        Ok(()) => Ok(()),
+    }
+}
+
+async fn leave_one_version(
+    client: &Client,
+    crd: &CustomResourceDefinition,
+    uninstall: &Uninstall,
+) -> Result<(), Failure> {
+    let held = list(client, &storage_version(crd)?).await?;
+    let (held, others): (Vec<Value>, Vec<Value>) =
+        held.into_iter().filter(has_finalizer).partition(|object| uninstall.managed.has(object));
+    if let Some(refusal) = refusal(&held, others.len(), &uninstall.managed) {
+        if !uninstall.force {
+            return Err(refusal);
         }
         tell(&format!("{} bindings still have our finalizer; going on as told", held.len()));
     }
-    let mut crd = crd(client).await?;
-    if !crd.spec.versions.iter().any(|version| version.name == keep) {
+    let keep = &uninstall.keep;
+    if !crd.spec.versions.iter().any(|version| version.name == *keep) {
         return Err(format!("the CRD has no version {keep}"));
     }
-    if storage_version(&crd)? != keep {
-        for version in &mut crd.spec.versions {
-            version.storage = version.name == keep;
-            version.served |= version.name == keep;
+    change_crd(client, "", |crd| {
+        if storage_version(crd)? == *keep {
+            return Ok(false);
         }
-        put_crd(client, "", &crd).await?;
-    }
+        for version in &mut crd.spec.versions {
+            version.storage = version.name == *keep;
+            version.served |= version.name == *keep;
+        }
+        Ok(true)
+    })
+    .await?;
     migrate(client, false).await?;
-    let mut crd = self::crd(client).await?;
-    for version in &mut crd.spec.versions {
-        version.served = version.name == keep;
-    }
-    crd.spec.conversion = serde_json::from_value(json!({"strategy": "None"})).ok();
-    put_crd(client, "", &crd).await?;
+    change_crd(client, "", |crd| {
+        for version in &mut crd.spec.versions {
+            version.served = version.name == *keep;
+        }
+        crd.spec.conversion = serde_json::from_value(json!({"strategy": "None"})).ok();
+        Ok(true)
+    })
+    .await?;
+    // Whoever installs the CRD next, by `helm install` or `kubectl apply --server-side`, has no conflict with us.
+    change_crd(client, "", |crd| Ok(disown(&mut crd.metadata))).await?;
     tell(&format!("only {keep} is served, and no converter is needed any more"));
     Ok(())
+}
+
+/// Why the installation can't go, if it can't: its bindings, by namespace, and what to do about them.
+fn refusal(held: &[Value], others: usize, managed: &Managed) -> Option<Failure> {
+    let first = id(held.first()?);
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for binding in held {
+        *counts.entry(text(binding, "/metadata/namespace")).or_default() += 1;
+    }
+    let counts: Vec<String> = counts.iter().map(|(namespace, n)| format!("{namespace}: {n}")).collect();
+    let mut refusal = format!(
+        "{} bindings of this installation still have our finalizer ({}; the first is {first}); delete them while the \
+         controller runs; or scale it down and run \"tgb-controller release --all{}\" to keep their targets; or set \
+         uninstall.force",
+        held.len(),
+        counts.join(", "),
+        managed.flags(),
+    );
+    if others > 0 {
+        refusal.push_str(&format!(". {others} bindings of other installations or of LBC do not count"));
+    }
+    Some(refusal)
 }
 
 // ---- details ----
@@ -152,10 +289,12 @@ fn progress(total: usize) -> ProgressBar {
     }
 }
 
+fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
 fn id(object: &Value) -> String {
-    let field =
-        |name: &str| object.pointer(&format!("/metadata/{name}")).and_then(Value::as_str).unwrap_or_default();
-    format!("{}/{}", field("namespace"), field("name"))
+    format!("{}/{}", text(object, "/metadata/namespace"), text(object, "/metadata/name"))
 }
 
 fn path(object: &Value) -> Option<String> {
@@ -206,10 +345,10 @@ async fn rewrite(client: &Client, mut object: Value, change: impl Fn(&mut Value)
                 match send(client, "GET", &path, None).await {
                     Ok(current) => object = current,
                     Err(kube::Error::Api(status)) if status.code == 404 => return Ok(false),
-                    Err(error) => return Err(format!("{id}: {error}")),
+                    Err(error) => return Err(format!("{id}: {}", cause(&error))),
                 }
             }
-            Err(error) => return Err(format!("{id}: {error}")),
+            Err(error) => return Err(format!("{id}: {}", cause(&error))),
         }
     }
     Err(format!("{id}: others keep writing it"))
@@ -220,8 +359,9 @@ async fn list(client: &Client, version: &str) -> Result<Vec<Value>, Failure> {
     let mut more = String::new();
     loop {
         let path = format!("/apis/{}/{version}/{}?limit={PAGE}{more}", names::GROUP, names::PLURAL);
-        let mut page =
-            send(client, "GET", &path, None).await.map_err(|error| format!("listing bindings: {error}"))?;
+        let mut page = send(client, "GET", &path, None)
+            .await
+            .map_err(|error| format!("listing bindings: {}", cause(&error)))?;
         if let Some(Value::Array(items)) = page.get_mut("items").map(Value::take) {
             objects.extend(items);
         }
@@ -232,35 +372,86 @@ async fn list(client: &Client, version: &str) -> Result<Vec<Value>, Failure> {
     }
 }
 
+fn crd_path(subresource: &str) -> String {
+    format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{}{subresource}", names::CRD)
+}
+
 async fn crd(client: &Client) -> Result<CustomResourceDefinition, Failure> {
-    let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{}", names::CRD);
-    let value =
-        send(client, "GET", &path, None).await.map_err(|error| format!("reading the CRD: {error}"))?;
+    let value = send(client, "GET", &crd_path(""), None).await;
+    let value = value.map_err(|error| format!("reading the CRD: {}", cause(&error)))?;
     serde_json::from_value(value).map_err(|error| format!("reading the CRD: {error}"))
 }
 
-async fn put_crd(client: &Client, subresource: &str, crd: &CustomResourceDefinition) -> Result<(), Failure> {
-    let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{}{subresource}", names::CRD);
-    let body = serde_json::to_value(crd).map_err(|error| error.to_string())?;
-    send(client, "PUT", &path, Some(&body))
-        .await
-        .map(drop)
-        .map_err(|error| format!("writing the CRD: {error}"))
+/// The CRD; `None`, and a line that says so, if there is none.
+async fn existing(client: &Client) -> Result<Option<CustomResourceDefinition>, Failure> {
+    match send(client, "GET", &crd_path(""), None).await {
+        Ok(value) => {
+            serde_json::from_value(value).map(Some).map_err(|error| format!("reading the CRD: {error}"))
+        }
+        Err(kube::Error::Api(status)) if status.code == 404 => {
+            tell(&format!("there is no CustomResourceDefinition {}; nothing is left to do", names::CRD));
+            Ok(None)
+        }
+        Err(error) => Err(format!("reading the CRD: {}", cause(&error))),
+    }
+}
+
+/// Reads the CRD, changes it and writes it unless `change` says that nothing is to be written; again if somebody else wrote
+/// it meanwhile.
+async fn change_crd(
+    client: &Client,
+    subresource: &str,
+    change: impl Fn(&mut CustomResourceDefinition) -> Result<bool, Failure>,
+) -> Result<(), Failure> {
+    for _ in 0..ATTEMPTS {
+        let mut crd = crd(client).await?;
+        if !change(&mut crd)? {
+            return Ok(());
+        }
+        let body = serde_json::to_value(crd).map_err(|error| error.to_string())?;
+        match send(client, "PUT", &crd_path(subresource), Some(&body)).await {
+            Ok(_) => return Ok(()),
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            Err(error) => return Err(format!("writing the CRD: {}", cause(&error))),
+        }
+    }
+    Err("writing the CRD: others keep writing it".to_owned())
+}
+
+/// Takes this program's name off what it has written, so that nobody has a conflict with it. Without any name left the next
+/// apply would conflict with "before-first-apply", so that a name that is the only one stays.
+fn disown(metadata: &mut ObjectMeta) -> bool {
+    let Some(fields) = metadata.managed_fields.as_mut() else { return false };
+    let is_ours = |manager: Option<&str>, part: Option<&str>| manager == Some(MANAGER) && part.is_none();
+    let before = fields.len();
+    let kept: Vec<_> = fields
+        .iter()
+        .filter(|entry| !is_ours(entry.manager.as_deref(), entry.subresource.as_deref()))
+        .cloned()
+        .collect();
+    if kept.is_empty() || kept.len() == before {
+        return false;
+    }
+    *fields = kept;
+    true
 }
 
 /// Drops all versions but the storage version from `status.storedVersions`, unless the storage version has changed since.
 async fn trim(client: &Client, storage: &str) -> Result<(), Failure> {
-    let mut crd = crd(client).await?;
-    if storage_version(&crd)? != storage {
-        return Err("the storage version changed meanwhile; start again".to_owned());
-    }
-    let Some(status) = crd.status.as_mut() else { return Ok(()) };
-    if status.stored_versions.as_deref() == Some(&[storage.to_owned()]) {
-        tell(&format!("stored versions: {storage}"));
-        return Ok(());
-    }
-    status.stored_versions = Some(vec![storage.to_owned()]);
-    put_crd(client, "/status", &crd).await?;
+    change_crd(client, "/status", |crd| {
+        if storage_version(crd)? != storage {
+            return Err("the storage version changed meanwhile; start again".to_owned());
+        }
+        let only = vec![storage.to_owned()];
+        let Some(status) =
+            crd.status.as_mut().filter(|status| status.stored_versions.as_ref() != Some(&only))
+        else {
+            return Ok(false);
+        };
+        status.stored_versions = Some(only);
+        Ok(true)
+    })
+    .await?;
     tell(&format!("stored versions: {storage}"));
     Ok(())
 }
@@ -287,6 +478,87 @@ mod tests {
         drop_unknown_managers(&mut object, &BTreeSet::from(["elbv2.k8s.aws/v1".to_owned()]));
         let left = object.pointer("/metadata/managedFields").and_then(Value::as_array).unwrap();
         assert_eq!(left.iter().map(|entry| &entry["manager"]).collect::<Vec<_>>(), ["a", "c"]);
+    }
+
+    fn bound(namespace: &str, labels: &Value) -> Value {
+        json!({"metadata": {"namespace": namespace, "name": "web", "labels": labels, "finalizers": [names::FINALIZER]}})
+    }
+
+    #[test]
+    fn an_installation_manages_the_bindings_that_its_flags_say() {
+        let of_lbc = json!({"service.k8s.aws/stack-name": "a"});
+        let (own, other, lbc) =
+            (bound("shop", &json!({})), bound("blog", &json!({"app": "a"})), bound("shop", &of_lbc));
+        let all = Managed::default();
+        let some = Managed { namespaces: vec!["shop".to_owned()], ..Managed::default() };
+        let with_lbc = Managed { lbc_bindings: true, ..some.clone() };
+        let none = Managed { nothing: true, ..Managed::default() };
+        for (managed, expected) in [
+            (&all, [true, true, false]),
+            (&some, [true, false, false]),
+            (&with_lbc, [true, false, true]),
+            (&none, [false; 3]),
+        ] {
+            assert_eq!([&own, &other, &lbc].map(|binding| managed.has(binding)), expected, "{managed:?}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_the_namespaces_and_the_command_for_these_bindings_alone() {
+        let held = [bound("shop", &json!({})), bound("blog", &json!({})), bound("shop", &json!({}))];
+        let some = Managed { namespaces: vec!["shop".to_owned(), "blog".to_owned()], ..Managed::default() };
+        let said = refusal(&held, 4, &some).unwrap();
+        for part in [
+            "3 bindings of this installation",
+            "blog: 1, shop: 2; the first is shop/web",
+            "\"tgb-controller release --all --watch-namespaces=shop,blog\"",
+            "4 bindings of other installations or of LBC do not count",
+        ] {
+            assert!(said.contains(part), "{part} is not in: {said}");
+        }
+        assert_eq!(refusal(&[], 4, &some), None);
+    }
+
+    #[test]
+    fn a_hook_acts_for_the_release_that_owns_the_crd_and_for_no_other() {
+        let crd = |annotations: Value| -> CustomResourceDefinition {
+            serde_json::from_value(
+                json!({"metadata": {"annotations": annotations}, "spec": {"group": "", "names":
+                {"kind": "", "plural": ""}, "scope": "", "versions": []}}),
+            )
+            .unwrap()
+        };
+        let release: Release = "tgb-system/tgb".parse().unwrap();
+        let of = |namespace: &str, name: &str| json!({"meta.helm.sh/release-namespace": namespace, "meta.helm.sh/release-name": name});
+        assert_eq!(release.is_not_owner(&crd(of("tgb-system", "tgb"))), None);
+        let other = release.is_not_owner(&crd(of("tgb-system", "other"))).unwrap();
+        assert!(other.contains("tgb-system/other"), "{other}");
+        assert!(release.is_not_owner(&crd(json!({}))).is_some(), "rendered, and applied by something else");
+        for wrong in ["tgb", "/tgb", "tgb-system/"] {
+            assert!(wrong.parse::<Release>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_disowned_unless_nobody_else_owns_anything() {
+        let entry = |manager: &str, part: Option<&str>| {
+            serde_json::from_value(json!({"manager": manager, "operation": "Update", "subresource": part}))
+                .unwrap()
+        };
+        let mut metadata = ObjectMeta {
+            managed_fields: Some(vec![
+                entry("helm", None),
+                entry(MANAGER, None),
+                entry(MANAGER, Some("status")),
+            ]),
+            ..ObjectMeta::default()
+        };
+        assert!(disown(&mut metadata));
+        assert_eq!(metadata.managed_fields, Some(vec![entry("helm", None), entry(MANAGER, Some("status"))]));
+        assert!(!disown(&mut metadata), "there is nothing left to take off");
+        let mut alone =
+            ObjectMeta { managed_fields: Some(vec![entry(MANAGER, None)]), ..ObjectMeta::default() };
+        assert!(!disown(&mut alone));
     }
 
     #[test]
