@@ -21,6 +21,8 @@ pub enum Polled {
     Unchanged,
     /// A new pair is served.
     Swapped,
+    /// A new pair is there and waits until it may be served.
+    Held,
     /// The files hold something that can't be served; the old pair stays.
     Refused(Error),
 }
@@ -41,10 +43,14 @@ impl FilePair {
         Self { certificate: certificate.into(), key: key.into(), serving, served: None, refused: None }
     }
 
-    /// Reads both files; serves them if they are new, belong together and are valid at `now`. Reads block for a moment.
-    pub fn poll(&mut self, now: Timestamp) -> Polled {
-        let found = self.load(now);
-        match found {
+    /// Reads both files; serves them if they are new, belong together, are valid at `now`, and `may_serve` them. Reads block for
+    /// a moment.
+    pub fn poll(&mut self, now: Timestamp, may_serve: impl FnOnce(&Pair) -> bool) -> Polled {
+        match self.load(now) {
+            Ok(Some((_, pair))) if !may_serve(&pair) => {
+                self.refused = None;
+                Polled::Held
+            }
             Ok(None) => {
                 if self.refused.take().is_some() {
                     self.serving.recovered();

@@ -5,6 +5,7 @@
 //!
 //! - [`Serving`] holds the pair that new handshakes get; [`server_config`] makes a rustls server from it.
 //! - [`FilePair`] keeps a `Serving` in step with two mounted files (modes `files` and `cert-manager`).
+//! - [`Bundles`] says what configurations should trust where the authority is in a file.
 //! - [`SelfSigned`] keeps it in step with an authority that all replicas share in a Secret (mode `self`). Its
 //!   [`step`](SelfSigned::step) says what to write and publish.
 
@@ -12,11 +13,13 @@ mod authority;
 mod files;
 mod rotation;
 mod serving;
+mod trust;
 
 pub use authority::{Authority, Leaf, Reason, service_names};
 pub use files::{FilePair, Polled};
 pub use rotation::{Decision, Lifetimes, SecretData, SelfSigned, Step, Write, decide};
 pub use serving::{Pair, Serving, State, server_config};
+pub use trust::{Bundles, is_trusted};
 
 /// What went wrong with a certificate or key.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -9,6 +9,9 @@
 //! | 2, next is published everywhere for `settle` | next as current, previous | previous + current | current |
 //! | rest, after `retention` | current | current | current |
 //!
+//! An authority of somebody else that a configuration has, as of replicas of another mode that are still there or come, is
+//! kept for `retention` like a previous one.
+//!
 //! Each change of the Secret is one write with its resourceVersion, so replicas that race agree on one of them. A replica
 //! reads the *configurations first and the Secret after them*, and publishes with the resourceVersion of the configuration
 //! that it read: what it publishes is then never older than what is there.
@@ -109,7 +112,10 @@ pub fn decide(
         return Ok(Decision { write: Some(Write { data: contents, reason }), publish: None, serve: None });
     }
 
-    let mut bundle: Vec<CertificateDer<'static>> = secret.previous.clone();
+    let mut bundle: Vec<CertificateDer<'static>> = match secret.previous_is_over(now) {
+        true => Vec::new(),
+        false => secret.previous.clone(),
+    };
     for authority in [secret.current.as_ref().ok(), secret.next.as_ref()].into_iter().flatten() {
         bundle.push(authority.certificate().clone());
     }
@@ -173,6 +179,29 @@ impl Contents {
             previous_stored: get(PREVIOUS).is_some(),
         }
     }
+
+    /// Leaves of the previous authority are gone: it is published no longer.
+    fn previous_is_over(&self, now: Timestamp) -> bool {
+        self.current.is_ok() && self.next.is_none() && self.previous_until.is_none_or(|end| now >= end)
+    }
+
+    /// Authorities that configurations have and the Secret does not know.
+    fn foreign(
+        &self,
+        observed: &[Vec<CertificateDer<'static>>],
+        now: Timestamp,
+    ) -> Vec<CertificateDer<'static>> {
+        let own: Vec<&CertificateDer<'static>> = [self.current.as_ref().ok(), self.next.as_ref()]
+            .into_iter()
+            .flatten()
+            .map(Authority::certificate)
+            .chain(&self.previous)
+            .collect();
+        let mut foreign: Vec<_> =
+            observed.iter().flatten().filter(|certificate| !own.contains(certificate)).cloned().collect();
+        sort(&mut foreign);
+        alive(foreign, now)
+    }
 }
 
 /// The one next change of the Secret, if any, and why.
@@ -187,6 +216,14 @@ fn next_contents(
     let kept = || (secret.previous.clone(), secret.previous_until.unwrap_or(until));
     let make = || Authority::make(now, lifetimes.authority);
     let settled = |since: Timestamp| since.checked_add(lifetimes.settle).is_ok_and(|end| now >= end);
+
+    let foreign = secret.foreign(observed, now);
+    if let (Ok(current), false) = (&secret.current, foreign.is_empty()) {
+        let mut previous = [secret.previous.clone(), foreign].concat();
+        sort(&mut previous);
+        let contents = data(Some(current), secret.next.as_ref(), secret.next_published, (previous, until));
+        return Ok(Some((contents, "a configuration has another authority, too")));
+    }
 
     Ok(match (&secret.current, &secret.next) {
         // Lost, but other replicas may still serve leaves of an authority that is published: keep it, take two phases.
@@ -227,7 +264,9 @@ fn next_contents(
             }
         }
         (Ok(current), None) => {
-            let over = secret.previous.is_empty() || secret.previous_until.is_none_or(|end| now >= end);
+            // One that is still published would look like somebody else's.
+            let is_published = observed.iter().flatten().any(|there| secret.previous.contains(there));
+            let over = secret.previous.is_empty() || (secret.previous_is_over(now) && !is_published);
             let none = (vec![], until);
             if secret.next_unusable {
                 Some((data(Some(current), None, None, kept()), "the stored next authority can't be used"))

@@ -319,6 +319,35 @@ fn an_upgrade_that_wipes_a_bundle_makes_it_unready_until_it_is_written_again() {
 }
 
 #[test]
+fn an_authority_of_somebody_else_is_published_beside_ours_for_the_time_of_retention() {
+    let (mut world, replica, other) = (World::new(), Replica::new(), Replica::new());
+    world.tick(&replica);
+    let theirs = Authority::make(world.now, HOUR * 24 * 30).unwrap();
+    // As cert-manager does it: the whole bundle of one configuration is another one.
+    world.bundles[1] = Some(theirs.certificate_pem().into_bytes());
+    for replica in [&replica, &other] {
+        world.tick(replica);
+        assert_eq!(world.authorities(), 2);
+        let is_there = |bundle: &Option<Vec<u8>>| {
+            CertificateDer::pem_slice_iter(bundle.as_deref().unwrap_or_default())
+                .any(|there| there.unwrap() == *theirs.certificate())
+        };
+        assert!(world.bundles.iter().all(is_there));
+        trusted(&world, replica);
+    }
+    let publications = world.publications;
+    world.now += lifetimes().retention - HOUR;
+    world.tick(&replica);
+    assert_eq!((world.authorities(), world.publications), (2, publications));
+    world.now += HOUR;
+    for replica in [&replica, &other, &replica] {
+        world.tick(replica);
+        assert_eq!(world.authorities(), 1);
+        trusted(&world, replica);
+    }
+}
+
+#[test]
 fn nothing_is_published_while_nothing_changes() {
     let mut world = World::new();
     let replica = Replica::new();

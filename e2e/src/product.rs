@@ -188,8 +188,9 @@ impl Installation {
             "--shutdown-delay=0s".to_owned(),
         ];
         match &self.scope {
-            // our own certificates: several installations can't all publish an authority in the one CRD
+            // The CRD is the conversion's. Our own certificates need no start of an authority for each space.
             Scope::Namespaces { .. } => flags.extend([
+                "--crd-name=".to_owned(),
                 "--cert-mode=files".to_owned(),
                 format!("--tls-cert-file={}", cluster.dir().join("server.crt").display()),
                 format!("--tls-key-file={}", cluster.dir().join("server.key").display()),

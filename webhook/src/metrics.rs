@@ -36,6 +36,8 @@ pub(crate) struct Metrics {
     pub(crate) certificate_refused: Gauge,
     /// 1 while several versions are served and the CRD has no conversion webhook.
     pub(crate) conversion_missing: Gauge,
+    /// Webhook configurations and CRD that should be there and are not.
+    pub(crate) configurations_missing: Gauge,
     /// Calls of AWS.
     pub(crate) aws: tgb_aws::Metrics,
 }
@@ -78,6 +80,12 @@ impl Default for Metrics {
             "1 while several versions are served without a conversion webhook",
             conversion_missing.clone(),
         );
+        let configurations_missing = Gauge::default();
+        registry.register(
+            "webhook_configurations_missing",
+            "Webhook configurations and CustomResourceDefinition that do not exist",
+            configurations_missing.clone(),
+        );
         let aws = tgb_aws::Metrics::default();
         aws.register(&mut registry);
         Self {
@@ -91,6 +99,7 @@ impl Default for Metrics {
             certificate_not_after,
             certificate_refused,
             conversion_missing,
+            configurations_missing,
             aws,
         }
     }

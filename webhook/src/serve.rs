@@ -71,6 +71,10 @@ pub(crate) struct Options {
     /// Private key (PEM), for the modes cert-manager and files.
     #[arg(long, env = "TGB_TLS_KEY_FILE", required_if_eq_any([("cert_mode", "files"), ("cert_mode", "cert-manager")]))]
     pub(crate) tls_key_file: Option<PathBuf>,
+    /// Authorities (PEM) to publish in the configurations and the CRD, for the modes cert-manager and files; none given:
+    /// somebody else writes them.
+    #[arg(long, env = "TGB_TLS_CA_FILE")]
+    pub(crate) tls_ca_file: Option<PathBuf>,
     /// Namespace of the Secret with our authority, for the mode self.
     #[arg(long, env = "TGB_SELF_SECRET_NAMESPACE", default_value = "kube-system")]
     pub(crate) self_secret_namespace: String,
@@ -92,7 +96,7 @@ pub(crate) struct Options {
     /// Namespace of that Service.
     #[arg(long, env = "TGB_SERVICE_NAMESPACE", default_value = "kube-system")]
     pub(crate) service_namespace: String,
-    /// Name of the CustomResourceDefinition.
+    /// Name of the CustomResourceDefinition; empty where it is another installation's.
     #[arg(long, env = "TGB_CRD_NAME", default_value = tgb_api::names::CRD)]
     pub(crate) crd_name: String,
     /// Address of the HTTPS server.
@@ -128,6 +132,9 @@ pub(crate) struct Options {
     /// The tag of a target group that lists the namespaces which may bind it.
     #[arg(long, env = "TGB_NAMESPACE_BINDING_TAG")]
     pub(crate) namespace_binding_tag: Option<String>,
+    /// Namespaces that may have Shared bindings, `*` being all; not given: nobody asks (TGB121).
+    #[arg(long, env = "TGB_SHARED_TARGETS_NAMESPACES", value_delimiter = ',')]
+    pub(crate) shared_targets_namespaces: Option<Vec<String>>,
     /// How long to go on serving after SIGTERM, as in 15s.
     #[arg(long, env = "TGB_SHUTDOWN_DELAY", default_value = "15s", value_parser = duration)]
     pub(crate) shutdown_delay: Duration,
@@ -180,10 +187,16 @@ pub(crate) enum Unavailable {
 }
 
 impl Options {
+    /// The CRD that this installation looks after.
+    pub(crate) fn crd(&self) -> Option<&str> {
+        Some(self.crd_name.as_str()).filter(|name| !name.is_empty())
+    }
+
     fn settings(&self) -> Result<Settings, String> {
         let mut settings = Settings {
             region: self.aws_region.clone().filter(|region| !region.is_empty()),
             warn_only: self.enforce == Enforce::Warn,
+            shared_namespaces: self.shared_targets_namespaces.clone(),
             ..Settings::of_tenants(
                 &self.assume_role_allow,
                 &self.require_target_group_tag,
@@ -197,7 +210,7 @@ impl Options {
 
 /// Runs until a signal; 0 after an orderly end.
 pub(crate) fn main(options: Options) -> ExitCode {
-    let settings = match options.settings() {
+    let settings = match certificates::check(&options).and_then(|()| options.settings()) {
         Ok(settings) => settings,
         Err(error) => {
             eprintln!("error: {error}");
@@ -219,7 +232,7 @@ async fn run(options: Options, settings: Settings) -> Result<(), String> {
     let serving = Arc::new(Serving::default());
     let health = Arc::new(Health::default());
     let metrics = Arc::new(Metrics::default());
-    tokio::spawn(certificates::keep(
+    let certificates = tokio::spawn(certificates::keep(
         Arc::clone(&options),
         client.clone(),
         Arc::clone(&serving),
@@ -266,6 +279,10 @@ async fn run(options: Options, settings: Settings) -> Result<(), String> {
     };
     tokio::select! {
         _ = servers => {}
+        ended = certificates => return match ended {
+            Ok(Err(error)) => Err(error),
+            Ok(Ok(_)) | Err(_) => Err("nobody keeps the certificates any more".to_owned()),
+        },
         () = after_signal => {}
         () = stop.second.cancelled() => tracing::warn!("a second signal; ending at once"),
     }
