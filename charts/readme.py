@@ -91,7 +91,7 @@ def check_schema():
     inside = {k for k in known if any(k.startswith(t + ".") for t in there)}
     for path in sorted(there - known - {t for t in there if any(k.startswith(t + ".") for k in known)}):
         sys.exit(f"values.schema.json does not know {path}")
-    for path in sorted(known - there - inside - {"global"}):  # that one is helm's
+    for path in sorted(known - there - inside - {"global", "enabled"}):  # those are helm's, of a parent chart
         sys.exit(f"values.schema.json knows {path}, which values.yaml does not have")
 
 

@@ -1,13 +1,29 @@
-{{/* Names */}}
+{{/* Names: a Service's may have no dots and starts with a letter. */}}
+{{- define "tgb.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 63 | trimAll "-_." -}}
+{{- end }}
 {{- define "tgb.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
-{{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
-{{- else if contains $name .Release.Name -}}
-{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
-{{- else -}}
-{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
-{{- end -}}
+{{- $full := .Values.fullnameOverride -}}
+{{- if not $full }}{{ $full = ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) }}{{ end -}}
+{{- $full = regexReplaceAll "[^a-z0-9]+" (lower $full) "-" | trunc 40 | trimAll "-" -}}
+{{- if not (regexMatch "^[a-z]" $full) }}{{ $full = printf "tgb-%s" $full | trunc 40 | trimAll "-" }}{{ end -}}
+{{- $full -}}
+{{- end }}
+
+{{/* A value as text. Numbers of a values file are floats, 1000000 being 1e+06; `off` is YAML's false. */}}
+{{- define "tgb.text" -}}
+{{- if and (kindIs "float64" .) (eq (floor .) .) }}{{ printf "%.0f" . }}{{ else }}{{ toString . }}{{ end -}}
+{{- end }}
+{{- define "tgb.word" -}}
+{{- if kindIs "bool" . }}{{ ternary "on" "off" . }}{{ else }}{{ toString . }}{{ end -}}
+{{- end }}
+
+{{/* A map of texts, for labels, annotations and node selectors. */}}
+{{- define "tgb.texts" -}}
+{{- $texts := dict -}}
+{{- range $key, $value := . }}{{ $_ := set $texts $key (include "tgb.text" $value) }}{{ end -}}
+{{- toYaml $texts -}}
 {{- end }}
 
 {{- define "tgb.webhook" -}}{{ include "tgb.fullname" . }}-webhook{{- end }}
@@ -17,6 +33,7 @@
 {{- define "tgb.lease.name" -}}{{ default (include "tgb.controller" .) .Values.controller.lease.name }}{{- end }}
 {{- define "tgb.lease.namespace" -}}{{ default .Release.Namespace .Values.controller.lease.namespace }}{{- end }}
 {{- define "tgb.caSecret" -}}{{ include "tgb.webhook" . }}-ca{{- end }}
+{{- define "tgb.authority" -}}{{ include "tgb.webhook" . }}-authority{{- end }}
 {{- define "tgb.tlsSecret" -}}
 {{- if eq .Values.webhook.tls.mode "files" -}}
 {{- required "webhook.tls.secretName: mode `files` needs the name of a Secret with tls.crt and tls.key" .Values.webhook.tls.secretName -}}
@@ -34,22 +51,26 @@
 {{/* Labels; the argument of the three below is (list $ "component") */}}
 {{- define "tgb.selector" -}}
 {{- $root := index . 0 -}}
-app.kubernetes.io/name: {{ default $root.Chart.Name $root.Values.nameOverride }}
+app.kubernetes.io/name: {{ include "tgb.name" $root }}
 app.kubernetes.io/instance: {{ $root.Release.Name }}
 {{- with index . 1 }}
 app.kubernetes.io/component: {{ . }}
 {{- end }}
 {{- end }}
 
+{{/* The chart's own labels win. */}}
 {{- define "tgb.labels" -}}
 {{- $root := index . 0 -}}
-{{ include "tgb.selector" . }}
-app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ $root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version }}
-{{- with $root.Values.commonLabels }}
-{{ toYaml . }}
+{{- $own := include "tgb.selector" . | fromYaml -}}
+{{- $_ := set $own "app.kubernetes.io/version" $root.Chart.AppVersion -}}
+{{- $_ := set $own "app.kubernetes.io/managed-by" $root.Release.Service -}}
+{{- $_ := set $own "helm.sh/chart" (printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" | trunc 63 | trimAll "-_.") -}}
+{{- include "tgb.texts" (merge $own $root.Values.commonLabels) -}}
 {{- end }}
+
+{{/* The same and more: (list $ "component" labels) */}}
+{{- define "tgb.labels.and" -}}
+{{- include "tgb.texts" (merge (include "tgb.labels" . | fromYaml) (index . 2)) -}}
 {{- end }}
 
 {{- define "tgb.image" -}}
@@ -75,15 +96,20 @@ service:
   path: {{ index . 1 }}
   port: {{ $root.Values.webhook.service.port }}
 {{- end }}
-{{- if and (eq $root.Values.webhook.tls.mode "files") $root.Values.webhook.tls.caBundle }}
+{{- if and $root.Values.webhook.url (eq $root.Values.webhook.tls.mode "files") $root.Values.webhook.tls.caBundle }}
 caBundle: {{ $root.Values.webhook.tls.caBundle | b64enc }}
 {{- end }}
 {{- end }}
 
-{{/* Annotation that makes cert-manager write caBundle */}}
-{{- define "tgb.injectCA" -}}
+{{/*
+Where the webhook finds the authority that it publishes, if that is in a file. It adds it to what the API server trusts already
+and takes the other one away later; Helm or cert-manager's injector would replace it, while pods still serve the old one.
+*/}}
+{{- define "tgb.authorityFile" -}}
 {{- if eq .Values.webhook.tls.mode "cert-manager" -}}
-cert-manager.io/inject-ca-from: {{ .Release.Namespace }}/{{ include "tgb.webhook" . }}
+/tls/ca.crt
+{{- else if and (eq .Values.webhook.tls.mode "files") .Values.webhook.tls.caBundle -}}
+/authority/ca.crt
 {{- end -}}
 {{- end }}
 
@@ -111,13 +137,11 @@ matchExpressions:
 {{- else if kindIs "map" $value -}}
 {{- if $value -}}
 {{- $pairs := list -}}
-{{- range $k, $v := $value }}{{ $pairs = append $pairs (printf "%s=%v" $k $v) }}{{ end }}
+{{- range $k, $v := $value }}{{ $pairs = append $pairs (printf "%s=%s" $k (include "tgb.word" $v)) }}{{ end }}
 - {{ printf "--%s=%s" $name (join "," $pairs) | quote }}
 {{- end -}}
-{{- else if kindIs "float64" $value }}
-- {{ printf "--%s=%s" $name (toString $value) | quote }}
 {{- else if and (not (kindIs "invalid" $value)) (ne (toString $value) "") }}
-- {{ printf "--%s=%v" $name $value | quote }}
+- {{ printf "--%s=%s" $name (include "tgb.text" $value) | quote }}
 {{- end -}}
 {{- end }}
 
@@ -131,7 +155,7 @@ matchExpressions:
 {{- include "tgb.flag" (list "require-target-group-tag" .Values.policy.requireTargetGroupTags) }}
 {{- include "tgb.flag" (list "namespace-binding-tag" .Values.policy.namespaceBindingTag) }}
 {{- include "tgb.flag" (list "log-format" .Values.logging.format) }}
-{{- include "tgb.flag" (list "log-level" .Values.logging.level) }}
+{{- include "tgb.flag" (list "log-level" (include "tgb.word" .Values.logging.level)) }}
 {{- include "tgb.flag" (list "otlp-endpoint" .Values.logging.otlpEndpoint) }}
 {{- end }}
 
@@ -157,7 +181,7 @@ priorityClassName: {{ . }}
 {{- end }}
 hostNetwork: {{ $v.hostNetwork }}
 dnsPolicy: {{ default (ternary "ClusterFirstWithHostNet" "ClusterFirst" $v.hostNetwork) $v.dnsPolicy }}
-terminationGracePeriodSeconds: {{ $v.terminationGracePeriodSeconds }}
+terminationGracePeriodSeconds: {{ include "tgb.text" $v.terminationGracePeriodSeconds }}
 {{- with $root.Values.image.pullSecrets }}
 imagePullSecrets:
 {{- range . }}
@@ -165,7 +189,7 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 {{- with $v.nodeSelector }}
-nodeSelector: {{- toYaml . | nindent 2 }}
+nodeSelector: {{- include "tgb.texts" . | nindent 2 }}
 {{- end }}
 {{- with $v.tolerations }}
 tolerations: {{- toYaml . | nindent 2 }}
@@ -188,6 +212,17 @@ topologySpreadConstraints:
 {{- end }}
 {{- end }}
 
+{{/* Environment variables, whose values are texts. */}}
+{{- define "tgb.env" -}}
+{{- $all := list -}}
+{{- range . }}
+{{- $one := deepCopy . -}}
+{{- if hasKey $one "value" }}{{ $_ := set $one "value" (include "tgb.text" $one.value) }}{{ end -}}
+{{- $all = append $all $one -}}
+{{- end -}}
+{{- toYaml $all -}}
+{{- end }}
+
 {{/* What can't be said in the schema */}}
 {{- define "tgb.check" -}}
 {{- if and .Values.controller.enabled (not .Values.clusterName) }}
@@ -198,6 +233,13 @@ topologySpreadConstraints:
 {{- end }}
 {{- if and .Values.watchNamespaces (not .Values.ruleOwner) .Values.controller.enabled }}
 {{- fail "ruleOwner: with watchNamespaces the security group rules of this installation need a name of their own" }}
+{{- end }}
+{{- if eq (int .Values.webhook.port) (int .Values.webhook.httpPort) }}
+{{- fail "webhook.httpPort: it is webhook.port; the two servers need a port each" }}
+{{- end }}
+{{- $hosts := and .Values.webhook.hostNetwork .Values.controller.hostNetwork .Values.controller.enabled (include "tgb.webhook.inside" .) }}
+{{- if and $hosts (has (int .Values.controller.httpPort) (list (int .Values.webhook.port) (int .Values.webhook.httpPort))) }}
+{{- fail "controller.httpPort: on the nodes' network it must differ from webhook.port and webhook.httpPort" }}
 {{- end }}
 {{- if and (eq .Values.webhook.tls.mode "cert-manager") .Values.webhook.url }}
 {{- fail "webhook.url: cert-manager can't issue for a webhook outside the cluster; use webhook.tls.mode=self or files" }}
