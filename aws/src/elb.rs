@@ -178,14 +178,10 @@ fn target_group(group: &elb::TargetGroup) -> Option<TargetGroup> {
 fn observed_target(shown: &elb::TargetHealthDescription) -> Option<ObservedTarget> {
     let target = shown.target()?;
     let health = shown.target_health();
-    let state = match health.and_then(|h| h.state()).map_or("unavailable", |s| s.as_str()) {
-        "initial" => TargetState::Initial,
-        "healthy" => TargetState::Healthy,
-        "unhealthy" => TargetState::Unhealthy,
-        "draining" | "unhealthy.draining" => TargetState::Draining,
-        "unused" => TargetState::Unused,
-        _ => TargetState::Unavailable,
-    };
+    let reason = health.and_then(|h| h.reason()).map(|r| r.as_str().to_owned());
+    if reason.as_deref() == Some(NOT_REGISTERED) {
+        return None;
+    }
     Some(ObservedTarget {
         target: Target {
             id: target.id()?.to_owned(),
@@ -193,8 +189,36 @@ fn observed_target(shown: &elb::TargetHealthDescription) -> Option<ObservedTarge
             zone: target.availability_zone().map(str::to_owned),
             quic_server_id: target.quic_server_id().map(str::to_owned),
         },
-        state,
-        reason: health.and_then(|h| h.reason()).map(|r| r.as_str().to_owned()),
+        state: health.and_then(|h| h.state()).map_or(TargetState::Unavailable, |s| TargetState::parse(s.as_str())),
+        reason,
         description: health.and_then(|h| h.description()).map(str::to_owned),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(word: &str, reason: Option<&str>) -> Option<TargetState> {
+        let health = elb::TargetHealth::builder()
+            .state(elb::TargetHealthStateEnum::from(word))
+            .set_reason(reason.map(elb::TargetHealthReasonEnum::from));
+        let target = elb::TargetDescription::builder().id("10.0.0.1").port(80).build();
+        let shown =
+            elb::TargetHealthDescription::builder().target(target).target_health(health.build()).build();
+        observed_target(&shown).map(|seen| seen.state)
+    }
+
+    #[test]
+    fn every_state_of_aws_is_read_whatever_its_reason() {
+        for (state, word, reasons) in TARGET_STATES {
+            assert_eq!((shown(word, None), state.as_str()), (Some(state), word));
+            for reason in reasons {
+                let is_there = *reason != NOT_REGISTERED;
+                assert_eq!(shown(word, Some(reason)), is_there.then_some(state), "{word} {reason}");
+            }
+            assert_eq!(state.is_registered(), word != "draining");
+        }
+        assert_eq!(shown("new.word", None), Some(TargetState::Unavailable));
+    }
 }

@@ -39,25 +39,59 @@ pub enum TargetState {
     Healthy,
     /// Fails its health checks.
     Unhealthy,
-    /// Being deregistered (also `unhealthy.draining`).
+    /// Fails its health checks, and the NLB lets its connections end. It is still registered.
+    UnhealthyDraining,
+    /// Being deregistered.
     Draining,
-    /// Gets no traffic: not attached, zone not enabled, not registered, stopped.
+    /// Gets no traffic: not attached, zone not enabled, stopped.
     Unused,
     /// No health to speak of.
     Unavailable,
 }
 
+/// The reason that AWS gives for a target that was asked for and is not registered.
+pub const NOT_REGISTERED: &str = "Target.NotRegistered";
+
+/// Every state of DescribeTargetHealth (API reference, TargetHealth), AWS's word for it and the reasons that AWS gives.
+pub const TARGET_STATES: [(TargetState, &str, &[&str]); 7] = [
+    (TargetState::Initial, "initial", &["Elb.RegistrationInProgress", "Elb.InitialHealthChecking"]),
+    (TargetState::Healthy, "healthy", &[]),
+    (
+        TargetState::Unhealthy,
+        "unhealthy",
+        &["Target.ResponseCodeMismatch", "Target.Timeout", "Target.FailedHealthChecks", "Elb.InternalError"],
+    ),
+    (TargetState::UnhealthyDraining, "unhealthy.draining", &["Target.FailedHealthChecks"]),
+    (TargetState::Draining, "draining", &["Target.DeregistrationInProgress"]),
+    (
+        TargetState::Unused,
+        "unused",
+        &["Target.NotInUse", "Target.InvalidState", "Target.IpUnusable", NOT_REGISTERED],
+    ),
+    (TargetState::Unavailable, "unavailable", &["Target.HealthCheckDisabled", "Elb.InternalError"]),
+];
+
 impl TargetState {
-    /// AWS's word; the two kinds of draining are one.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Initial => "initial",
-            Self::Healthy => "healthy",
-            Self::Unhealthy => "unhealthy",
-            Self::Draining => "draining",
-            Self::Unused => "unused",
-            Self::Unavailable => "unavailable",
-        }
+    /// The state of AWS's word; one that is not known says nothing about health.
+    pub fn parse(word: &str) -> Self {
+        let known = TARGET_STATES.iter().find(|(_, known, _)| *known == word);
+        known.map_or(Self::Unavailable, |(state, ..)| *state)
+    }
+
+    /// AWS's word.
+    pub fn as_str(self) -> &'static str {
+        let row = TARGET_STATES.iter().find(|(state, ..)| *state == self);
+        row.map_or("unavailable", |(_, word, _)| word)
+    }
+
+    /// True if the target is registered: in every state but the one that a deregistration leaves behind.
+    pub const fn is_registered(self) -> bool {
+        !matches!(self, Self::Draining)
+    }
+
+    /// True if the target fails its health checks.
+    pub const fn is_unhealthy(self) -> bool {
+        matches!(self, Self::Unhealthy | Self::UnhealthyDraining)
     }
 }
 

@@ -38,7 +38,7 @@ pub(crate) fn state(seen: Option<&ObservedTarget>, in_use: bool) -> GateState {
     let says = |status: &str, reason: &str, message: &str| {
         (status.to_owned(), reason.to_owned(), message.to_owned())
     };
-    let Some(seen) = seen.filter(|seen| seen.state != TargetState::Draining) else {
+    let Some(seen) = seen.filter(|seen| seen.state.is_registered()) else {
         return says("False", "Target.NotRegistered", "Target is not registered yet");
     };
     let described = |fallback: &str| {
@@ -158,7 +158,7 @@ pub(crate) async fn sweep(ctx: Arc<Ctx>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tgb_aws::values::Target;
+    use tgb_aws::values::{TARGET_STATES, Target};
 
     fn seen(state: TargetState, reason: &str) -> ObservedTarget {
         ObservedTarget {
@@ -184,6 +184,16 @@ mod tests {
         let failing = seen(TargetState::Unhealthy, "Target.Timeout");
         assert_eq!(short(Some(&failing), true), pair("False", "Target.Timeout"));
         assert_eq!(short(None, true), pair("False", "Target.NotRegistered"));
+    }
+
+    #[test]
+    fn a_gate_says_what_aws_says_of_every_registered_target() {
+        for (target, _, reasons) in TARGET_STATES {
+            for reason in reasons {
+                let want = if target.is_registered() { *reason } else { "Target.NotRegistered" };
+                assert_eq!(short(Some(&seen(target, reason)), true), pair("False", want));
+            }
+        }
     }
 
     #[test]

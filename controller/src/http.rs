@@ -13,7 +13,7 @@ use axum::response::IntoResponse;
 use axum::routing::get;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use tgb_aws::values::TargetState;
+use tgb_aws::values::TARGET_STATES;
 use tgb_process::server;
 use tokio_util::sync::CancellationToken;
 
@@ -79,18 +79,10 @@ async fn metrics(extract::State(ctx): extract::State<Arc<Ctx>>) -> impl IntoResp
 
 /// Counts what the gauges show.
 fn fill_in(ctx: &Ctx) {
-    const STATES: [TargetState; 6] = [
-        TargetState::Healthy,
-        TargetState::Unhealthy,
-        TargetState::Initial,
-        TargetState::Draining,
-        TargetState::Unused,
-        TargetState::Unavailable,
-    ];
     let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
     let metrics = &ctx.metrics;
     metrics.leader.set(i64::from(ctx.term.lasts()));
-    let mut targets: BTreeMap<&str, usize> = STATES.iter().map(|state| (state.as_str(), 0)).collect();
+    let mut targets: BTreeMap<&str, usize> = TARGET_STATES.iter().map(|(_, word, _)| (*word, 0)).collect();
     targets.insert("missing", 0);
     let mut reasons: BTreeMap<&str, usize> = BTreeMap::from([(Reason::Reconciled.as_str(), 0)]);
     let (mut register, mut deregister, mut without_gate) = (0, 0, 0);

@@ -68,7 +68,7 @@ impl Observed {
 
     /// A registered target that is not draining.
     pub(crate) fn present(&self, key: &TargetKey) -> Option<&ObservedTarget> {
-        self.seen.get(key).map(|seen| &**seen).filter(|seen| seen.state != TargetState::Draining)
+        self.seen.get(key).map(|seen| &**seen).filter(|seen| seen.state.is_registered())
     }
 
     /// Registered, but not shown since: they may be healthy by now.
@@ -114,7 +114,7 @@ impl Observed {
             }
         }
         let is_there = |all: &Seen, key: &TargetKey| {
-            all.get(key).is_some_and(|seen| seen.state != TargetState::Draining)
+            all.get(key).is_some_and(|seen| seen.state.is_registered())
         };
         let vanished: Vec<TargetKey> = self
             .ours
@@ -235,7 +235,7 @@ impl Observed {
     ) -> BTreeMap<TargetKey, Duration> {
         let seen = &self.seen;
         let is_unwanted = |key: &TargetKey| {
-            seen.get(key).is_some_and(|seen| seen.state != TargetState::Draining) && !wanted(key)
+            seen.get(key).is_some_and(|seen| seen.state.is_registered()) && !wanted(key)
         };
         self.unwanted_since.retain(|key, _| is_unwanted(key));
         for key in seen.keys().filter(|key| is_unwanted(key)) {
@@ -260,6 +260,7 @@ fn doubled((first, last): (Duration, Duration), times: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tgb_aws::values::TARGET_STATES;
 
     fn target(id: &str) -> Target {
         Target { id: id.to_owned(), port: 80, zone: None, quic_server_id: None }
@@ -297,6 +298,26 @@ mod tests {
         assert!(observed.present(&key("new")).is_some() && observed.present(&key("old")).is_none());
         observed.show(shown(&["old"]), |_| true, begun + seconds(6));
         assert!(observed.present(&key("new")).is_none() && observed.present(&key("old")).is_some());
+    }
+
+    #[test]
+    fn a_target_is_there_in_every_state_but_draining() {
+        for (state, word, _) in TARGET_STATES {
+            let there = state.is_registered();
+            let mut seen = shown(&["a"]);
+            seen[0].state = state;
+            let (mut observed, mut now) = (Observed::default(), Instant::now());
+            for _ in 0..FIGHT {
+                register(&mut observed, "a", now);
+                now += seconds(60);
+                observed.show(seen.clone(), |_| true, now);
+                assert_eq!(observed.present(&key("a")).is_some(), there, "{word}");
+                assert_eq!(observed.is_ours(&key("a")), there, "{word}");
+            }
+            // One that is there did not vanish.
+            assert_eq!(observed.is_fought_over(now), !there, "{word}");
+            assert_eq!(observed.unwanted_for(|_| false, now).len(), usize::from(there), "{word}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tgb_api::names;
 use tgb_api::rules;
 use tgb_api::target_group::TargetGroup;
 use tgb_api::v1::{Condition, Sharing, Spec, Status, TargetGroupBinding};
-use tgb_aws::values::{ObservedTarget, TargetState};
+use tgb_aws::values::ObservedTarget;
 
 /// A rule that is enforced here again refuses a binding.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -145,7 +145,7 @@ pub(crate) fn foreign(index: &Index, observed: &Observed) -> BTreeSet<TargetKey>
     let targets = observed.targets().iter();
     targets
         .filter(|(key, seen)| {
-            seen.state != TargetState::Draining && !observed.is_ours(key) && !is_of_cluster(index, key)
+            seen.state.is_registered() && !observed.is_ours(key) && !is_of_cluster(index, key)
         })
         .map(|(key, _)| key.clone())
         .collect()
@@ -167,7 +167,7 @@ pub(crate) fn to_clean_up(
         Some(tracked) => tracked.contains(key),
         None => !never_owned && !foreign.contains(key),
     };
-    let present = seen.iter().filter(|seen| seen.state != TargetState::Draining);
+    let present = seen.iter().filter(|seen| seen.state.is_registered());
     present
         .filter(|seen| {
             let key = TargetKey::of(&seen.target);
@@ -205,7 +205,7 @@ pub(crate) fn arn_to_clean_up(binding: &TargetGroupBinding) -> Option<&str> {
 mod tests {
     use super::*;
     use serde_json::{Value, json};
-    use tgb_aws::values::Target;
+    use tgb_aws::values::{TARGET_STATES, Target, TargetState};
 
     const ARN: &str = "arn:aws:elasticloadbalancing:us-west-2:123456789012:targetgroup/web/1234567890abcdef";
 
@@ -406,6 +406,26 @@ mod tests {
         assert_eq!(cleaned(&alone, &mine, None, &["10.0.0.2"]), ["10.0.0.1"]);
         assert_eq!(cleaned(&alone, &mine, Some(&["10.0.0.2"]), &[]), ["10.0.0.2"]);
         assert!(cleaned(&alone, &mine, Some(&[]), &[]).is_empty());
+    }
+
+    #[test]
+    fn what_is_registered_is_taken_away_or_foreign_in_every_state_but_draining() {
+        let mine = binding("a", 1, terminating());
+        let alone = index(std::slice::from_ref(&mine));
+        for (state, word, _) in TARGET_STATES {
+            let target = Target { id: "10.0.0.1".to_owned(), port: 80, zone: None, quic_server_id: None };
+            let seen = vec![ObservedTarget { target, state, reason: None, description: None }];
+            let (none, there) = (BTreeSet::new(), usize::from(state.is_registered()));
+            let switches = Switches::default();
+            let all = seen.iter().map(|seen| TargetKey::of(&seen.target)).collect();
+            for tracked in [None, Some(&all)] {
+                let goes = to_clean_up(&alone, &switches, &mine, ARN, &seen, tracked, &none);
+                assert_eq!(goes.len(), there, "{word}");
+            }
+            let mut observed = Observed::default();
+            observed.show(seen, |_| false, tokio::time::Instant::now());
+            assert_eq!(foreign(&alone, &observed).len(), there, "{word}");
+        }
     }
 
     #[test]

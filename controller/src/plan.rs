@@ -56,7 +56,7 @@ pub(crate) struct Plan {
 
 /// Compares.
 pub(crate) fn plan(s: &Situation<'_>) -> Plan {
-    let present = |key: &TargetKey| s.observed.get(key).filter(|seen| seen.state != TargetState::Draining);
+    let present = |key: &TargetKey| s.observed.get(key).filter(|seen| seen.state.is_registered());
     let is_others = |key: &TargetKey| {
         s.protected.contains(key) || s.tracked.is_some_and(|tracked| !tracked.contains(key))
     };
@@ -95,7 +95,7 @@ pub(crate) fn plan(s: &Situation<'_>) -> Plan {
     let mut unwanted = Vec::new();
     let mut spare = Vec::new();
     for (key, seen) in s.observed {
-        if seen.state == TargetState::Draining || remains(key) {
+        if !seen.state.is_registered() || remains(key) {
             continue;
         }
         if !s.alive.contains(key) {
@@ -138,6 +138,7 @@ pub(crate) fn plan(s: &Situation<'_>) -> Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tgb_aws::values::TARGET_STATES;
     use TargetState::{Draining, Healthy, Initial, Unhealthy, Unused};
 
     fn key(id: &str) -> TargetKey {
@@ -219,6 +220,20 @@ mod tests {
     fn a_draining_target_counts_as_absent() {
         assert_eq!(World::wants(&["a"]).has(&[("a", Draining)]).calls(), calls(&["a"], &[]));
         assert_eq!(World::wants(&[]).has(&[("a", Draining)]).calls(), calls(&[], &[]));
+    }
+
+    #[test]
+    fn a_target_is_registered_in_every_state_but_draining() {
+        for (state, word, _) in TARGET_STATES {
+            let there = state.is_registered();
+            let (absent, gone): (&[&str], &[&str]) = if there { (&[], &["a"]) } else { (&["a"], &[]) };
+            let wanted = World::wants(&["a"]).has(&[("a", state)]).alive(&["a"]);
+            assert_eq!(wanted.calls(), calls(absent, &[]), "{word}");
+            assert_eq!(World::wants(&[]).has(&[("a", state)]).calls(), calls(&[], gone), "{word}");
+            let mut limited = World::wants(&["a", "b"]).has(&[("a", state)]);
+            limited.max_targets = Some(1);
+            assert_eq!(limited.plan().no_room, 1, "{word}");
+        }
     }
 
     #[test]
@@ -325,14 +340,7 @@ mod tests {
 mod laws {
     use super::*;
     use proptest::prelude::*;
-
-    const STATES: [TargetState; 5] = [
-        TargetState::Healthy,
-        TargetState::Initial,
-        TargetState::Unhealthy,
-        TargetState::Draining,
-        TargetState::Unused,
-    ];
+    use tgb_aws::values::TARGET_STATES;
 
     /// One target: wanted, its state if it is registered, alive, tracked, protected, refused a moment ago, seconds unwanted.
     type Random = (bool, Option<usize>, bool, bool, bool, bool, u64);
@@ -349,7 +357,7 @@ mod laws {
         #[test]
         fn no_plan_touches_what_it_must_not(
             targets in prop::collection::vec(
-                (any::<bool>(), prop::option::of(0usize..5), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), 0u64..400),
+                (any::<bool>(), prop::option::of(0..TARGET_STATES.len()), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>(), 0u64..400),
                 0..12,
             ),
             shared: bool,
@@ -369,7 +377,7 @@ mod laws {
                 .iter()
                 .enumerate()
                 .filter_map(|(n, random)| {
-                    let state = STATES[random.1?];
+                    let state = TARGET_STATES[random.1?].0;
                     let seen = ObservedTarget { target: target(n), state, reason: None, description: None };
                     Some((key(n), Box::new(seen)))
                 })
@@ -394,7 +402,7 @@ mod laws {
                 max_targets,
             });
             let present = |key: &TargetKey| {
-                observed.get(key).is_some_and(|seen| seen.state != TargetState::Draining)
+                observed.get(key).is_some_and(|seen| seen.state.is_registered())
             };
             for target in &plan.register {
                 let key = TargetKey::of(target);

@@ -622,9 +622,7 @@ impl Worker {
         targets: &BTreeMap<TargetKey, Target>,
     ) -> Result<(), kube::Error> {
         let Memory { tracking: Some(tracking), observed, .. } = &mut self.memory else { return Ok(()) };
-        let mut noted = tracking.targets.clone();
-        noted.retain(|key| targets.contains_key(key) || observed.present(key).is_some());
-        noted.extend(register.iter().map(TargetKey::of));
+        let noted = noted(&tracking.targets, targets, observed, register);
         let quic = |key: &TargetKey| targets.get(key).and_then(|target| target.quic_server_id.clone());
         let answer = tracking.write(noted, quic).await;
         if answer.is_err() {
@@ -790,6 +788,18 @@ pub(crate) fn backoff(failures: u32, random: f64) -> Duration {
     most.min(BACKOFF_LAST).mul_f64(1.0 - random * 0.25)
 }
 
+/// The targets that the ConfigMap of a Shared binding is to name: those of before that are wanted or registered, and
+/// those that are about to be registered.
+fn noted(
+    before: &BTreeSet<TargetKey>,
+    wanted: &BTreeMap<TargetKey, Target>,
+    observed: &Observed,
+    register: &[Target],
+) -> BTreeSet<TargetKey> {
+    let is_kept = |key: &&TargetKey| wanted.contains_key(key) || observed.present(key).is_some();
+    before.iter().filter(is_kept).cloned().chain(register.iter().map(TargetKey::of)).collect()
+}
+
 /// Registered targets whose pod or node still runs.
 fn alive(index: &Index, binding: &TargetGroupBinding, observed: &Observed) -> BTreeSet<TargetKey> {
     let keys = observed.targets().keys();
@@ -808,6 +818,26 @@ fn node_zones(wanted: &Desired) -> BTreeMap<TargetKey, &str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tgb_aws::values::{ObservedTarget, TARGET_STATES};
+
+    #[test]
+    fn a_shared_binding_forgets_what_is_neither_wanted_nor_registered() {
+        let target = |id: &str| Target { id: id.to_owned(), port: 80, zone: None, quic_server_id: None };
+        let key = |id: &str| TargetKey::of(&target(id));
+        let before = BTreeSet::from(["old", "gone", "wanted"].map(key));
+        let wanted = BTreeMap::from(["wanted", "new"].map(|id| (key(id), target(id))));
+        for (state, word, _) in TARGET_STATES {
+            let mut observed = Observed::default();
+            let old = ObservedTarget { target: target("old"), state, reason: None, description: None };
+            observed.show(vec![old], |_| false, Instant::now());
+            let noted = noted(&before, &wanted, &observed, &[target("new")]);
+            let mut want = BTreeSet::from(["wanted", "new"].map(key));
+            if state.is_registered() {
+                want.insert(key("old"));
+            }
+            assert_eq!(noted, want, "{word}");
+        }
+    }
 
     #[test]
     fn failures_back_off_from_a_second_to_a_minute() {

@@ -17,7 +17,6 @@ use tgb_api::service::Service;
 use tgb_api::target_group::{Protocol, TargetGroup, TargetType};
 use tgb_api::v1::{Role, Sharing, TargetGroupBinding};
 use tgb_api::{names, objects};
-use tgb_aws::values::TargetState;
 use tgb_aws::{Aws, AwsError, TargetGroupQuery};
 
 // ---- the cluster ----
@@ -521,7 +520,7 @@ impl TargetGroups {
     ) -> Result<Option<usize>, AwsError> {
         let ask = Box::pin(async {
             let targets = self.aws.target_health(role, arn).await?;
-            Ok(Some(targets.iter().filter(|target| target.state != TargetState::Draining).count()))
+            Ok(Some(targets.iter().filter(|target| target.state.is_registered()).count()))
         });
         self.counts.get(question(arn, role), MOMENT, ask).await
     }

@@ -139,12 +139,12 @@ impl Worker {
             number(seen.filter(|seen| is_meant(seen.state)).count())
         };
         let (all, healthy) = (number(targets.len()), count(|state| state == TargetState::Healthy));
-        let draining = observed.targets().values().filter(|seen| seen.state == TargetState::Draining).count();
+        let draining = observed.targets().values().filter(|seen| !seen.state.is_registered()).count();
         TargetCounts {
             desired: all,
-            registered: count(|state| state != TargetState::Draining),
+            registered: count(TargetState::is_registered),
             healthy,
-            unhealthy: count(|state| state == TargetState::Unhealthy),
+            unhealthy: count(TargetState::is_unhealthy),
             draining: number(draining),
             summary: format!("{healthy}/{all}").into(),
             observed_at: self.memory.asked.map(|at| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into()),
@@ -159,7 +159,7 @@ impl Worker {
         let mut states: BTreeMap<&'static str, usize> = BTreeMap::new();
         let is_mine = |key: &TargetKey| targets.contains_key(key) || observed.is_ours(key);
         for (key, seen) in observed.targets() {
-            if is_mine(key) || seen.state == TargetState::Draining {
+            if is_mine(key) || !seen.state.is_registered() {
                 *states.entry(seen.state.as_str()).or_default() += 1;
             }
         }
