@@ -92,18 +92,14 @@ impl AwsError {
         )
     }
 
-    /// RegisterTargets wants an availability zone, or another one (the texts of `ValidationError` vary by load
-    /// balancer, so all known ones are looked for).
-    pub fn wants_zone(&self) -> bool {
-        let text = self.message.to_ascii_lowercase();
-        self.code == "ValidationError" && text.contains("must specify") && text.contains("availability zone")
-    }
-
     /// A target group or load balancer is full.
     pub fn is_target_limit(&self) -> bool {
-        matches!(
-            self.code.as_str(),
-            "TooManyTargets" | "TooManyTargetsException" | "TooManyRegistrationsForTargetId"
-        )
+        matches!(self.code.as_str(), "TooManyTargets" | "TooManyTargetsException")
+    }
+
+    /// AWS refuses targets of the call about the target group `arn`, and not the call as such.
+    pub fn is_about_targets(&self, arn: &str) -> bool {
+        matches!(self.code.as_str(), "InvalidTarget" | "ValidationError" | "TooManyRegistrationsForTargetId")
+            && !self.message.contains(arn)
     }
 }

@@ -3,11 +3,10 @@
 //! One bad target fails a whole call. Those that the error names are taken out first; if it names none, the batch is
 //! halved.
 
-use crate::desired::TargetKey;
 use tgb_aws::values::Target;
 
 /// RegisterTargets takes more, but larger calls fail at times.
-pub(crate) const BATCH: usize = 200;
+const BATCH: usize = 200;
 /// Calls that one pass may spend.
 const CALLS: usize = 16;
 
@@ -18,7 +17,7 @@ pub(crate) struct Batches {
     waiting: Vec<Vec<Target>>,
     calls: usize,
     /// What AWS would not take, and its words.
-    pub(crate) refused: Vec<(TargetKey, String)>,
+    pub(crate) refused: Vec<(Target, String)>,
     /// For these there is no room.
     pub(crate) no_room: Vec<Target>,
 }
@@ -31,6 +30,14 @@ impl Batches {
         Self { waiting, ..Self::default() }
     }
 
+    /// As [`Self::new`], the first target alone: it tells with one call whether there is any room.
+    pub(crate) fn probing(targets: &[Target]) -> Self {
+        let (first, others) = targets.split_at(1.min(targets.len()));
+        let mut batches = Self::new(others);
+        batches.waiting.extend(Some(first.to_vec()).filter(|first| !first.is_empty()));
+        batches
+    }
+
     /// What to send next; nothing if all is done or the calls of this pass are used up.
     pub(crate) fn next(&mut self) -> Option<Vec<Target>> {
         if self.calls == CALLS {
@@ -41,9 +48,9 @@ impl Batches {
         Some(batch)
     }
 
-    /// How many targets were not sent for want of calls.
-    pub(crate) fn left(&self) -> usize {
-        self.waiting.iter().map(Vec::len).sum()
+    /// The targets that were not sent for want of calls.
+    pub(crate) fn left(&self) -> impl Iterator<Item = &Target> {
+        self.waiting.iter().rev().flatten()
     }
 
     /// The batch is to be sent once more.
@@ -65,7 +72,7 @@ impl Batches {
             return;
         }
         let (bad, good) = if named.is_empty() { (others, named) } else { (named, others) };
-        self.refused.extend(bad.iter().map(|target| (TargetKey::of(target), message.to_owned())));
+        self.refused.extend(bad.into_iter().map(|target| (target, message.to_owned())));
         if !good.is_empty() {
             self.waiting.push(good);
         }
@@ -81,7 +88,8 @@ impl Batches {
         self.no_room.extend(self.waiting.drain(..).rev().flatten());
     }
 
-    fn halve(&mut self, batch: Vec<Target>) {
+    /// Sends the batch in two halves, where AWS does not say which of its targets it means.
+    pub(crate) fn halve(&mut self, batch: Vec<Target>) {
         let (left, right) = batch.split_at(batch.len() / 2);
         self.waiting.extend([right.to_vec(), left.to_vec()]);
     }
@@ -127,8 +135,8 @@ mod tests {
                     batches.refuse(batch, "some are not running");
                 }
             }
-            assert!(calls <= CALLS && batches.left() <= count);
-            refused.extend(batches.refused.into_iter().map(|(key, _)| key.id));
+            assert!(calls <= CALLS && batches.left().count() <= count);
+            refused.extend(batches.refused.into_iter().map(|(target, _)| target.id));
             wanted.retain(|target| !taken.contains(&target.id) && !refused.contains(&target.id));
         }
         (taken, refused)
@@ -160,8 +168,21 @@ mod tests {
                 }
             }
             prop_assert_eq!(taken, room.min(count));
-            prop_assert_eq!(taken + batches.no_room.len() + batches.left(), count);
+            prop_assert_eq!(taken + batches.no_room.len() + batches.left().count(), count);
         }
+    }
+
+    #[test]
+    fn a_probe_of_a_full_group_costs_one_call() {
+        let mut batches = Batches::probing(&targets(450));
+        let first = batches.next().unwrap();
+        assert_eq!(first, targets(1));
+        batches.full(first);
+        assert_eq!((batches.next(), batches.no_room.len()), (None, 450));
+        let mut roomy = Batches::probing(&targets(450));
+        let sizes: Vec<usize> = std::iter::from_fn(|| roomy.next()).map(|batch| batch.len()).collect();
+        assert_eq!(sizes, [1, 200, 200, 49]);
+        assert_eq!(Batches::probing(&[]).next(), None);
     }
 
     #[test]

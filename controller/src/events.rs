@@ -102,11 +102,13 @@ pub(crate) fn listed<T: std::fmt::Display>(what: &str, all: &[T]) -> String {
     format!("{}: {}", counted(all.len(), what), first_few(all))
 }
 
+/// How many of a list are shown.
+pub(crate) const LISTED: usize = 5;
+
 /// The first five of a list.
 pub(crate) fn first_few<T: std::fmt::Display>(all: &[T]) -> String {
-    const MOST: usize = 5;
-    let mut first: Vec<String> = all.iter().take(MOST).map(ToString::to_string).collect();
-    if all.len() > MOST {
+    let mut first: Vec<String> = all.iter().take(LISTED).map(ToString::to_string).collect();
+    if all.len() > LISTED {
         first.push("…".to_owned());
     }
     first.join(", ")

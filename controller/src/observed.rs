@@ -5,6 +5,7 @@
 
 use crate::desired::{Desired, Origin, TargetKey};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 use tgb_aws::values::{ObservedTarget, Target, TargetState};
 use tokio::time::Instant;
@@ -34,15 +35,18 @@ pub(crate) struct Observed {
     ours: BTreeMap<TargetKey, Ours>,
     unwanted_since: BTreeMap<TargetKey, Instant>,
     refused: BTreeMap<TargetKey, Refusal>,
-    vanished: Vec<Instant>,
+    /// When each target vanished.
+    vanished: BTreeMap<TargetKey, Vec<Instant>>,
+    /// The group had no room when it was last tried.
+    full: bool,
     held: BTreeMap<TargetKey, Instant>,
 }
 
 /// A target that we registered or found where we wanted it.
 #[derive(Debug)]
 struct Ours {
-    /// The UID of its pod.
-    uid: Option<String>,
+    /// The name and the UID of its pod.
+    pod: Option<(Arc<str>, String)>,
     /// When we registered it, unless that was before our time.
     since: Option<Instant>,
 }
@@ -81,9 +85,19 @@ impl Observed {
         self.ours.contains_key(key)
     }
 
-    /// The pod that a target was registered for.
-    pub(crate) fn uid(&self, key: &TargetKey) -> Option<&str> {
-        self.ours.get(key)?.uid.as_deref()
+    /// The name and the UID of the pod that a target was registered for.
+    pub(crate) fn pod(&self, key: &TargetKey) -> Option<(&str, &str)> {
+        self.ours.get(key)?.pod.as_ref().map(|(name, uid)| (&**name, uid.as_str()))
+    }
+
+    /// True if the group had no room when targets were last sent.
+    pub(crate) fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// AWS said that the group has no room.
+    pub(crate) fn found_full(&mut self) {
+        self.full = true;
     }
 
     /// When we registered a target.
@@ -113,9 +127,8 @@ impl Observed {
                 shown.state = TargetState::Draining;
             }
         }
-        let is_there = |all: &Seen, key: &TargetKey| {
-            all.get(key).is_some_and(|seen| seen.state.is_registered())
-        };
+        let is_there =
+            |all: &Seen, key: &TargetKey| all.get(key).is_some_and(|seen| seen.state.is_registered());
         let vanished: Vec<TargetKey> = self
             .ours
             .keys()
@@ -130,39 +143,42 @@ impl Observed {
         self.known = true;
     }
 
+    /// Counts for each target how often it vanished. One that vanishes once proves nothing: AWS takes away instances that
+    /// end before their nodes are seen to be gone.
     fn vanish(&mut self, keys: Vec<TargetKey>, now: Instant) {
-        let quiet = self.vanished.last().is_none_or(|last| now - *last > FIGHT_WINDOW * 2);
-        if quiet {
-            self.vanished.clear();
-        }
-        if self.vanished.len() < FIGHT {
-            self.vanished.retain(|at| now - *at < FIGHT_WINDOW);
-        }
-        self.vanished.push(now);
-        if let Some(more) = self.vanished.len().checked_sub(FIGHT) {
-            let until = now + doubled(HOLD, u32::try_from(more).unwrap_or(u32::MAX));
-            self.held.extend(keys.into_iter().map(|key| (key, until)));
+        let since = |at: &Instant| now.saturating_duration_since(*at);
+        self.vanished.retain(|_, times| times.last().is_some_and(|last| since(last) <= FIGHT_WINDOW * 2));
+        for key in keys {
+            let times = self.vanished.entry(key.clone()).or_default();
+            if times.len() < FIGHT {
+                times.retain(|at| since(at) < FIGHT_WINDOW);
+            }
+            times.push(now);
+            if let Some(more) = times.len().checked_sub(FIGHT) {
+                let until = now + doubled(HOLD, u32::try_from(more).unwrap_or(u32::MAX));
+                self.held.insert(key, until);
+            }
         }
     }
 
-    /// Whether another controller takes our targets away.
+    /// True if another controller takes our targets away.
     pub(crate) fn is_fought_over(&self, now: Instant) -> bool {
-        self.vanished.len() >= FIGHT
-            && self
-                .vanished
-                .last()
-                .is_some_and(|last| now.saturating_duration_since(*last) < FIGHT_WINDOW * 2)
+        self.vanished.values().any(|times| {
+            let last = times.last().filter(|_| times.len() >= FIGHT);
+            last.is_some_and(|last| now.saturating_duration_since(*last) < FIGHT_WINDOW * 2)
+        })
     }
 
     /// AWS has acknowledged a registration.
     pub(crate) fn registered(&mut self, targets: &[Target], wanted: &Desired, now: Instant) {
+        self.full = false;
         for target in targets {
             let key = TargetKey::of(target);
             self.refused.remove(&key);
             self.held.remove(&key);
             self.gone.remove(&key);
             self.assumed.insert(key.clone(), now);
-            self.ours.insert(key.clone(), Ours { uid: uid_of(wanted, &key), since: Some(now) });
+            self.ours.insert(key.clone(), Ours { pod: pod_of(wanted, &key), since: Some(now) });
             let seen = ObservedTarget {
                 target: target.clone(),
                 state: TargetState::Initial,
@@ -175,6 +191,7 @@ impl Observed {
 
     /// AWS has acknowledged a deregistration.
     pub(crate) fn deregistered(&mut self, targets: &[Target], now: Instant) {
+        self.full = false;
         for target in targets {
             let key = TargetKey::of(target);
             self.ours.remove(&key);
@@ -192,15 +209,15 @@ impl Observed {
             if self.present(key).is_none() {
                 continue;
             }
-            let uid = uid_of(wanted, key);
-            let ours = self.ours.entry(key.clone()).or_insert(Ours { uid: None, since: None });
-            ours.uid = uid;
+            let pod = pod_of(wanted, key);
+            self.ours.entry(key.clone()).or_insert(Ours { pod: None, since: None }).pod = pod;
         }
     }
 
     /// AWS would not take targets.
-    pub(crate) fn refuse(&mut self, refused: Vec<(TargetKey, String)>, now: Instant) {
-        for (key, why) in refused {
+    pub(crate) fn refuse(&mut self, refused: Vec<(Target, String)>, now: Instant) {
+        for (target, why) in refused {
+            let key = TargetKey::of(&target);
             let times = self.refused.get(&key).map_or(0, |before| before.times.saturating_add(1));
             self.refused.insert(key, Refusal { until: now + doubled(REFUSED, times), times, why });
         }
@@ -234,9 +251,8 @@ impl Observed {
         now: Instant,
     ) -> BTreeMap<TargetKey, Duration> {
         let seen = &self.seen;
-        let is_unwanted = |key: &TargetKey| {
-            seen.get(key).is_some_and(|seen| seen.state.is_registered()) && !wanted(key)
-        };
+        let is_unwanted =
+            |key: &TargetKey| seen.get(key).is_some_and(|seen| seen.state.is_registered()) && !wanted(key);
         self.unwanted_since.retain(|key, _| is_unwanted(key));
         for key in seen.keys().filter(|key| is_unwanted(key)) {
             self.unwanted_since.entry(key.clone()).or_insert(now);
@@ -246,9 +262,9 @@ impl Observed {
     }
 }
 
-fn uid_of(wanted: &Desired, key: &TargetKey) -> Option<String> {
+fn pod_of(wanted: &Desired, key: &TargetKey) -> Option<(Arc<str>, String)> {
     match &wanted.targets.get(key)?.origin {
-        Origin::Pod { uid, .. } => Some(uid.clone()),
+        Origin::Pod { key, uid, .. } => Some((Arc::clone(&key.name), uid.clone())),
         Origin::Node(_) | Origin::Bare => None,
     }
 }
@@ -336,6 +352,20 @@ mod tests {
     }
 
     #[test]
+    fn targets_that_vanish_once_each_are_not_fought_over() {
+        let (mut observed, mut now) = (Observed::default(), Instant::now());
+        let ids = ["i-1", "i-2", "i-3", "i-4"];
+        for id in ids {
+            register(&mut observed, id, now);
+        }
+        for ended in 1..=ids.len() {
+            now += seconds(60);
+            observed.show(shown(&ids[ended..]), |_| true, now);
+            assert!(!observed.is_fought_over(now) && observed.not_now(now).0.is_empty());
+        }
+    }
+
+    #[test]
     fn a_target_that_nobody_wants_any_more_does_not_vanish() {
         let (mut observed, mut now) = (Observed::default(), Instant::now());
         for _ in 0..5 {
@@ -350,7 +380,7 @@ mod tests {
     fn a_refused_target_is_tried_again_ever_later_until_it_is_taken() {
         let (mut observed, now) = (Observed::default(), Instant::now());
         let wait = |observed: &mut Observed| {
-            observed.refuse(vec![(key("a"), "no".to_owned())], now);
+            observed.refuse(vec![(target("a"), "no".to_owned())], now);
             observed.not_now(now).1.map(|wait| wait.as_secs())
         };
         assert_eq!(wait(&mut observed), Some(5));

@@ -24,6 +24,8 @@ pub(crate) struct Situation<'a> {
     pub(crate) rejected: &'a BTreeSet<TargetKey>,
     /// For how long each target has been unwanted already.
     pub(crate) unwanted_for: &'a BTreeMap<TargetKey, Duration>,
+    /// The cluster is not known well enough to take away what seems to run.
+    pub(crate) hold: bool,
     /// The Service or port is gone, but may come back: targets that run stay this long.
     pub(crate) grace: Option<Duration>,
     /// No endpoint is ready although pods run, and of these the last targets are to stay.
@@ -44,12 +46,14 @@ pub(crate) struct Plan {
     /// Unwanted targets that wait for a healthy successor; they go at once where there is no room for it. The unhealthy
     /// ones first.
     pub(crate) spare: Vec<Target>,
-    /// How many unwanted targets stay because their backend may come back.
-    pub(crate) in_grace: usize,
     /// How many unwanted targets stay because nothing is ready.
     pub(crate) last: usize,
     /// Wanted targets for which there is no room.
     pub(crate) no_room: usize,
+    /// Some of `deregister` are wanted with another QUIC server id, and are to be registered once they are gone.
+    pub(crate) reregisters: bool,
+    /// How many unwanted targets stay because the cluster is not known well enough.
+    pub(crate) held: usize,
     /// When to look again even if nothing changes.
     pub(crate) again_in: Option<Duration>,
 }
@@ -102,6 +106,10 @@ pub(crate) fn plan(s: &Situation<'_>) -> Plan {
             unwanted.push(&**seen);
             continue;
         }
+        if s.hold {
+            plan.held += 1;
+            continue;
+        }
         if last.is_some_and(|last| last.contains(key)) {
             plan.last += 1;
             continue;
@@ -118,18 +126,15 @@ pub(crate) fn plan(s: &Situation<'_>) -> Plan {
             continue;
         };
         plan.again_in = Some(plan.again_in.map_or(left, |again| again.min(left)));
-        match s.grace {
-            Some(_) => plan.in_grace += 1,
-            None => spare.push(&**seen),
+        if s.grace.is_none() {
+            spare.push(&**seen);
         }
     }
     let unhealthy_first =
         |seen: &&ObservedTarget| (seen.state == TargetState::Healthy, TargetKey::of(&seen.target));
     unwanted.sort_by_key(unhealthy_first);
     spare.sort_by_key(unhealthy_first);
-    if !changed_id.is_empty() {
-        plan.again_in = Some(Duration::ZERO);
-    }
+    plan.reregisters = !changed_id.is_empty();
     plan.deregister = unwanted.into_iter().map(|seen| seen.target.clone()).chain(changed_id).collect();
     plan.spare = spare.into_iter().map(|seen| seen.target.clone()).collect();
     plan
@@ -138,8 +143,8 @@ pub(crate) fn plan(s: &Situation<'_>) -> Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tgb_aws::values::TARGET_STATES;
     use TargetState::{Draining, Healthy, Initial, Unhealthy, Unused};
+    use tgb_aws::values::TARGET_STATES;
 
     fn key(id: &str) -> TargetKey {
         TargetKey { id: id.to_owned(), port: 80 }
@@ -157,6 +162,7 @@ mod tests {
         tracked: Option<BTreeSet<TargetKey>>,
         protected: BTreeSet<TargetKey>,
         unwanted_for: BTreeMap<TargetKey, Duration>,
+        hold: bool,
         grace: Option<Duration>,
         keep_last: Option<BTreeSet<TargetKey>>,
         max_targets: Option<usize>,
@@ -191,6 +197,7 @@ mod tests {
                 protected: &self.protected,
                 rejected: &BTreeSet::new(),
                 unwanted_for: &self.unwanted_for,
+                hold: self.hold,
                 grace: self.grace,
                 keep_last: self.keep_last.as_ref(),
                 swap_grace: Duration::from_secs(300),
@@ -276,6 +283,18 @@ mod tests {
     }
 
     #[test]
+    fn while_the_cluster_is_not_known_well_enough_only_what_is_gone_goes() {
+        let mut world = World::wants(&["new"])
+            .has(&[("old", Healthy), ("sick", Unhealthy), ("dead", Healthy), ("new", Healthy)])
+            .alive(&["old", "sick"]);
+        world.hold = true;
+        assert_eq!(world.calls(), calls(&[], &["dead"]));
+        assert_eq!(world.plan().held, 2);
+        world.hold = false;
+        assert_eq!(world.calls(), calls(&[], &["sick", "dead", "old"]));
+    }
+
+    #[test]
     fn the_last_targets_stay_while_nothing_is_ready_but_not_beside_other_healthy_ones() {
         let mut world = World::wants(&[]).has(&[("a", Unhealthy)]).alive(&["a"]);
         world.keep_last = Some(BTreeSet::from([key("a"), key("dead")]));
@@ -326,6 +345,8 @@ mod tests {
         let mut world = World::wants(&["a"]).has(&[("a", Healthy)]);
         world.desired.get_mut(&key("a")).unwrap().quic_server_id = Some("0x01".to_owned());
         assert_eq!(world.calls(), calls(&[], &["a"]));
+        // That is looked at again when it was done, not when it was planned.
+        assert_eq!((world.plan().reregisters, world.plan().again_in), (true, None));
     }
 
     #[test]
@@ -363,6 +384,7 @@ mod laws {
             shared: bool,
             grace in prop::option::of(Just(Duration::from_secs(30))),
             keep: bool,
+            hold: bool,
             max_targets in prop::option::of(0usize..6),
         ) {
             let pick = |wanted: fn(&Random) -> bool| -> BTreeSet<TargetKey> {
@@ -396,6 +418,7 @@ mod laws {
                 protected: &protected,
                 rejected: &rejected,
                 unwanted_for: &unwanted_for,
+                hold,
                 grace,
                 keep_last: keep.then_some(&unready),
                 swap_grace: Duration::from_secs(300),
@@ -419,6 +442,7 @@ mod laws {
                 let may = !desired.contains_key(key) && !protected.contains(key) && (!shared || tracked.contains(key));
                 prop_assert_eq!(may, goes.contains(key));
             }
+            prop_assert!(!hold || goes.is_disjoint(&alive));
             // the last healthy target that runs does not go before its time
             let healthy = |key: &TargetKey| observed.get(key).is_some_and(|seen| seen.state == TargetState::Healthy);
             let remains = observed.keys().any(|key| healthy(key) && !goes.contains(key));
