@@ -1,5 +1,6 @@
 //! What a binding wants registered, from what the cluster looks like. No clock, no calls.
 
+use crate::events::{counted, first_few};
 use crate::index::{Index, Key};
 use crate::kept::{NodeReady, Pod, Slice};
 use crate::reason::Reason;
@@ -74,6 +75,15 @@ pub(crate) struct Missing {
     pub(crate) is_gone: bool,
 }
 
+/// Why there is nothing to register although the backend is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Nothing {
+    /// The condition's reason.
+    pub(crate) reason: Reason,
+    /// For people.
+    pub(crate) message: String,
+}
+
 /// What a binding wants.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct Desired {
@@ -83,6 +93,9 @@ pub(crate) struct Desired {
     pub(crate) unready: BTreeSet<TargetKey>,
     /// What was left out, for the status.
     pub(crate) left_out: Vec<String>,
+    /// Ready endpoints whose pods are not in the cache: they may be wanted.
+    pub(crate) unknown: BTreeSet<TargetKey>,
+    pub(crate) nothing: Option<Nothing>,
 }
 
 /// What the binding wants registered in `group`, zones still unset.
@@ -120,8 +133,10 @@ pub(crate) fn desired(
         return missing(Reason::PortNotFound, message, false);
     }
     match group.binding_target_type() {
-        Some(TargetType::Instance) => instance_targets(index, binding, &service_key, service, port),
-        _ => ip_targets(index, &service_key, port, group, switches),
+        Some(TargetType::Instance) => {
+            instance_targets(index, binding, (&service_key, service, port), switches)
+        }
+        _ => ip_targets(index, &service_key, service, port, group, switches),
     }
 }
 
@@ -172,6 +187,77 @@ pub(crate) fn is_alive(
     })
 }
 
+/// Why a registered target of a binding goes, for an event. `pod` is the name and UID of the pod that it was registered for.
+pub(crate) fn why_unwanted(
+    index: &Index,
+    binding: &TargetGroupBinding,
+    wanted: &Desired,
+    key: &TargetKey,
+    pod: Option<(&str, &str)>,
+) -> String {
+    if wanted.targets.contains_key(key) {
+        return "its QUIC server id has changed".to_owned();
+    }
+    let Ok(ip) = key.id.parse::<IpAddr>() else { return why_no_instance(index, binding, wanted, key) };
+    let service_key = Key::new(binding.namespace(), &binding.spec.service_ref.name);
+    let at_address = || {
+        let mut pods = index.pods_at(&ip).filter(|(pod, _)| pod.namespace == service_key.namespace);
+        pods.next().map(|(key, pod)| (&*key.name, Some(pod)))
+    };
+    let remembered = pod.map(|(name, uid)| {
+        let known = index.pod(&service_key.beside(name)).map(|(_, pod)| pod);
+        (name, known.filter(|known| *known.uid == *uid))
+    });
+    let (name, pod) = match remembered.or_else(at_address) {
+        None => return "no pod of the namespace has this address".to_owned(),
+        Some((name, None)) => return format!("pod {name} is gone"),
+        Some((name, Some(pod))) => (name, pod),
+    };
+    if !pod.running {
+        return format!("pod {name} is terminating or has finished");
+    }
+    if !pod.ips.contains(&ip) {
+        return format!("pod {name} has another address");
+    }
+    if let Some(node) = pod.node.as_deref().filter(|node| !index.nodes.contains_key(*node)) {
+        return format!("node {node} of pod {name} is gone");
+    }
+    if let Some(missing) = &wanted.missing {
+        return missing.message.clone();
+    }
+    if wanted.unready.contains(key) {
+        return format!("pod {name} is not ready");
+    }
+    match index.service(&service_key) {
+        Some(service) if service.selector.is_some() && !service.selects(|label| pod.label(label)) => {
+            format!("Service {service_key} does not select pod {name}")
+        }
+        _ => format!("pod {name} is no endpoint of Service {service_key} at this port"),
+    }
+}
+
+fn why_no_instance(index: &Index, binding: &TargetGroupBinding, wanted: &Desired, key: &TargetKey) -> String {
+    let Some((name, node)) = index.nodes.iter().find(|(_, node)| node.instance_id() == Some(key.id.as_str()))
+    else {
+        return "no node is this instance".to_owned();
+    };
+    if let Some(missing) = &wanted.missing {
+        return missing.message.clone();
+    }
+    let selector = binding.spec.node_selector.as_ref();
+    if node.leaving {
+        format!("node {name} is about to go")
+    } else if !is_usual(&node.labels) {
+        format!("node {name} has a label that excludes it from load balancers")
+    } else if selector.is_some_and(|selector| !matches(selector, &node.labels)) {
+        format!("nodeSelector does not take node {name}")
+    } else if wanted.unready.contains(key) {
+        format!("node {name} is not ready")
+    } else {
+        format!("node {name} is wanted at another port")
+    }
+}
+
 /// Whether a registered target could be of this cluster at all: a pod's address, or a node's instance.
 pub(crate) fn is_of_cluster(index: &Index, key: &TargetKey) -> bool {
     match key.id.parse::<IpAddr>() {
@@ -195,8 +281,7 @@ pub(crate) fn not_there_yet(
     if index.slices(&key).next().is_some() {
         return None;
     }
-    let mut pods = index.pods().filter(|(pod, _)| pod.namespace == key.namespace);
-    pods.any(|(_, pod)| pod.running && service.selects(|name| pod.label(name))).then_some(left)
+    index.selected_pods(&key, service).next().is_some().then_some(left)
 }
 
 /// Whether labels match a selector; one that does not parse matches nothing.
@@ -242,6 +327,8 @@ struct Candidate<'a> {
     node: Option<&'a str>,
 }
 
+/// The endpoints of a slice at a Service's port. While one of the two has the port under another name already, the port is
+/// the one that pods listen on: a port that gets a name moves nothing.
 fn candidates<'a>(
     index: &'a Index,
     namespace: &'a str,
@@ -249,26 +336,39 @@ fn candidates<'a>(
     port: &'a ServicePort,
 ) -> impl Iterator<Item = Candidate<'a>> {
     let name = port.name.as_deref().unwrap_or_default();
-    let ports = slice.ports.iter().filter(move |p| p.name == name && p.protocol == port.protocol);
-    ports.flat_map(move |slice_port| {
-        slice.endpoints.iter().flat_map(move |endpoint| {
-            let pod = endpoint.pod.as_deref().map(|name| Key::new(namespace, name));
-            let pod = pod.and_then(|key| index.pod(&key));
-            endpoint.address.map(move |ip| Candidate {
-                ip,
-                port: slice_port.port,
-                ready: endpoint.ready,
-                pod,
-                has_reference: endpoint.pod.is_some(),
-                node: endpoint.node.as_deref().or_else(|| pod.and_then(|(_, pod)| pod.node.as_deref())),
-            })
+    let of_protocol = slice.ports.iter().filter(|entry| entry.protocol == port.protocol);
+    let named = of_protocol.clone().find(|entry| entry.name == name).map(|entry| entry.port);
+    slice.endpoints.iter().filter_map(move |endpoint| {
+        let pod = endpoint.pod.as_deref().map(|name| Key::new(namespace, name));
+        let pod = pod.and_then(|key| index.pod(&key));
+        let renamed = || {
+            let number = target_port(port, pod.map(|(_, pod)| pod))?;
+            of_protocol.clone().any(|entry| entry.port == number).then_some(number)
+        };
+        Some(Candidate {
+            ip: endpoint.address?,
+            port: named.or_else(renamed)?,
+            ready: endpoint.ready,
+            pod,
+            has_reference: endpoint.pod.is_some(),
+            node: endpoint.node.as_deref().or_else(|| pod.and_then(|(_, pod)| pod.node.as_deref())),
         })
     })
 }
 
+/// The port of a pod that a Service's port leads to, as Kubernetes finds it.
+fn target_port(port: &ServicePort, pod: Option<&Pod>) -> Option<u16> {
+    match &port.target_port {
+        None => Some(port.port),
+        Some(IntOrString::Int(number)) => u16::try_from(*number).ok(),
+        Some(IntOrString::String(name)) => pod?.port(name, &port.protocol),
+    }
+}
+
 fn ip_targets(
     index: &Index,
-    service: &Key,
+    service_key: &Key,
+    service: &Service,
     port: &ServicePort,
     group: &TargetGroup,
     switches: &Switches,
@@ -277,8 +377,9 @@ fn ip_targets(
     let mut on_unknown_nodes = BTreeMap::new();
     let needs_quic = group.binding_protocol().is_some_and(tgb_api::target_group::Protocol::is_quic);
     let family = family_of(group);
-    let slices = index.slices(service).filter(|slice| *slice.address_type == *family);
-    for candidate in slices.flat_map(|slice| candidates(index, &service.namespace, slice, port)) {
+    let slices = index.slices(service_key).filter(|slice| *slice.address_type == *family);
+    let mut without_pods = 0;
+    for candidate in slices.flat_map(|slice| candidates(index, &service_key.namespace, slice, port)) {
         let node = candidate.node.and_then(|name| index.nodes.get(name));
         let node_ready = node.map(|node| node.ready).unwrap_or_default();
         let (origin, quic_server_id, qualifies) = match candidate.pod {
@@ -289,7 +390,16 @@ fn ip_targets(
                 (origin, pod.quic_server_id(candidate.port).cloned(), candidate.ready || waits_for_gate)
             }
             Some(_) => continue,
-            None if candidate.has_reference || !switches.endpoints_without_pods => continue,
+            None if candidate.has_reference => {
+                if candidate.ready {
+                    found.unknown.insert(TargetKey { id: candidate.ip.to_string(), port: candidate.port });
+                }
+                continue;
+            }
+            None if !switches.endpoints_without_pods => {
+                without_pods += 1;
+                continue;
+            }
             None => (Origin::Bare, None, candidate.ready),
         };
         if needs_quic && quic_server_id.is_none() {
@@ -318,15 +428,90 @@ fn ip_targets(
         found.targets = on_unknown_nodes;
         found.unready.retain(|key| !found.targets.contains_key(key));
     }
+    if without_pods > 0 {
+        let endpoints = counted(without_pods, "endpoint");
+        found.left_out.push(format!("{endpoints} without a pod, for want of --endpoints-without-pods"));
+    }
+    if found.targets.is_empty() && found.unready.is_empty() && found.unknown.is_empty() {
+        let why = why_no_pods(index, service_key, service, port, group.binding_ip_address_type());
+        found.nothing = Some(or_left_out(why, &found));
+    }
     found
+}
+
+/// What was left out explains more than that nothing is there.
+fn or_left_out(why: (Reason, String), found: &Desired) -> Nothing {
+    let (reason, message) = match found.left_out.as_slice() {
+        [] => why,
+        all => (Reason::NoEndpoints, format!("all were left out: {}", first_few(all))),
+    };
+    Nothing { reason, message }
+}
+
+/// Why a Service leads to no pod.
+fn why_no_pods(
+    index: &Index,
+    service_key: &Key,
+    service: &Service,
+    port: &ServicePort,
+    family: IpAddressType,
+) -> (Reason, String) {
+    let Some(selector) = &service.selector else {
+        let message = format!("Service {service_key} has no selector, and no endpoint that runs");
+        return (Reason::NoEndpoints, message);
+    };
+    let pods: Vec<&Pod> = index.selected_pods(service_key, service).map(|(_, pod)| pod).collect();
+    if pods.is_empty() {
+        let labels: Vec<String> = selector.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        let message = format!("Service {service_key} selects no running pod by {}", labels.join(","));
+        return (Reason::NoMatchingPods, message);
+    }
+    if let Some(IntOrString::String(name)) = &port.target_port
+        && !pods.iter().any(|pod| pod.port(name, &port.protocol).is_some())
+    {
+        let there: BTreeSet<&str> = pods.iter().flat_map(|pod| pod.port_names()).collect();
+        let there: Vec<&str> = there.into_iter().collect();
+        let there = if there.is_empty() { "no named ports".to_owned() } else { first_few(&there) };
+        let message = format!(
+            "no pod that Service {service_key} selects has a {} port {name}, its targetPort; they have {there}",
+            port.protocol
+        );
+        return (Reason::NoMatchingPort, message);
+    }
+    let (family, is_of_family): (_, fn(&IpAddr) -> bool) = match family {
+        IpAddressType::Ipv4 => ("IPv4", IpAddr::is_ipv4),
+        IpAddressType::Ipv6 => ("IPv6", IpAddr::is_ipv6),
+    };
+    let mut addresses = pods.iter().flat_map(|pod| pod.ips.iter()).peekable();
+    if addresses.peek().is_some() && !addresses.any(is_of_family) {
+        let message = format!("no pod that Service {service_key} selects has an {family} address");
+        return (Reason::NoEndpoints, message);
+    }
+    let pods = counted(pods.len(), "pod");
+    (Reason::BackendUnready, format!("Service {service_key} selects {pods}, and none has an endpoint yet"))
+}
+
+/// Why a binding takes no node.
+fn why_no_nodes(index: &Index, selector: Option<&LabelSelector>) -> (Reason, String) {
+    let taken = |labels: &BTreeMap<String, String>| selector.is_none_or(|selector| matches(selector, labels));
+    let message = if !index.nodes.values().any(|node| taken(&node.labels)) {
+        match selector {
+            Some(_) => "spec.nodeSelector takes no node",
+            None => "there are no nodes",
+        }
+    } else if !index.nodes.values().any(|node| taken(&node.labels) && is_usual(&node.labels)) {
+        "all nodes that could be taken have labels that exclude them from load balancers"
+    } else {
+        "all nodes that could be taken are about to go"
+    };
+    (Reason::NoMatchingNodes, message.to_owned())
 }
 
 fn instance_targets(
     index: &Index,
     binding: &TargetGroupBinding,
-    service_key: &Key,
-    service: &Service,
-    port: &ServicePort,
+    (service_key, service, port): (&Key, &Service, &ServicePort),
+    switches: &Switches,
 ) -> Desired {
     if !service.has_node_ports() {
         let message = format!(
@@ -341,13 +526,11 @@ fn instance_targets(
     };
     let mut found = Desired::default();
     let mut on_unknown_nodes = BTreeMap::new();
-    let mut some_known = false;
     let selector = binding.spec.node_selector.as_ref();
     for (name, node) in &index.nodes {
         if !is_usual(&node.labels) || selector.is_some_and(|selector| !matches(selector, &node.labels)) {
             continue;
         }
-        some_known |= node.ready != NodeReady::Unknown;
         if node.leaving {
             continue;
         }
@@ -368,10 +551,13 @@ fn instance_targets(
             NodeReady::Unknown => on_unknown_nodes.insert(TargetKey::of(&wanted.target), wanted),
         };
     }
-    if !some_known {
+    if found.targets.is_empty() && switches.endpoints_fail_open {
         found.targets = on_unknown_nodes;
     } else {
         found.unready.extend(on_unknown_nodes.into_keys());
+    }
+    if found.targets.is_empty() && found.unready.is_empty() {
+        found.nothing = Some(or_left_out(why_no_nodes(index, selector.map(|selector| &**selector)), &found));
     }
     found
 }
@@ -659,13 +845,152 @@ mod tests {
     }
 
     #[test]
-    fn all_nodes_being_unknown_they_are_registered() {
+    fn where_no_node_is_ready_those_of_unknown_state_are_registered_unless_the_operator_says_no() {
         let mut index = cluster();
         index.put_service(&node_port_service());
         index.remove_node(&Key::new("", "n1"));
-        assert!(ids(&instances(&index, json!({}))).is_empty());
+        let found = instances(&index, json!({}));
+        assert_eq!((ids(&found), found.unready.len()), (vec!["i-n2:30080".to_owned()], 1));
+        let closed = Switches::default();
+        let group = group("instance", "ipv4", "HTTP");
+        let found = desired(&index, &binding(json!({})), &group, &closed);
+        assert_eq!((found.targets.len(), found.unready.len()), (0, 2));
         index.remove_node(&Key::new("", "n3"));
         assert_eq!(ids(&instances(&index, json!({}))), ["i-n2:30080"]);
+    }
+
+    #[test]
+    fn an_endpoint_whose_pod_is_not_in_the_cache_is_not_known_rather_than_absent() {
+        let endpoints = [("10.0.0.1", Some("a"), Some(true)), ("10.0.0.2", Some("b"), Some(false))];
+        let index = with_pods(&[], &[slice("s", "IPv4", &endpoints)]);
+        let found = desired(&index, &binding(json!({})), &group("ip", "ipv4", "HTTP"), &switches(false));
+        let unknown: Vec<String> = found.unknown.iter().map(ToString::to_string).collect();
+        assert_eq!((unknown, found.nothing), (vec!["10.0.0.1:8080".to_owned()], None));
+    }
+
+    /// The Service's only port.
+    fn with_port(port: Value) -> tgb_api::objects::Service {
+        read(service(json!({"ports": [port]})))
+    }
+
+    #[test]
+    fn targets_stay_the_same_whatever_their_port_is_called() {
+        let mut a = pod("a", "n1", &["10.0.0.1"]);
+        a["spec"]["containers"][0]["ports"] = json!([{"name": "web", "containerPort": 8080}]);
+        let named = |name: &str| {
+            let mut one = slice("s", "IPv4", &[("10.0.0.1", Some("a"), Some(false))]);
+            one["ports"][0]["name"] = json!(name);
+            one
+        };
+        // The watches of Services and of slices are not in step: either may be ahead.
+        for service_name in ["", "http", "other"] {
+            for slice_name in ["", "http", "older"] {
+                for target_port in [json!(8080), json!("web"), Value::Null] {
+                    let number = if target_port.is_null() { 8080 } else { 80 };
+                    let mut index = with_pods(std::slice::from_ref(&a), &[named(slice_name)]);
+                    index.put_service(&with_port(json!({
+                        "name": service_name, "port": number, "targetPort": target_port, "protocol": "TCP",
+                    })));
+                    let binding = binding(json!({"serviceRef": {"name": "web", "port": number}}));
+                    let found = desired(&index, &binding, &group("ip", "ipv4", "HTTP"), &switches(false));
+                    let case = format!("{service_name:?} {slice_name:?} {target_port}");
+                    assert_eq!(ids(&found), ["10.0.0.1:8080"], "{case}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_of_another_name_is_taken_only_where_pods_listen_there() {
+        let mut one = slice("s", "IPv4", &[("10.0.0.1", Some("a"), Some(true))]);
+        one["ports"] = json!([{"name": "x", "port": 9090, "protocol": "TCP"},
+                              {"name": "y", "port": 8080, "protocol": "UDP"}]);
+        let index = with_pods(&[pod("a", "n1", &["10.0.0.1"])], &[one]);
+        assert!(ips(&index).is_empty());
+    }
+
+    #[test]
+    fn where_nothing_is_there_the_reason_says_why() {
+        let why = |index: &Index, spec: Value, target_type: &str, family: &str| {
+            let group = group(target_type, family, "HTTP");
+            let found = desired(index, &binding(spec), &group, &switches(false));
+            found.nothing.map(|nothing| (nothing.reason, nothing.message)).unwrap()
+        };
+        let ip = |index: &Index| why(index, json!({}), "ip", "ipv4");
+        let mut index = cluster();
+        let (reason, message) = ip(&index);
+        assert_eq!(reason, Reason::NoMatchingPods);
+        assert_eq!(message, "Service shop/web selects no running pod by app=web");
+        let mut a = pod("a", "n1", &[]);
+        a["spec"]["containers"][0]["ports"] = json!([{"name": "http", "containerPort": 8080},
+                                                     {"name": "htpp", "containerPort": 8080, "protocol": "UDP"}]);
+        index.put_pod(&read(a.clone()));
+        assert_eq!(ip(&index).0, Reason::BackendUnready);
+        a["status"]["podIPs"] = json!([{"ip": "10.0.0.1"}]);
+        index.put_pod(&read(a.clone()));
+        let (reason, message) = why(&index, json!({}), "ip", "ipv6");
+        assert_eq!((reason, message.contains("IPv6")), (Reason::NoEndpoints, true));
+        index.put_service(&with_port(json!({"port": 80, "targetPort": "htpp", "protocol": "TCP"})));
+        let (reason, message) = ip(&index);
+        assert_eq!(reason, Reason::NoMatchingPort);
+        assert!(message.contains("TCP port htpp") && message.ends_with("they have htpp, http"), "{message}");
+        let mut bare = service(json!({}));
+        bare["spec"].as_object_mut().unwrap().remove("selector");
+        index.put_service(&read(bare));
+        assert_eq!(ip(&index).0, Reason::NoEndpoints);
+        index.put_slice(&read(slice("s", "IPv4", &[("10.0.0.7", None, Some(true))])));
+        let (reason, message) = ip(&index);
+        assert_eq!((reason, message.contains("--endpoints-without-pods")), (Reason::NoEndpoints, true));
+
+        let mut index = cluster();
+        index.put_service(&node_port_service());
+        let nosuch = json!({"nodeSelector": {"matchLabels": {"pool": "nosuch"}}});
+        let (reason, message) = why(&index, nosuch, "instance", "ipv4");
+        assert_eq!((reason, message.as_str()), (Reason::NoMatchingNodes, "spec.nodeSelector takes no node"));
+        for name in ["n1", "n2", "n3"] {
+            index.put_node(&read(node(name, "True", "kind://k", json!({}))));
+        }
+        let (reason, message) = why(&index, json!({}), "instance", "ipv4");
+        assert_eq!((reason, message.contains("all were left out")), (Reason::NoEndpoints, true));
+    }
+
+    #[test]
+    fn a_target_that_goes_is_told_with_its_pod_or_node_and_why() {
+        let mut index = with_pods(
+            &[pod("a", "n1", &["10.0.0.1"]), pod("b", "n1", &["10.0.0.2"])],
+            &[slice("s", "IPv4", &[("10.0.0.1", Some("a"), Some(true))])],
+        );
+        let key = |id: &str| TargetKey { id: id.to_owned(), port: 8080 };
+        let of = |index: &Index, id: &str, pod: Option<(&str, &str)>, kind: &str| {
+            let wanted = desired(index, &binding(json!({})), &group(kind, "ipv4", "HTTP"), &switches(false));
+            why_unwanted(index, &binding(json!({})), &wanted, &key(id), pod)
+        };
+        let why = |index: &Index, id: &str, pod: Option<(&str, &str)>| of(index, id, pod, "ip");
+        assert_eq!(why(&index, "10.0.0.9", None), "no pod of the namespace has this address");
+        assert_eq!(why(&index, "10.0.0.9", Some(("z", "uid-z"))), "pod z is gone");
+        assert_eq!(why(&index, "10.0.0.2", Some(("b", "uid-old"))), "pod b is gone");
+        assert_eq!(why(&index, "10.0.0.9", Some(("b", "uid-b"))), "pod b has another address");
+        let elsewhere = "pod b is no endpoint of Service shop/web at this port";
+        assert_eq!(why(&index, "10.0.0.2", None), elsewhere);
+        let mut b = pod("b", "n1", &["10.0.0.2"]);
+        b["metadata"]["labels"] = json!({"app": "other"});
+        index.put_pod(&read(b.clone()));
+        assert_eq!(why(&index, "10.0.0.2", None), "Service shop/web does not select pod b");
+        b["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        index.put_pod(&read(b));
+        assert_eq!(why(&index, "10.0.0.2", None), "pod b is terminating or has finished");
+        let mut a = pod("a", "n3", &["10.0.0.1"]);
+        a["status"]["conditions"] = json!([]);
+        index.put_pod(&read(a));
+        index.put_slice(&read(slice("s", "IPv4", &[("10.0.0.1", Some("a"), Some(false))])));
+        assert_eq!(why(&index, "10.0.0.1", Some(("a", "uid-a"))), "pod a is not ready");
+        index.remove_node(&Key::new("", "n3"));
+        assert_eq!(why(&index, "10.0.0.1", Some(("a", "uid-a"))), "node n3 of pod a is gone");
+        index.put_service(&node_port_service());
+        index.put_node(&read(node("n3", "False", "aws:///us-west-2a/i-n3", json!({}))));
+        let node = |id: &str| of(&index, id, None, "instance");
+        assert_eq!(node("i-gone"), "no node is this instance");
+        assert_eq!(node("i-n1"), "node n1 is wanted at another port");
     }
 
     #[test]

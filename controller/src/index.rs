@@ -149,6 +149,18 @@ impl Index {
         self.pods.iter().filter_map(|(key, named)| named.pod.as_deref().map(|pod| (key, pod)))
     }
 
+    /// The running pods that a Service selects.
+    pub(crate) fn selected_pods<'a>(
+        &'a self,
+        key: &'a Key,
+        service: &'a Service,
+    ) -> impl Iterator<Item = (&'a Key, &'a Pod)> {
+        let first = Key { namespace: Arc::clone(&key.namespace), name: Arc::default() };
+        let all = self.pods.range(first..).take_while(|(pod, _)| pod.namespace == key.namespace);
+        let pods = all.filter_map(|(pod, named)| named.pod.as_deref().map(|kept| (pod, kept)));
+        pods.filter(|(_, pod)| pod.running && service.selects(|name| pod.label(name)))
+    }
+
     /// The pods that have an address.
     pub(crate) fn pods_at(&self, ip: &IpAddr) -> impl Iterator<Item = (&Key, &Pod)> {
         let of_ip = self.by_ip.range((*ip, Key::default())..).take_while(move |(other, _)| other == ip);

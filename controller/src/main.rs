@@ -195,7 +195,7 @@ struct Flags {
     /// Compute and show plans, write nothing to AWS.
     #[arg(long, env = "TGB_OBSERVE")]
     observe: bool,
-    /// If no endpoint qualifies, those on nodes of unknown state do.
+    /// If no endpoint or node qualifies, those of unknown state do.
     #[arg(long, env = "TGB_ENDPOINTS_FAIL_OPEN", num_args = 0..=1, default_value_t = true, default_missing_value = "true", action = clap::ArgAction::Set)]
     endpoints_fail_open: bool,
     /// Register endpoints without a pod, too: whoever may write EndpointSlices can then register any address.
@@ -210,7 +210,8 @@ struct Flags {
     /// How long a healthy target that runs waits for a healthy successor.
     #[arg(long, env = "TGB_SWAP_GRACE", default_value = "5m", value_parser = duration)]
     swap_grace: Duration,
-    /// Register at most this many targets per target group.
+    /// Register at most this many targets of a binding. Those that wait for their successors, and in a Shared group those
+    /// of others, are not counted.
     #[arg(long, env = "TGB_MAX_TARGETS_PER_TARGET_GROUP")]
     max_targets_per_target_group: Option<usize>,
     /// How often target health is read.
@@ -223,7 +224,7 @@ struct Flags {
     /// elb-describe=30/8, elb-targets=20/4, ec2-describe=50/10, ec2-change=40/5.
     #[arg(long, env = "TGB_AWS_LIMIT", value_delimiter = ',')]
     aws_limit: Vec<String>,
-    /// How often everything is compared again.
+    /// How often everything is compared again, as far as --poll-rate allows.
     #[arg(long, env = "TGB_RESYNC", default_value = "10m", value_parser = duration)]
     resync: Duration,
     /// After how long a pod's readiness gate opens whose binding does not exist.

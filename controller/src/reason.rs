@@ -65,6 +65,11 @@ words! {
         PortNotFound,
         NodePortMissing,
         UnsupportedServiceType,
+        NoMatchingPods,
+        NoMatchingPort,
+        NoMatchingNodes,
+        NoEndpoints,
+        PodsUnknown,
         // ---- TargetsRegistered ----
         RegistrationFailed,
         TargetsRejected,

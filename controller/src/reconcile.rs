@@ -10,6 +10,7 @@ use crate::apply::{Applied, Place, apply};
 use crate::context::{Ctx, Wake};
 use crate::desired::{Desired, Missing, Origin, TargetKey, desired, is_alive, not_there_yet};
 use crate::error::Error;
+use crate::events::first_few;
 use crate::gates;
 use crate::index::{Index, Key};
 use crate::metrics;
@@ -20,7 +21,7 @@ use crate::plan::{Plan, Situation, plan};
 use crate::polling::{Hurry, next_look};
 use crate::reason::{EventReason, Kind, Reason};
 use crate::security;
-use crate::status::{Report, Verdict};
+use crate::status::{self, Empty, Report, Verdict};
 use crate::tracking::Tracking;
 use crate::writes::{CONFLICT, Writes, has_finalizer, is_conflict};
 use crate::zones::Zones;
@@ -44,6 +45,10 @@ const BACKOFF_LAST: Duration = Duration::from_secs(60);
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// A first pass that takes longer is announced.
 const ANNOUNCE: Duration = Duration::from_secs(1);
+/// Endpoints whose pods are not known are told of after so long: the watches of both are not in step.
+const UNKNOWN_FOR: Duration = Duration::from_secs(10);
+/// What is known of the cluster is too old to take away what seems to run, if a watch has been broken for so long.
+const BLIND_FOR: Duration = Duration::from_secs(30);
 /// Nothing is to be done until something changes.
 const IDLE: Duration = Duration::from_secs(3600);
 
@@ -133,6 +138,8 @@ struct Memory {
     first_contact: Option<Option<Timestamp>>,
     /// What was foreign then; what comes later is not protected.
     foreign: Option<BTreeSet<TargetKey>>,
+    /// Since when there are endpoints whose pods are not known.
+    unknown_since: Option<Instant>,
     failures: u32,
     writes: Writes,
     /// Events that stand for what is wrong now, when they were sent, and their words.
@@ -181,8 +188,7 @@ struct Found {
     mode: Mode,
     group: TargetGroup,
     wanted: Desired,
-    /// While the backend is missing.
-    grace: Option<Grace>,
+    backend: Backend,
     subnets: Arc<Vec<IpNet>>,
     /// What is wanted, with zones.
     targets: BTreeMap<TargetKey, Target>,
@@ -354,7 +360,7 @@ impl Worker {
         report.ok(Kind::TargetGroupResolved, Reason::Resolved, message);
 
         let wanted = desired(&ctx.index(), binding, &group, &ctx.settings.switches);
-        let grace = self.backend(binding, &wanted, report)?;
+        let backend = self.backend(binding, &wanted, report)?;
         // From here on something of ours may be registered, which a deletion has to undo.
         if mode == Mode::Writes && !has_finalizer(binding) {
             let written = self.memory.writes.set_finalizer(&ctx, binding, true).await;
@@ -376,7 +382,7 @@ impl Worker {
             mode,
             group,
             wanted,
-            grace,
+            backend,
             subnets,
             targets,
             contact,
@@ -490,6 +496,7 @@ impl Worker {
         }
         if !plan.register.is_empty() || !plan.deregister.is_empty() {
             (self.memory.touched, self.memory.looks) = (Some(Instant::now()), 0);
+            self.memory.writes.expect_health();
         }
         applied
     }
@@ -511,13 +518,18 @@ impl Worker {
         !std::mem::replace(&mut self.memory.group_is_doubted, true)
     }
 
-    /// Says how the backend stands. The grace for targets that run while it is missing, if it is.
+    /// Says how the backend stands.
     fn backend(
-        &self,
+        &mut self,
         binding: &TargetGroupBinding,
         wanted: &Desired,
         report: &mut Report,
-    ) -> Result<Option<Grace>, Outcome> {
+    ) -> Result<Backend, Outcome> {
+        let unknown_for = match wanted.unknown.is_empty() {
+            true => None,
+            false => Some(self.memory.unknown_since.get_or_insert_with(Instant::now).elapsed()),
+        };
+        self.memory.unknown_since = self.memory.unknown_since.filter(|_| unknown_for.is_some());
         let settings = &self.ctx.settings;
         let index = self.ctx.index();
         let namespace = index.namespaces.get(&self.key.namespace).copied().unwrap_or_default();
@@ -530,27 +542,53 @@ impl Worker {
             }
             Some(missing) => {
                 report.bad(Kind::BackendResolved, missing.reason, missing.message.clone());
-                Ok(Some(Grace { lasts: full, again_in: None }))
+                Ok(Backend { grace: Some(full), again_in: None })
             }
             None => {
-                let young = if wanted.targets.is_empty() && wanted.unready.is_empty() {
-                    not_there_yet(&index, binding, full, Timestamp::now().as_second())
-                } else {
-                    None
-                };
+                let now = Timestamp::now().as_second();
                 let service = format!("Service {}/{}", self.key.namespace, binding.spec.service_ref.name);
-                match young {
-                    Some(left) => {
-                        let message = format!("{service} is new: its endpoints are still to come");
-                        report.unknown(Kind::BackendResolved, Reason::Pending, message);
-                        Ok(Some(Grace { lasts: full, again_in: Some(left) }))
+                let Some(nothing) = &wanted.nothing else {
+                    let again_in = unknown_for.and_then(|age| UNKNOWN_FOR.checked_sub(age));
+                    if unknown_for.is_some() && again_in.is_none_or(|left| left.is_zero()) {
+                        let all: Vec<&TargetKey> = wanted.unknown.iter().collect();
+                        let message = format!(
+                            "{service} has endpoints whose pods the controller does not know: {}; targets that run are \
+                             not deregistered meanwhile",
+                            first_few(&all)
+                        );
+                        report.unknown(Kind::BackendResolved, Reason::PodsUnknown, message);
+                        return Ok(Backend::default());
                     }
-                    None => {
-                        let message = format!("{service} has the port");
-                        report.ok(Kind::BackendResolved, Reason::Resolved, message);
-                        Ok(None)
-                    }
+                    report.ok(Kind::BackendResolved, Reason::Resolved, format!("{service} has the port"));
+                    return Ok(Backend { grace: None, again_in });
+                };
+                if let Some(left) = not_there_yet(&index, binding, full, now) {
+                    let message = format!("{service} is new: its endpoints are still to come");
+                    report.unknown(Kind::BackendResolved, Reason::Pending, message);
+                    return Ok(Backend { grace: Some(full), again_in: Some(left) });
                 }
+                let (reason, message) = (nothing.reason, nothing.message.clone());
+                let verdict = status::empty(reason, self.memory.writes.status(binding), binding, full, now);
+                let again_in = match verdict {
+                    Empty::New(left) => {
+                        report.unknown(Kind::BackendResolved, reason, message);
+                        Some(left)
+                    }
+                    Empty::ScaledDown => {
+                        report.ok(Kind::BackendResolved, reason, message);
+                        None
+                    }
+                    Empty::Wrong => {
+                        report.bad(Kind::BackendResolved, reason, message);
+                        None
+                    }
+                    Empty::Unready => {
+                        report.ok(Kind::BackendResolved, Reason::Resolved, format!("{service} has the port"));
+                        report.bad(Kind::TargetsRegistered, reason, message);
+                        None
+                    }
+                };
+                Ok(Backend { grace: None, again_in })
             }
         }
     }
@@ -651,8 +689,16 @@ impl Worker {
         now.intersection(then).cloned().collect()
     }
 
+    /// A kind of object that has not been seen for long, and for how long.
+    fn blind(&self) -> Option<(&'static str, Duration)> {
+        let broken = self.ctx.broken();
+        let since = broken.iter().map(|(kind, since)| (*kind, since.elapsed())).max_by_key(|(_, age)| *age);
+        since.filter(|(_, age)| *age >= BLIND_FOR)
+    }
+
     fn plan(&mut self, binding: &TargetGroupBinding, found: &Found, now: Instant) -> Plan {
-        let Found { wanted, targets, foreign, grace, .. } = found;
+        let is_blind = self.blind().is_some();
+        let Found { wanted, targets, foreign, backend, .. } = found;
         let ctx = Arc::clone(&self.ctx);
         let index = ctx.index();
         let settings = &ctx.settings;
@@ -668,7 +714,7 @@ impl Worker {
             Some("deregister") => false,
             _ => settings.keep_last.applies(&found.group),
         };
-        let none_ready = grace.is_none() && targets.is_empty() && !wanted.unready.is_empty();
+        let none_ready = backend.grace.is_none() && targets.is_empty() && !wanted.unready.is_empty();
         let mut alive = alive(&index, binding, observed);
         if binding.annotation(names::WHEN_NONE_READY) == Some("deregister") {
             // The user prefers none: what is not ready is as good as dead.
@@ -683,7 +729,8 @@ impl Worker {
             protected: &protected,
             rejected: &observed.not_now(now).0,
             unwanted_for: &unwanted_for,
-            grace: grace.as_ref().map(|grace| grace.lasts),
+            hold: !wanted.unknown.is_empty() || is_blind,
+            grace: backend.grace,
             keep_last: (keeps && none_ready).then_some(&wanted.unready),
             swap_grace: settings.swap_grace,
             max_targets: settings.max_targets,
@@ -692,7 +739,7 @@ impl Worker {
 
     /// Whether the pass has to be done again, and when.
     fn outcome(&mut self, found: &Found) -> Outcome {
-        let Found { plan, applied, foreign, contact, grace, .. } = found;
+        let Found { plan, applied, foreign, contact, backend, .. } = found;
         if let Some(error) = &applied.failed {
             if error.is_target_group_not_found() && self.doubts() {
                 return Outcome::Again;
@@ -707,11 +754,10 @@ impl Worker {
             return Outcome::Failed;
         }
         let left = (applied.left > 0).then_some(BACKOFF_FIRST);
-        let waits = applied.waits.then_some(Duration::ZERO);
+        let at_once = (applied.waits || applied.reregisters).then_some(Duration::ZERO);
         let contact = contact.filter(|_| !foreign.is_empty());
         let retry = self.memory.observed.not_now(Instant::now()).1;
-        let all =
-            [plan.again_in, left, waits, contact, retry, grace.as_ref().and_then(|grace| grace.again_in)];
+        let all = [plan.again_in, left, at_once, contact, retry, backend.again_in];
         Outcome::Done(all.into_iter().flatten().min())
     }
 
@@ -774,11 +820,12 @@ impl Worker {
     }
 }
 
-/// How long targets that run stay while their backend is missing.
-#[derive(Debug, Clone, Copy)]
-struct Grace {
-    lasts: Duration,
-    /// When it is over by itself.
+/// How the backend stands.
+#[derive(Debug, Clone, Copy, Default)]
+struct Backend {
+    /// How long targets that run stay while it is missing, if it is.
+    grace: Option<Duration>,
+    /// When that is over by itself.
     again_in: Option<Duration>,
 }
 
@@ -803,7 +850,8 @@ fn noted(
 /// Registered targets whose pod or node still runs.
 fn alive(index: &Index, binding: &TargetGroupBinding, observed: &Observed) -> BTreeSet<TargetKey> {
     let keys = observed.targets().keys();
-    keys.filter(|key| is_alive(index, binding, key, observed.uid(key))).cloned().collect()
+    let runs = |key: &&TargetKey| is_alive(index, binding, key, observed.pod(key).map(|(_, uid)| uid));
+    keys.filter(runs).cloned().collect()
 }
 
 /// The zones of the nodes that wanted targets run on.

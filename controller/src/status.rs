@@ -3,7 +3,8 @@
 use crate::reason::{Kind, Reason};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::sync::Arc;
-use tgb_api::v1::{Condition, Said, Status, TargetCounts};
+use std::time::Duration;
+use tgb_api::v1::{Condition, Said, Status, TargetCounts, TargetGroupBinding};
 
 /// The types in the order in which `Ready` takes over the first that is false.
 const ORDER: [Kind; 4] =
@@ -25,6 +26,48 @@ impl Verdict {
             Self::Unknown => "Unknown",
         }
     }
+}
+
+/// The kinds of a backend that leads to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Empty {
+    /// It led to something before: it was scaled to zero, which is not a mistake.
+    ScaledDown,
+    /// It is new, and may lead to something within this time.
+    New(Duration),
+    /// It never led to anything, or only a person can change that.
+    Wrong,
+    /// Something is there, and is not ready.
+    Unready,
+}
+
+/// The kind of an empty backend, by the reason and the status that stands there. Users scale to zero every day, and tools that
+/// wait for `Ready` must not take that for a failure; a selector that never selected anything is one. `patience` is the time
+/// that a new binding has, `now` is in seconds since the epoch.
+pub(crate) fn empty(
+    reason: Reason,
+    old: Option<&Status>,
+    binding: &TargetGroupBinding,
+    patience: Duration,
+    now: i64,
+) -> Empty {
+    match reason {
+        Reason::BackendUnready => return Empty::Unready,
+        Reason::NoMatchingPods | Reason::NoEndpoints => {}
+        _ => return Empty::Wrong,
+    }
+    let had_some = |condition: &Condition| {
+        *condition.type_ == *Kind::BackendResolved.as_str()
+            && *condition.status == *Verdict::True.as_str()
+            && condition.observed_generation == binding.metadata.generation
+    };
+    if old.is_some_and(|old| old.conditions.iter().any(had_some)) {
+        return Empty::ScaledDown;
+    }
+    let created = binding.metadata.creation_timestamp.as_ref().map(|time| time.0.as_second());
+    let age = created.and_then(|created| u64::try_from(now - created).ok()).map(Duration::from_secs);
+    let left = age.and_then(|age| patience.checked_sub(age)).filter(|left| !left.is_zero());
+    left.map_or(Empty::Wrong, Empty::New)
 }
 
 /// One finding of a pass.
@@ -98,8 +141,14 @@ impl Report {
             Some((_, Some(finding))) => (Verdict::Unknown, finding.reason, finding.message.clone()),
             Some((kind, None)) => (Verdict::Unknown, Reason::Pending, format!("{kind} is not known yet")),
             None => {
-                let message = "the target group is as the binding says".to_owned();
-                (Verdict::True, Reason::Reconciled, message)
+                let backend = self.find(Kind::BackendResolved);
+                match backend.filter(|finding| finding.reason != Reason::Resolved) {
+                    Some(finding) => (Verdict::True, finding.reason, finding.message.clone()),
+                    None => {
+                        let message = "the target group is as the binding says".to_owned();
+                        (Verdict::True, Reason::Reconciled, message)
+                    }
+                }
             }
         }
     }
@@ -243,6 +292,39 @@ mod tests {
         assert_eq!(ready(&status(&report, None, Some(1), at(1))), ("False", "ServiceNotFound"));
         assert_eq!(ready(&status(&good(), None, Some(1), at(1))), ("True", "Reconciled"));
         assert_eq!(ready(&status(&Report::default(), None, Some(1), at(1))), ("Unknown", "Pending"));
+    }
+
+    #[test]
+    fn a_backend_that_was_scaled_to_zero_stays_ready_and_one_that_never_led_anywhere_is_not() {
+        let binding = |generation: i64| {
+            let metadata =
+                serde_json::json!({"generation": generation, "creationTimestamp": "1970-01-01T00:00:10Z"});
+            serde_json::from_value::<TargetGroupBinding>(serde_json::json!({
+                "metadata": metadata, "spec": {"serviceRef": {"name": "web"}},
+            }))
+            .unwrap()
+        };
+        let patience = Duration::from_secs(30);
+        let taken = |reason, old: Option<&Status>, generation, now| {
+            empty(reason, old, &binding(generation), patience, now)
+        };
+        let before = status(&good(), None, Some(1), at(1));
+        let mut scaled = good();
+        scaled.findings[1].reason = Reason::NoMatchingPods;
+        let scaled = status(&scaled, Some(&before), Some(1), at(2));
+        assert_eq!(ready(&scaled), ("True", "NoMatchingPods"));
+        for old in [&before, &scaled] {
+            assert_eq!(taken(Reason::NoMatchingPods, Some(old), 1, 99), Empty::ScaledDown);
+            // It names another Service now.
+            assert_eq!(taken(Reason::NoMatchingPods, Some(old), 2, 99), Empty::Wrong);
+            assert_eq!(taken(Reason::NoMatchingPort, Some(old), 1, 99), Empty::Wrong);
+            assert_eq!(taken(Reason::NoMatchingNodes, Some(old), 1, 99), Empty::Wrong);
+            assert_eq!(taken(Reason::BackendUnready, Some(old), 1, 99), Empty::Unready);
+        }
+        assert_eq!(taken(Reason::NoMatchingPods, None, 1, 15), Empty::New(Duration::from_secs(25)));
+        assert_eq!(taken(Reason::NoMatchingPods, None, 1, 40), Empty::Wrong);
+        let unknown = status(&Report::default(), None, Some(1), at(1));
+        assert_eq!(taken(Reason::NoEndpoints, Some(&unknown), 1, 40), Empty::Wrong);
     }
 
     #[test]

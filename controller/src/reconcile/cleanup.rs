@@ -3,6 +3,7 @@
 use super::resolve::Unresolved;
 use super::{Mode, Outcome, Worker};
 use crate::apply::Place;
+use crate::desired::Desired;
 use crate::error::Error;
 use crate::events::first_few;
 use crate::gates;
@@ -122,7 +123,7 @@ impl Worker {
             }
             Sharing::Exclusive => None,
         };
-        let goes: Vec<Target> = {
+        let mut goes: Vec<Target> = {
             // What was foreign at first contact is not ours to take away either.
             self.memory.observed.show(seen.clone(), |_| false, Instant::now());
             let contact = self.contact_left(binding);
@@ -134,9 +135,12 @@ impl Worker {
             goes.into_iter().map(|seen| seen.target).collect()
         };
         let place = Place { ctx: &ctx, aws: ctx.aws.clone(), binding, arn: &arn, changed: None };
-        match place.deregister(&goes, &mut self.memory.observed).await {
-            Err(error) if error.is_target_group_not_found() => {}
-            other => other?,
+        // The calls of a pass are limited, those of an end are not.
+        while !goes.is_empty() {
+            goes = match place.deregister(&goes, &Desired::default(), &mut self.memory.observed).await {
+                Err(error) if error.is_target_group_not_found() => break,
+                other => other?,
+            };
         }
         let untracked = match tracking {
             Some(tracking) if !tracking.exists() => Ok(()),

@@ -47,6 +47,14 @@ impl Worker {
             let pods = counted(*without_gate, "pod");
             more.push_str(&format!("; {pods} without readiness gate, made before the binding"));
         }
+        if plan.held > 0 {
+            let held = counted(plan.held, "target");
+            let why = match self.blind() {
+                Some((kind, age)) => format!("the watch of {kind} has been broken for {} s", age.as_secs()),
+                None => "the pods of some endpoints are not known".to_owned(),
+            };
+            more.push_str(&format!("; {held} not wanted any more, but left alone since {why}"));
+        }
         let ids = |targets: &[Target]| {
             let keys: Vec<TargetKey> = targets.iter().map(TargetKey::of).collect();
             listed("target", &keys)
