@@ -9,6 +9,7 @@ use crate::index::{Concerned, Index, Key};
 use crate::lease::Term;
 use crate::lookup::Lookups;
 use crate::metrics::Metrics;
+use crate::polling;
 use crate::reason::Reason;
 use crate::security::interfaces::REMEMBERED;
 use ipnet::IpNet;
@@ -191,10 +192,10 @@ impl Ctx {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How often a worker polls: `--health-poll`, or less often if there are so many that `--poll-rate` is reached.
+    /// How often a worker polls. A poll compares, too.
     pub(crate) fn poll_period(&self) -> Duration {
-        let bindings = u32::try_from(self.index().bindings().len()).unwrap_or(u32::MAX);
-        self.settings.health_poll.max(Duration::from_secs_f64(f64::from(bindings) / self.settings.poll_rate))
+        let Settings { health_poll, resync, poll_rate, .. } = &self.settings;
+        polling::period(*health_poll, *resync, self.index().bindings().len(), *poll_rate)
     }
 
     /// The subnets of a VPC, read again when an address is in none of them and the answer is a minute old. A VPC that

@@ -25,6 +25,32 @@ const FAILURE: Duration = Duration::from_secs(1);
 pub(crate) struct Writes {
     last: Option<Last>,
     status: Option<(Status, Instant)>,
+    health: Option<Awaited>,
+}
+
+/// What people wait for after targets were changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Awaited {
+    /// That the number of healthy targets changes.
+    Change,
+    /// That all are healthy.
+    All,
+}
+
+impl Awaited {
+    /// True if the new counts are what people wait for.
+    fn is_met(self, old: Option<&Status>, new: &Status) -> bool {
+        is_other_health(old, new) && (self == Self::Change || is_all_healthy(new))
+    }
+}
+
+fn is_other_health(old: Option<&Status>, new: &Status) -> bool {
+    let healthy = |status: &Status| status.targets.as_ref().map(|targets| targets.healthy);
+    old.and_then(healthy) != healthy(new)
+}
+
+fn is_all_healthy(new: &Status) -> bool {
+    new.targets.as_ref().is_some_and(|targets| targets.healthy == targets.desired)
 }
 
 #[derive(Debug)]
@@ -69,6 +95,11 @@ impl Writes {
         self.last = Some(Last { seen, now });
     }
 
+    /// Targets were changed: the next change of how many are healthy is written at once, and that all are.
+    pub(crate) fn expect_health(&mut self) {
+        self.health = Some(Awaited::Change);
+    }
+
     /// Sets our finalizer or takes it away. Whether the binding is there: one that is gone needs neither.
     ///
     /// # Errors
@@ -110,6 +141,9 @@ impl Writes {
         let new = status::status(report, old, generation, Time(Timestamp::now()));
         let patience = match status::difference(old, &new) {
             status::Difference::None => return None,
+            status::Difference::Counts if self.health.is_some_and(|health| health.is_met(old, &new)) => {
+                Duration::ZERO
+            }
             status::Difference::Counts => COUNTS_EVERY,
             status::Difference::Words => WORDS_EVERY,
             status::Difference::Substance => Duration::ZERO,
@@ -156,6 +190,9 @@ impl Writes {
             .await;
         match answer {
             Ok(answer) => {
+                if is_other_health(self.status(binding), &new) {
+                    self.health = self.health.map(|_| Awaited::All).filter(|_| !is_all_healthy(&new));
+                }
                 self.wrote(binding, &answer);
                 self.status = Some((new, Instant::now()));
                 Ok(())
@@ -193,6 +230,17 @@ mod tests {
         let metadata = json!({"namespace": "shop", "name": "web", "resourceVersion": version});
         serde_json::from_value(json!({"metadata": metadata, "spec": {"serviceRef": {"name": "web"}}}))
             .unwrap()
+    }
+
+    #[test]
+    fn the_first_change_of_health_is_urgent_and_that_all_are_healthy() {
+        let counted = |healthy: u32| Status {
+            targets: Some(tgb_api::v1::TargetCounts { desired: 3, healthy, ..Default::default() }),
+            ..Default::default()
+        };
+        let met = |awaited: Awaited, old: u32, new: u32| awaited.is_met(Some(&counted(old)), &counted(new));
+        assert!(met(Awaited::Change, 0, 1) && met(Awaited::Change, 3, 2) && !met(Awaited::Change, 1, 1));
+        assert!(met(Awaited::All, 1, 3) && !met(Awaited::All, 1, 2) && !met(Awaited::All, 3, 3));
     }
 
     #[test]
