@@ -189,7 +189,9 @@ fn observed_target(shown: &elb::TargetHealthDescription) -> Option<ObservedTarge
             zone: target.availability_zone().map(str::to_owned),
             quic_server_id: target.quic_server_id().map(str::to_owned),
         },
-        state: health.and_then(|h| h.state()).map_or(TargetState::Unavailable, |s| TargetState::parse(s.as_str())),
+        state: health
+            .and_then(|h| h.state())
+            .map_or(TargetState::Unavailable, |s| TargetState::parse(s.as_str())),
         reason,
         description: health.and_then(|h| h.description()).map(str::to_owned),
     })

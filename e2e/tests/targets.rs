@@ -632,6 +632,7 @@ fn where_nobody_has_heard_of_the_nodes_what_runs_there_is_registered_all_the_sam
     space.controller().stop().unwrap();
     space.controller().restart_with(&["--endpoints-fail-open=false"]).unwrap();
     space.until_targets(&arn, &BTreeSet::new()).unwrap();
+    until_reason(&space, "nodes", "BackendUnready");
     space.kubectl("delete node fail-open").ok().unwrap();
 }
 
@@ -662,7 +663,7 @@ fn endpoints_without_pods_count_only_if_the_operator_says_so_and_bad_ones_are_na
     bare_service(&space);
     bare_endpoints(&space, &["10.1.1.1", "10.1.1.2", "8.8.8.8"]);
     space.bind("web", &arn, &json!({})).unwrap();
-    until(&space, "Ready", "True", "Reconciled");
+    assert!(until_reason(&space, "web", "NoEndpoints").contains("3 endpoints without a pod"));
     assert!(space.targets(&arn).unwrap().is_empty());
     space.controller().restart_with(&["--endpoints-without-pods"]).unwrap();
     let good = BTreeSet::from(["10.1.1.1:8080".to_owned(), "10.1.1.2:8080".to_owned()]);
@@ -1301,6 +1302,240 @@ fn healthy_targets_that_run_wait_for_healthy_successors() {
     space.until_targets(&arn, &new).unwrap();
 }
 
+/// Waits until AWS says this of every target.
+fn until_states(space: &Space<'_>, arn: &str, want: &str) {
+    eventually(SOON, || {
+        space.advance(Duration::from_millis(200))?;
+        let there = space.health(arn)?;
+        let all = !there.is_empty() && there.iter().all(|target| target.state == want);
+        if all { Ok(()) } else { Err(format!("{there:?}")) }
+    })
+    .unwrap();
+}
+
+/// Counts of a binding's status.
+fn counts(space: &Space<'_>, binding: &str) -> Result<Value, String> {
+    Ok(space.kubectl(&format!("get tgb {binding} -o json")).json()?["status"]["targets"].clone())
+}
+
+#[test]
+fn an_unhealthy_target_whose_connections_drain_is_still_registered() {
+    let space = prepare("sick")
+        .value("sharedTargets.namespaces={sick}")
+        .controller("--health-poll=1s")
+        .start()
+        .unwrap();
+    space.deploy("web", 2).unwrap();
+    until_endpoints(&space, "web", 2);
+    let group = |sharing: &str| {
+        let arn = space.served_target_group("TCP", 80, "ip").unwrap();
+        let attribute = |key: &str, value: &str| {
+            space.attribute(&arn, &format!("target_health_state.unhealthy.{key}"), value).unwrap();
+        };
+        attribute("connection_termination.enabled", "false");
+        attribute("draining_interval_seconds", "360000");
+        let name = sharing.to_lowercase();
+        let more = json!({"targetGroup": {"arn": arn, "sharing": sharing}, "serviceRef": {"name": "web", "port": 80}});
+        space.bind(&name, &arn, &more).unwrap();
+        space.until_pods_are_targets(&arn, "web", 2).unwrap();
+        (name, arn)
+    };
+    let groups = ["Exclusive", "Shared"].map(group);
+    let old = space.pods("web", 8080).unwrap();
+    for (name, arn) in &groups {
+        until_states(&space, arn, "healthy");
+        let probe =
+            Probe::Failing { reason: "Target.Timeout".into(), description: "Request timed out".into() };
+        space.set_health(arn, "*", &probe).unwrap();
+        until_states(&space, arn, "unhealthy.draining");
+        eventually(SOON, || {
+            let counts = counts(&space, name)?;
+            let right = counts["unhealthy"] == 2 && counts["registered"] == 2 && counts["draining"] == 0;
+            if right { Ok(()) } else { Err(counts.to_string()) }
+        })
+        .unwrap();
+    }
+    let registrations = space.count("RegisterTargets");
+    let looks = space.count("DescribeTargetHealth");
+    until_calls(&space, "DescribeTargetHealth", looks + 6);
+    assert_eq!(space.count("RegisterTargets"), registrations, "they are not registered again");
+    // A pod that ends takes its target with it in either.
+    let gone = space.kubectl("get pods -l app=web -o jsonpath={.items[0].metadata.name}").ok().unwrap();
+    space.kubectl(&format!("delete pod {gone}")).ok().unwrap();
+    for (_, arn) in &groups {
+        space.until_pods_are_targets(arn, "web", 2).unwrap();
+    }
+    let now = space.pods("web", 8080).unwrap();
+    assert_eq!(now.intersection(&old).count(), 1);
+    // What is sick is not forgotten.
+    let listed: BTreeSet<String> = space
+        .kubectl("get configmap aws-lbc-targets-shared -o jsonpath={.data.targets}")
+        .ok()
+        .unwrap()
+        .split(',')
+        .map(str::to_owned)
+        .collect();
+    assert!(now.is_subset(&listed), "{listed:?}, not {now:?}");
+    for (name, arn) in &groups {
+        space.kubectl(&format!("delete tgb {name} --timeout=60s")).ok().unwrap();
+        assert!(space.targets(arn).unwrap().is_empty());
+    }
+}
+
+#[test]
+fn targets_stay_as_they_are_whatever_their_port_is_called() {
+    let space = prepare("renames").controller("--health-poll=1s").start().unwrap();
+    space.deploy("web", 2).unwrap();
+    until_endpoints(&space, "web", 2);
+    let by_number = json!({"serviceRef": {"name": "web", "port": 80}});
+    let (unused, sick) =
+        (space.target_group("HTTP", 80, "ip").unwrap(), space.served_target_group("HTTP", 80, "ip").unwrap());
+    for (name, arn) in [("unused", &unused), ("sick", &sick)] {
+        space.bind(name, arn, &by_number).unwrap();
+        space.until_pods_are_targets(arn, "web", 2).unwrap();
+    }
+    let probe = Probe::Failing { reason: "Target.Timeout".into(), description: "Request timed out".into() };
+    space.set_health(&sick, "*", &probe).unwrap();
+    until_states(&space, &sick, "unhealthy");
+    until_states(&space, &unused, "unused");
+    for (name, target_port) in
+        [("main", json!(8080)), ("web", json!(8080)), ("", json!(8080)), ("http", json!(8080))]
+    {
+        let port = json!({"name": name, "port": 80, "targetPort": target_port, "protocol": "TCP"});
+        let patch = json!({"spec": {"ports": [port]}}).to_string();
+        space.kubectl_with(&["patch", "service", "web", "--type=merge", "-p", &patch], "").ok().unwrap();
+        eventually(SOON, || {
+            let line = "get endpointslices -l kubernetes.io/service-name=web -o json";
+            let slices = space.kubectl(line).json()?;
+            let now = slices["items"][0]["ports"][0]["name"].clone();
+            if now == name { Ok(()) } else { Err(now.to_string()) }
+        })
+        .unwrap();
+    }
+    // What comes after is there, so that nothing before it is still under way.
+    space.kubectl("scale deployment web --replicas=3").ok().unwrap();
+    for arn in [&unused, &sick] {
+        space.until_pods_are_targets(arn, "web", 3).unwrap();
+    }
+    assert_eq!([space.count("RegisterTargets"), space.count("DeregisterTargets")], [4, 0]);
+}
+
+#[test]
+fn a_binding_that_has_nothing_to_register_says_so_and_scaling_to_zero_is_no_failure() {
+    let space = prepare("nothing").controller("--missing-backend-grace=2s").start().unwrap();
+    space.deploy("web", 1).unwrap();
+    let arn = space.target_group("HTTP", 80, "ip").unwrap();
+    space.bind("web", &arn, &json!({"serviceRef": {"name": "web", "port": 80}})).unwrap();
+    space.until_pods_are_targets(&arn, "web", 1).unwrap();
+    until(&space, "Ready", "True", "Reconciled");
+    space.kubectl("scale deployment web --replicas=0").ok().unwrap();
+    let message = until(&space, "Ready", "True", "NoMatchingPods");
+    assert!(message.contains("Service nothing/web selects no running pod by app=web"), "{message}");
+    assert!(until_argo(&space, "web", "Healthy").starts_with("NoMatchingPods"));
+    space.kubectl("scale deployment web --replicas=1").ok().unwrap();
+    until(&space, "Ready", "True", "Reconciled");
+
+    let service = |name: &str, label: &str, target_port: Value| {
+        let ports = json!([{"port": 80, "targetPort": target_port, "nodePort": null}]);
+        space
+            .apply(&json!({
+                "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
+                "spec": {"type": "NodePort", "selector": {"app": label}, "ports": ports},
+            }))
+            .ok()
+            .unwrap();
+    };
+    service("typo", "wbe", json!(8080));
+    service("named", "web", json!("htpp"));
+    service("nodes", "web", json!(8080));
+    let port = space.node_port("nodes").unwrap();
+    for (name, kind, port, more) in [
+        ("typo", "ip", 80, json!({})),
+        ("named", "ip", 80, json!({})),
+        ("nodes", "instance", port, json!({"nodeSelector": {"matchLabels": {"pool": "nosuch"}}})),
+    ] {
+        let arn = space.target_group("HTTP", port, kind).unwrap();
+        let mut spec = json!({"serviceRef": {"name": name, "port": 80}});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        space.bind(name, &arn, &spec).unwrap();
+    }
+    for (name, reason, words) in [
+        ("typo", "NoMatchingPods", "selects no running pod by app=wbe"),
+        ("named", "NoMatchingPort", "has a TCP port htpp"),
+        ("nodes", "NoMatchingNodes", "spec.nodeSelector takes no node"),
+    ] {
+        eventually(SOON, || match condition(&space, name, "Ready")? {
+            (status, why, message) if status == "False" && why == reason && message.contains(words) => Ok(()),
+            other => Err(format!("{other:?}")),
+        })
+        .unwrap();
+        let told = events(&space, name);
+        assert!(told.iter().any(|(_, note)| note.contains(reason)), "{told:?}");
+    }
+    // A pod that is there and has no endpoint, or is not ready, is another matter.
+    space.kubectl("label pod -l app=web app=wbe --overwrite").ok().unwrap();
+    eventually(SOON, || match condition(&space, "typo", "Ready")? {
+        (status, ..) if status == "True" => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .unwrap();
+}
+
+#[test]
+fn while_endpoints_name_pods_that_nobody_has_seen_nothing_that_runs_goes() {
+    let space = prepare("ghosts").controller("--swap-grace=0s").start().unwrap();
+    let arn = bound(&space, 2);
+    let slice = json!({
+        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "ghost", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4", "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}],
+        "endpoints": [{"addresses": ["10.244.77.7"], "targetRef": {"kind": "Pod", "name": "ghost", "namespace": "ghosts"}}],
+    });
+    space.apply(&slice).ok().unwrap();
+    until(&space, "BackendResolved", "Unknown", "PodsUnknown");
+    until_message(&space, "BackendResolved", "10.244.77.7:8080");
+    // Both run, and are not wanted any more.
+    let both = space.targets(&arn).unwrap();
+    annotate(&space, "pods --all", "tgb.e2e/unready=true");
+    until_endpoints(&space, "web", 1);
+    until_message(&space, "TargetsRegistered", "2 targets not wanted any more, but left alone");
+    assert_eq!(space.targets(&arn).unwrap(), both);
+    space.kubectl("delete endpointslice ghost").ok().unwrap();
+    space.until_targets(&arn, &BTreeSet::new()).unwrap();
+    let note = until_event(&space, "Deregistered");
+    assert!(note.contains("(pod web-") && note.contains("is not ready)"), "{note}");
+}
+
+#[test]
+fn dead_targets_go_also_while_registration_is_throttled() {
+    let space = space("throttled");
+    let arn = bound(&space, 1);
+    let old = space.pods("web", 8080).unwrap();
+    space.fault(Fault::new(Effect::Throttle).action("RegisterTargets")).unwrap();
+    space.kubectl("delete pods -l app=web").ok().unwrap();
+    space.until_targets(&arn, &BTreeSet::new()).unwrap();
+    let note = until_event(&space, "Deregistered");
+    assert!(note.contains("(pod web-"), "{note}");
+    space.clear_faults().unwrap();
+    space.until_pods_are_targets(&arn, "web", 1).unwrap();
+    assert_ne!(space.pods("web", 8080).unwrap(), old);
+}
+
+#[test]
+fn of_targets_that_are_deregistered_only_those_that_aws_does_not_know_count_as_gone() {
+    let space = space("unknown");
+    let arn = bound(&space, 3);
+    let pods = space.pods("web", 8080).unwrap();
+    let stays = pods.first().unwrap();
+    let ip = stays.split(':').next().unwrap();
+    let message = format!("The following targets are not registered: '{ip}'");
+    let refused = Effect::Error { status: 400, code: "InvalidTarget".to_owned(), message };
+    space.fault(Fault::new(refused).action("DeregisterTargets").times(1)).unwrap();
+    space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
+    assert_eq!(space.targets(&arn).unwrap(), BTreeSet::from([stays.clone()]));
+    assert_eq!(space.count("DeregisterTargets"), 2);
+}
+
 // ---- limits, refusals, fights ----
 
 #[test]
@@ -1336,6 +1571,12 @@ fn where_aws_has_no_room_unwanted_targets_go_first() {
     let green = space.pods("green", 8080).unwrap();
     let there = space.targets(&arn).unwrap();
     assert!(there.len() == 3 && there.is_subset(&green), "{there:?}");
+    // Whether there is room again is asked with one target, since others share the budget of these calls.
+    let calls = space.count("RegisterTargets");
+    until_calls(&space, "RegisterTargets", calls + 2);
+    let all = space.calls();
+    let mut last = all.iter().rev().filter(|call| call.action == "RegisterTargets");
+    assert!(!last.next().unwrap().parameters.contains_key("Targets.member.2.Id"));
     space.seed(|aws| aws.quotas.targets_per_group = 10).unwrap();
     space.until_pods_are_targets(&arn, "green", 5).unwrap();
 }

@@ -33,6 +33,10 @@ fn demo(once: bool) -> Result<()> {
     terminal.command(&cluster.helm(&["list", "--namespace", tgb_e2e::NAMESPACE]));
     walkthrough::run(cluster, aws, "default", Fidelity::Full, &mut terminal)?;
 
+    if once {
+        terminal.title("That was all of it");
+        return Ok(());
+    }
     terminal.title("It stays up for you");
     println!("export KUBECONFIG={}", cluster.kubeconfig().display());
     let environment = aws.environment(tgb_e2e::USER);
@@ -47,9 +51,6 @@ fn demo(once: bool) -> Result<()> {
         product.webhook().http(),
         product.controller().http()
     );
-    if once {
-        return Ok(());
-    }
     println!("# Ctrl-C ends everything. Target groups and their targets:");
     let mut lines = 0;
     loop {
