@@ -3,6 +3,7 @@
 use crate::events::{counted, first_few};
 use crate::index::{Index, Key};
 use crate::kept::{NodeReady, Pod, Slice};
+use crate::network::resolved;
 use crate::reason::Reason;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -11,7 +12,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 use tgb_api::service::{Service, ServicePort};
 use tgb_api::target_group::{IpAddressType, TargetGroup, TargetType};
-use tgb_api::v1::TargetGroupBinding;
+use tgb_api::v1::{TargetGroupBinding, Transport};
 use tgb_aws::values::Target;
 
 /// What a target is to AWS within one target group.
@@ -361,7 +362,7 @@ fn target_port(port: &ServicePort, pod: Option<&Pod>) -> Option<u16> {
     match &port.target_port {
         None => Some(port.port),
         Some(IntOrString::Int(number)) => u16::try_from(*number).ok(),
-        Some(IntOrString::String(name)) => pod?.port(name, &port.protocol),
+        Some(IntOrString::String(name)) => resolved(&pod?.ports, name, Transport::from_word(&port.protocol)?),
     }
 }
 
@@ -467,9 +468,10 @@ fn why_no_pods(
         return (Reason::NoMatchingPods, message);
     }
     if let Some(IntOrString::String(name)) = &port.target_port
-        && !pods.iter().any(|pod| pod.port(name, &port.protocol).is_some())
+        && !pods.iter().any(|pod| target_port(port, Some(pod)).is_some())
     {
-        let there: BTreeSet<&str> = pods.iter().flat_map(|pod| pod.port_names()).collect();
+        let there: BTreeSet<&str> =
+            pods.iter().flat_map(|pod| pod.ports.iter()).map(|port| &*port.name).collect();
         let there: Vec<&str> = there.into_iter().collect();
         let there = if there.is_empty() { "no named ports".to_owned() } else { first_few(&there) };
         let message = format!(

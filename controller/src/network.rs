@@ -81,9 +81,11 @@ pub(crate) fn permissions<'a>(
     let ports_of = |port: &NetworkingPort| match port.port.as_ref() {
         None => vec![(0, LAST_PORT)],
         Some(IntOrString::Int(number)) => single(*number),
-        Some(IntOrString::String(name)) => {
-            pods.clone().filter_map(|ports| resolved(ports, name, transport(port))).collect()
-        }
+        Some(IntOrString::String(name)) => pods
+            .clone()
+            .filter_map(|ports| resolved(ports, name, transport(port)))
+            .map(|number| (number, number))
+            .collect(),
     };
     rules(spec, ports_of)
 }
@@ -160,9 +162,8 @@ fn transport(port: &NetworkingPort) -> Transport {
 }
 
 /// The number of a named port: that of the first container that has it.
-fn resolved(ports: &Ports, name: &str, protocol: Transport) -> Option<(u16, u16)> {
-    let found = ports.iter().find(|port| *port.name == *name && port.protocol == protocol)?;
-    Some((found.number, found.number))
+pub(crate) fn resolved(ports: &[PodPort], name: &str, protocol: Transport) -> Option<u16> {
+    ports.iter().find(|port| *port.name == *name && port.protocol == protocol).map(|port| port.number)
 }
 
 fn single(number: i32) -> Vec<(u16, u16)> {
