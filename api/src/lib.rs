@@ -11,6 +11,7 @@
 //! - [`json`]: JSON as values, with every number as it is written.
 //! - [`defaulting`], [`rules`]: what admission fills in, refuses and warns of.
 //! - [`objects`]: Kubernetes' own objects, as far as they are read.
+//! - [`options`]: annotations of ours on a binding.
 //! - [`review`]: what the API server asks of the webhook.
 //! - [`names`]: names that are shared with the AWS Load Balancer Controller and must stay.
 
@@ -23,6 +24,7 @@ mod fuzz;
 pub mod json;
 pub mod names;
 pub mod objects;
+pub mod options;
 pub mod review;
 pub mod rules;
 mod scan;

@@ -33,10 +33,12 @@ pub const RULE_DESCRIPTION: &str = "elbv2.k8s.aws/targetGroupBinding=shared";
 /// Label of a Service's endpoint slices.
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 
-/// `"true"`: nothing is changed in AWS, status goes on.
+/// `"true"`: nothing is changed in AWS, status goes on. This one and those below are read by [`crate::options`].
 pub const PAUSED: &str = "elbv2.k8s.aws/paused";
-/// `retain`: deletion deregisters nothing.
+/// `retain`: deletion deregisters nothing and revokes nothing.
 pub const ON_DELETE: &str = "elbv2.k8s.aws/on-delete";
+/// `"true"`: targets that something else registered may be deregistered.
+pub const ADOPT_TARGETS: &str = "elbv2.k8s.aws/adopt-targets";
 /// `"true"`: the finalizer is dropped even though clean-up fails.
 pub const RELEASE: &str = "elbv2.k8s.aws/release";
 /// `warn` or `ignore`: what becomes of rule TGB206.

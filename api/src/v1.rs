@@ -4,6 +4,7 @@
 //! `status`; conversion works on JSON ([`crate::convert`]). For reviews less of them is read, and faster ([`crate::review`]).
 
 use crate::names;
+use crate::options;
 use crate::scan::Cursor;
 pub use crate::scan::Unreadable;
 use crate::target_group::{IpAddressType, Protocol, TargetType, words};
@@ -54,11 +55,6 @@ impl TargetGroupBinding {
     /// Where a value is of another type than the schema's.
     pub(crate) fn of_review(object: &mut Cursor<'_>) -> Result<(Self, Parents), Unreadable> {
         review::read(object)
-    }
-
-    /// An annotation's value.
-    pub fn annotation(&self, key: &str) -> Option<&str> {
-        self.metadata.annotations.as_ref().and_then(|all| all.get(key)).map(String::as_str)
     }
 
     /// Whether the AWS Load Balancer Controller made this binding for an Ingress, Service or Gateway of its own.
@@ -503,13 +499,21 @@ mod review {
         there.ok_or(Unreadable::NoObject)
     }
 
-    /// Those that rules look at.
+    /// Those of ours.
     fn read_annotations(
         annotations: &mut Cursor<'_>,
     ) -> Result<Option<BTreeMap<String, String>>, Unreadable> {
-        let kept = annotations.member(names::NODE_PORT_MISMATCH, Cursor::string)?;
-        let named = |value: Cow<'_, str>| (names::NODE_PORT_MISMATCH.to_owned(), value.into_owned());
-        Ok(kept.map(|kept| kept.map(named).into_iter().collect()))
+        let mut kept = BTreeMap::new();
+        let there = annotations.object(|key, value| {
+            if !options::is_ours(key) {
+                return value.skip();
+            }
+            if !value.takes_null() {
+                kept.insert(key.to_owned(), value.string()?.into_owned());
+            }
+            Ok(())
+        })?;
+        Ok(there.map(|()| kept))
     }
 
     /// How many targets are registered, if it says so.
@@ -554,7 +558,9 @@ mod tests {
         assert_eq!(read.spec, whole.spec);
         assert_eq!((read.name(), read.namespace()), ("web", "shop"));
         assert!(read.is_terminating());
-        assert_eq!(read.annotation(names::NODE_PORT_MISMATCH), Some("warn"));
+        let (read_options, _) = options::Options::of(&read);
+        assert_eq!(read_options.node_port_mismatch, Some(options::NodePortMismatch::Warn));
+        assert_eq!(read.metadata.annotations.as_ref().unwrap().len(), 1);
         assert_eq!(read.status.unwrap().targets.unwrap().registered, 4);
         assert_eq!(parents, Parents { spec: true, target_group: true, service_ref: true });
         let mut bare = Cursor::of(r#"{"spec": {"targetGroup": null}}"#);

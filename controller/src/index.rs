@@ -577,7 +577,7 @@ mod tests {
         index.put_binding(made("a", "1"));
         index.put_binding(made("b", "1"));
         let all: Vec<_> = index.bindings().map(|(key, binding)| binding.whole(key)).collect();
-        assert_eq!(all[0].annotation("elbv2.k8s.aws/paused"), Some("true"));
+        assert!(tgb_api::options::Options::of(&all[0]).0.paused);
         assert_eq!(all[0].metadata.annotations.as_ref().unwrap().len(), 1);
         assert!(all[0].is_owned_by_lbc() && all[0].metadata.labels.as_ref().unwrap().len() == 1);
         let said = |at: usize| &all[at].status.as_ref().unwrap().conditions[0].said;

@@ -131,12 +131,11 @@ impl Binding {
             Some(kept.collect::<BTreeMap<_, _>>()).filter(|kept| !kept.is_empty())
         }
         let TargetGroupBinding { metadata, mut spec, mut status } = binding;
-        let is_ours = |key: &str| key.split_once('/').is_some_and(|(group, _)| group == names::GROUP);
         let mut touched = DefaultHasher::new();
         (&metadata.labels, &metadata.annotations).hash(&mut touched);
         let notes = Notes {
             labels: kept(metadata.labels, names::is_of_lbc),
-            annotations: kept(metadata.annotations, is_ours),
+            annotations: kept(metadata.annotations, tgb_api::options::is_ours),
         };
         let group = &mut spec.target_group;
         for text in [&mut group.arn, &mut group.vpc_id].into_iter().flatten() {

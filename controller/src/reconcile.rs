@@ -30,7 +30,7 @@ use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tgb_api::names;
+use tgb_api::options::{Options, WhenNoneReady};
 use tgb_api::target_group::{TargetGroup, TargetType};
 use tgb_api::v1::{Sharing, TargetGroupBinding};
 use tgb_aws::values::{Target, TargetState};
@@ -321,7 +321,7 @@ impl Worker {
     fn mode(&self, binding: &TargetGroupBinding) -> Mode {
         if self.ctx.settings.observe {
             Mode::Observes
-        } else if binding.annotation(names::PAUSED) == Some("true") {
+        } else if Options::of(binding).0.paused {
             Mode::Paused
         } else {
             Mode::Writes
@@ -709,14 +709,14 @@ impl Worker {
         let mut protected =
             ownership::wanted_by_others(&index, &settings.switches, binding, found.group.arn.as_str());
         protected.extend(foreign.iter().cloned());
-        let keeps = match binding.annotation(names::WHEN_NONE_READY) {
-            Some("keep") => true,
-            Some("deregister") => false,
-            _ => settings.keep_last.applies(&found.group),
+        let when_none_ready = Options::of(binding).0.when_none_ready;
+        let keeps = match when_none_ready {
+            Some(choice) => choice == WhenNoneReady::Keep,
+            None => settings.keep_last.applies(&found.group),
         };
         let none_ready = backend.grace.is_none() && targets.is_empty() && !wanted.unready.is_empty();
         let mut alive = alive(&index, binding, observed);
-        if binding.annotation(names::WHEN_NONE_READY) == Some("deregister") {
+        if when_none_ready == Some(WhenNoneReady::Deregister) {
             // The user prefers none: what is not ready is as good as dead.
             alive.retain(|key| !wanted.unready.contains(key));
         }

@@ -3,6 +3,7 @@
 use super::{Context, Finding, Kind, Lookup, Operation, Rule, Settings, Severity, rule};
 use crate::arn::TargetGroupArn;
 use crate::names;
+use crate::options::{NodePortMismatch, Options};
 use crate::service::{Service, ServicePort};
 use crate::target_group::{IpAddressType, Protocol, TargetGroup, TargetType};
 use crate::v1::{NetworkingPort, Sharing, Spec, TargetGroupBinding, TargetGroupRef, Transport};
@@ -604,13 +605,13 @@ impl<'a> Look<'a> {
                 port.describe(),
                 names::NODE_PORT_MISMATCH
             );
-            match self.new.annotation(names::NODE_PORT_MISMATCH) {
-                Some("ignore") => {}
-                annotation => {
+            match Options::of(self.new).0.node_port_mismatch {
+                Some(NodePortMismatch::Ignore) => {}
+                choice => {
                     let before = self.found.len();
                     self.find("TGB206", PORT, message);
                     // As `ignore`, it goes before what the operator decided.
-                    if annotation == Some("warn") {
+                    if choice == Some(NodePortMismatch::Warn) {
                         let found = self.found.iter_mut().skip(before);
                         found.for_each(|finding| finding.severity = Severity::Warn);
                     }

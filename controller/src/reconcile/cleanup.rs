@@ -14,7 +14,7 @@ use crate::security;
 use crate::status::Report;
 use crate::tracking::Tracking;
 use std::sync::Arc;
-use tgb_api::names;
+use tgb_api::options::{OnDelete, Options};
 use tgb_api::v1::{Sharing, TargetGroupBinding};
 use tgb_aws::values::Target;
 use tokio::time::Instant;
@@ -27,7 +27,7 @@ impl Worker {
         binding: &TargetGroupBinding,
         report: &mut Report,
     ) -> Result<(), Outcome> {
-        let release = binding.annotation(names::RELEASE) == Some("true");
+        let release = Options::of(binding).0.release;
         let undone = match self.mode(binding) {
             // The finalizer may be another controller's.
             Mode::Observes => Err(Error::Held("--observe: nothing is undone")),
@@ -58,7 +58,7 @@ impl Worker {
 
     /// Targets, ConfigMap, rules, gates; a failure of one does not keep the next from being undone.
     async fn undo(&mut self, binding: &TargetGroupBinding) -> Result<(), Error> {
-        let retains = binding.annotation(names::ON_DELETE) == Some("retain");
+        let retains = Options::of(binding).0.on_delete == OnDelete::Retain;
         let targets = match retains {
             true => Ok(()),
             false => self.deregister_all(binding).await,
