@@ -1,5 +1,6 @@
 //! Amazon Resource Names of target groups.
 
+use crate::text::excerpt;
 use std::fmt;
 use std::sync::Arc;
 
@@ -13,6 +14,9 @@ pub struct TargetGroupArn(Arc<str>);
 /// Why a text is no target group ARN; the text reads well after "is".
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArnError {
+    /// An ARN with blanks before or after it.
+    #[error("a target group ARN with blanks around it; remove them")]
+    Blanks,
     /// Not an ARN at all.
     #[error("not an ARN; expected arn:PARTITION:elasticloadbalancing:REGION:ACCOUNT:targetgroup/NAME/ID")]
     NotAnArn,
@@ -35,6 +39,10 @@ impl TargetGroupArn {
     /// # Errors
     /// Says what the text is instead, so that a user sees what to write.
     pub fn parse(text: &str) -> Result<Self, ArnError> {
+        let trimmed = text.trim();
+        if trimmed != text {
+            return Err(Self::parse(trimmed).map_or_else(|error| error, |_| ArnError::Blanks));
+        }
         let mut parts = text.splitn(6, ':');
         let mut next = || parts.next().ok_or(ArnError::NotAnArn);
         if next()? != "arn" {
@@ -42,7 +50,7 @@ impl TargetGroupArn {
         }
         let (partition, service, region, account, resource) = (next()?, next()?, next()?, next()?, next()?);
         if service != "elasticloadbalancing" {
-            return Err(ArnError::OtherService(service.to_owned()));
+            return Err(ArnError::OtherService(excerpt(service).into_owned()));
         }
         let (kind, rest) = resource.split_once('/').ok_or(ArnError::NotAnArn)?;
         match kind {
@@ -91,6 +99,11 @@ impl TargetGroupArn {
     /// The twelve digits of the account.
     pub fn account(&self) -> &str {
         self.part(4)
+    }
+
+    /// `targetgroup/NAME/ID`, which is as long as an excerpt may be.
+    pub fn resource(&self) -> &str {
+        self.part(5)
     }
 
     /// The target group's name.

@@ -12,7 +12,9 @@
 //! - [`defaulting`], [`rules`]: what admission fills in, refuses and warns of.
 //! - [`objects`]: Kubernetes' own objects, as far as they are read.
 //! - [`options`]: annotations of ours on a binding.
+//! - [`schema`]: objects held against the CustomResourceDefinition.
 //! - [`review`]: what the API server asks of the webhook.
+//! - [`text`]: texts of users in messages, and the forms of names.
 //! - [`names`]: names that are shared with the AWS Load Balancer Controller and must stay.
 
 pub mod arn;
@@ -28,6 +30,8 @@ pub mod options;
 pub mod review;
 pub mod rules;
 mod scan;
+pub mod schema;
 pub mod service;
 pub mod target_group;
+pub mod text;
 pub mod v1;

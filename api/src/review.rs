@@ -4,6 +4,7 @@
 //! going through its objects.
 
 use crate::scan::{Cursor, Unreadable};
+use crate::text::{is_dns_label, quoted};
 use crate::v1::{Parents, TargetGroupBinding};
 use std::borrow::Cow;
 
@@ -97,6 +98,10 @@ impl<'a> AdmissionRequest<'a> {
         let request = request.ok_or("the review has no request")?;
         if request.0.uid.is_empty() {
             return Err("the request has no uid".to_owned());
+        }
+        // It becomes a part of URLs, and anybody may send a review.
+        if !request.0.namespace.is_empty() && !is_dns_label(&request.0.namespace) {
+            return Err(format!("{} is not the name of a namespace", quoted(&request.0.namespace)));
         }
         Ok(request)
     }

@@ -3,30 +3,34 @@
 //! - [`RULES`]: the table of rules, from which [`document`] makes `docs/rules.md`.
 //! - [`check`]: all findings on a binding, the most important first.
 //! - [`Context`]: what was looked up for it, [`Settings`]: what the operator decided.
-//! - [`FROZEN`]: the rules that the controller enforces too, since a webhook can be bypassed.
+//!
+//! A new rule is a row of the table, a check in `checks.rs`, an accepted and a refused case in `tests.rs`, and one in
+//! `e2e/tests/admission.rs`; `make generate` writes the documentation.
 
 mod checks;
 mod table;
 #[cfg(test)]
 mod tests;
 
-pub use table::{FROZEN, RULES, Rule, document, rule};
+pub use table::{Occasion, RULES, RestsOn, Rule, document, reference, rule};
 
+use crate::arn::TargetGroupArn;
 use crate::defaulting;
 use crate::service::Service;
-use crate::target_group::TargetGroup;
-use crate::v1::{Sharing, Spec, TargetGroupBinding};
+use crate::target_group::{TargetGroup, TargetType};
+use crate::text::{self, quoted};
+use crate::v1::{Sharing, Spec, TargetGroupBinding, TargetGroupRef};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-/// What a finding leads to.
+/// The consequence of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
     /// The object is refused.
     Deny,
     /// The user is warned.
     Warn,
-    /// Nothing.
+    /// The finding is dropped.
     Off,
 }
 
@@ -41,7 +45,7 @@ impl Severity {
     }
 }
 
-/// What a rule rests on: the object alone, or what is around it.
+/// The answer that a refusal gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// The object's own shape; a refusal is `422 Invalid`.
@@ -57,11 +61,11 @@ pub struct Finding {
     pub rule: &'static str,
     /// The field, as v1 names it; see [`path_in`].
     pub path: String,
-    /// What is wrong with the value, and what would be right.
+    /// The fault of the value, and what would be right.
     pub message: String,
-    /// What it leads to.
+    /// The consequence.
     pub severity: Severity,
-    /// What the rule rests on.
+    /// The answer to a refusal.
     pub kind: Kind,
 }
 
@@ -83,14 +87,13 @@ impl Finding {
     }
 }
 
-/// What messages say to write in v1, and in the older versions.
+/// The words of v1 in messages, and those of the older versions.
 const SAID_TO_WRITE: [(&str, &str); 4] = [
     ("sharing: Shared", "multiClusterTargetGroup: true"),
     ("set assumeRole to", "set iamRoleArnToAssume to"),
     ("set roleARN", "set iamRoleArnToAssume"),
-    ("write arn, targetType, protocol,", "write targetGroupARN, targetType, targetGroupProtocol,"),
+    ("set arn, targetType, protocol,", "set targetGroupARN, targetType, targetGroupProtocol,"),
 ];
-const COMPLETE_IT: &str = "write arn, targetType, protocol, ipAddressType and vpcID yourself";
 
 /// Why admission is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -203,18 +206,39 @@ impl Settings {
     /// A sentence for the operator.
     pub fn set_rule(&mut self, text: &str) -> Result<(), String> {
         let (id, word) = text.trim().split_once('=').ok_or_else(|| {
-            format!("{text:?} is no rule setting; write ID=deny, ID=warn or ID=off, as in TGB206=warn")
+            format!(
+                "{} is not a rule setting; write ID=deny, ID=warn or ID=off, as in TGB206=warn",
+                quoted(text)
+            )
         })?;
-        let known = rule(id.trim()).ok_or_else(|| format!("there is no rule {id:?}; see docs/rules.md"))?;
+        let known =
+            rule(id.trim()).ok_or_else(|| format!("there is no rule {}; see docs/rules.md", quoted(id)))?;
         let severity = [Severity::Deny, Severity::Warn, Severity::Off]
             .into_iter()
             .find(|s| s.as_str() == word.trim())
-            .ok_or_else(|| format!("{word:?} is no severity; write deny, warn or off"))?;
-        if known.on == "S" && severity == Severity::Deny {
+            .ok_or_else(|| format!("{} is not a severity; write deny, warn or off", quoted(word)))?;
+        if known.on == Occasion::ServiceChange && severity == Severity::Deny {
             return Err(format!("{} never refuses; write warn or off", known.id));
         }
         self.severities.insert(known.id, severity);
         Ok(())
+    }
+
+    /// Refuses a rule that is softened here and enforced by the controller: what it let pass would be stalled there.
+    ///
+    /// # Errors
+    /// A sentence for the operator.
+    pub fn refuse_softened(&self) -> Result<(), String> {
+        let softened = |(id, severity): (&&'static str, &Severity)| {
+            let known = rule(id).filter(|rule| rule.enforced && *severity != Severity::Deny)?;
+            Some(format!(
+                "{}={}: the controller enforces {0} whatever the webhook says, so it can only be deny; see {}",
+                known.id,
+                severity.as_str(),
+                reference(known.id)
+            ))
+        };
+        self.severities.iter().find_map(softened).map_or(Ok(()), Err)
     }
 
     /// Reads one `KEY[=VALUE]` of `--require-target-group-tag`.
@@ -237,13 +261,32 @@ impl Settings {
         !self.required_tags.is_empty() || self.namespace_tag.is_some()
     }
 
-    /// Whether a role may be assumed (TGB402): one of the globs matches all of it, or the operator switched the rule off.
+    /// True if a role may be assumed (TGB402): one of the globs matches all of it.
     pub fn may_assume(&self, role_arn: &str) -> bool {
-        self.severities.get("TGB402") == Some(&Severity::Off)
-            || self.assume_role_allow.iter().any(|glob| matches_glob(glob, role_arn))
+        role_arn.len() <= LONGEST_ROLE
+            && self.assume_role_allow.iter().any(|glob| matches_glob(glob, role_arn))
     }
 
-    /// What a finding of a rule leads to, `default` being what the rule itself says.
+    /// True if AWS may be asked about a target group: ARN, name, role and external id have their forms (TGB102, TGB212),
+    /// region and account are within reach (TGB103, TGB104), and the role is one that may be assumed, and of use (TGB401,
+    /// TGB402).
+    pub fn may_ask(&self, group: &TargetGroupRef) -> bool {
+        let role = group.role();
+        let role_is_fine = role.is_none_or(|role| {
+            self.may_assume(role.role_arn) && group.target_type != Some(TargetType::Instance)
+        });
+        if !role_is_fine || faulty_names(group).next().is_some() {
+            return false;
+        }
+        let Some(arn) = group.arn() else { return group.name().is_some() };
+        let Ok(arn) = TargetGroupArn::parse(arn) else { return false };
+        let account = role.map_or(self.account.as_deref(), |role| role_account(role.role_arn));
+        self.region.as_deref().is_none_or(|region| region == arn.region())
+            && self.partition.as_deref().is_none_or(|partition| partition == arn.partition())
+            && account.is_none_or(|account| account == arn.account())
+    }
+
+    /// The consequence of a rule's finding, `default` being the rule's own.
     pub fn severity(&self, rule: &Rule, default: Severity) -> Severity {
         let set = self.severities.get(rule.id).copied().unwrap_or(default);
         match (set, rule.kind) {
@@ -253,9 +296,19 @@ impl Settings {
     }
 }
 
+/// The most findings of each severity that are kept.
+pub const MOST_FINDINGS: usize = 50;
+/// The most entries of a list in `networking` (TGB308). v1's schema has the same bound.
+pub const MOST_ENTRIES: usize = 50;
+/// AWS's bounds on what AssumeRole takes.
+const LONGEST_ROLE: usize = 2048;
+const EXTERNAL_ID: std::ops::RangeInclusive<usize> = 2..=1224;
+
 /// Holds a binding against every rule. `old` is the stored object of an update.
 ///
-/// All findings that are not switched off come back, refusals first, then in the order of their ids.
+/// Findings that are not switched off come back, refusals first, then in the order of their ids; of each severity at most
+/// [`MOST_FINDINGS`], the last of which says how many more there are. Findings of rules that the controller enforces are
+/// always among them.
 pub fn check(
     operation: Operation,
     new: &TargetGroupBinding,
@@ -267,9 +320,61 @@ pub fn check(
     let before = before.as_deref();
     let mut look = checks::Look::new(operation, new, old, before, context, settings);
     look.run();
-    let mut found = look.found;
+    let checks::Look { mut found, dropped, .. } = look;
     found.sort_by(|a, b| (a.severity, a.rule).cmp(&(b.severity, b.rule)));
+    for (severity, more) in dropped {
+        let last = found.iter_mut().rfind(|finding| finding.severity == severity);
+        last.into_iter().for_each(|last| last.message.push_str(&format!("; and {more} more")));
+    }
     found
+}
+
+/// The account of a role's ARN; none if it is not one.
+fn role_account(text: &str) -> Option<&str> {
+    let mut parts = text.splitn(6, ':');
+    let mut next = || parts.next();
+    let [arn, partition, iam, region, account, resource] =
+        [next()?, next()?, next()?, next()?, next()?, next()?];
+    let is_one = arn == "arn"
+        && partition.starts_with("aws")
+        && iam == "iam"
+        && region.is_empty()
+        && account.len() == 12
+        && account.bytes().all(|b| b.is_ascii_digit())
+        && resource
+            .strip_prefix("role/")
+            .is_some_and(|name| !name.is_empty() && !name.contains(char::is_whitespace));
+    is_one.then_some(account)
+}
+
+/// The names of a target group that have not their form: path and message. A name beside an ARN is looked at too.
+fn faulty_names(group: &TargetGroupRef) -> impl Iterator<Item = (&'static str, String)> {
+    let name = group.name().filter(|name| !text::is_target_group_name(name)).map(|name| {
+        let message = format!(
+            "{} is not the name of a target group; it has 1 to 32 letters, digits and hyphens, none of these at an end",
+            quoted(name)
+        );
+        ("spec.targetGroup.name", message)
+    });
+    let role = group.role();
+    let long = role.filter(|role| role.role_arn.len() > LONGEST_ROLE).map(|role| {
+        let message = format!(
+            "{} has {} characters, the ARN of a role at most {LONGEST_ROLE}",
+            quoted(role.role_arn),
+            role.role_arn.chars().count()
+        );
+        ("spec.targetGroup.assumeRole.roleARN", message)
+    });
+    let external_id = role.and_then(|role| role.external_id).map(|id| id.chars().count());
+    let external_id = external_id.filter(|length| !EXTERNAL_ID.contains(length)).map(|length| {
+        let message = format!(
+            "the external id has {length} characters; AWS takes {} to {}",
+            EXTERNAL_ID.start(),
+            EXTERNAL_ID.end()
+        );
+        ("spec.targetGroup.assumeRole.externalID", message)
+    });
+    name.into_iter().chain(long).chain(external_id)
 }
 
 fn given(texts: &[String]) -> impl Iterator<Item = &String> {
@@ -319,7 +424,8 @@ pub fn aws_unavailable(
     };
     let message = if needed {
         format!(
-            "AWS is needed to fill in what the manifest leaves out, and did not answer: {reason}; try again, or {COMPLETE_IT}"
+            "could not complete the manifest from AWS ({reason}); try again, or set arn, targetType, protocol, ipAddressType \
+             and vpcID yourself"
         )
     } else {
         format!("not checked against AWS: {reason}")

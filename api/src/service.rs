@@ -84,6 +84,11 @@ impl Service {
         self.ports.iter().filter(is_wanted).find(fits).or_else(|| self.ports.iter().find(is_wanted))
     }
 
+    /// The port of the same number and the other transport, if there is one.
+    pub fn other_transport(&self, port: &ServicePort) -> Option<&ServicePort> {
+        self.ports.iter().find(|other| other.port == port.port && other.protocol != port.protocol)
+    }
+
     /// Whether the Service selects a pod, whose labels `label` looks up. A Service without selector selects none.
     pub fn selects<'a>(&self, label: impl Fn(&str) -> Option<&'a str>) -> bool {
         let fits = |(name, value): &(String, String)| label(name) == Some(value.as_str());
@@ -97,6 +102,14 @@ impl Service {
 }
 
 impl ServicePort {
+    /// The pods' port; the Service port's own number unless one is written.
+    pub fn wanted_target_port(&self) -> IntOrString {
+        match &self.target_port {
+            None | Some(IntOrString::Int(0)) => IntOrString::Int(self.port.into()),
+            Some(port) => port.clone(),
+        }
+    }
+
     /// The port as people write it: `80 (http)`, or `80` without a name.
     pub fn describe(&self) -> String {
         match &self.name {

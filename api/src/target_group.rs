@@ -1,6 +1,7 @@
 //! A target group as AWS describes it, and the words that bindings and AWS share for it.
 
 use crate::arn::TargetGroupArn;
+use crate::v1::Transport;
 use serde::{Deserialize, Serialize};
 
 /// An enum whose members are written as AWS writes them.
@@ -84,13 +85,18 @@ impl Protocol {
         matches!(self, Self::Quic | Self::TcpQuic)
     }
 
+    /// The transports of its listeners, all of which go to a target's one port.
+    pub const fn transports(self) -> &'static [Transport] {
+        match self {
+            Self::Http | Self::Https | Self::Tcp | Self::Tls => &[Transport::Tcp],
+            Self::Udp | Self::Quic => &[Transport::Udp],
+            Self::TcpUdp | Self::TcpQuic => &[Transport::Tcp, Transport::Udp],
+        }
+    }
+
     /// Whether a Service port of this transport (`TCP`, `UDP`, `SCTP`) can be behind such a target group (TGB209).
     pub fn fits_service_protocol(self, service_protocol: &str) -> bool {
-        match service_protocol {
-            "TCP" => !matches!(self, Self::Udp | Self::Quic),
-            "UDP" => matches!(self, Self::Udp | Self::TcpUdp | Self::Quic | Self::TcpQuic),
-            _ => false,
-        }
+        self.transports().iter().any(|transport| transport.as_str() == service_protocol)
     }
 }
 

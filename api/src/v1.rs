@@ -464,7 +464,7 @@ mod review {
             match key {
                 "metadata" => read_metadata(value, &mut metadata)?,
                 "spec" => spec = value.read::<Option<Sent>>()?,
-                "status" => status = read_status(value)?,
+                "status" => status = if_readable(value, read_status)?,
                 _ => value.skip()?,
             }
             Ok(())
@@ -484,14 +484,29 @@ mod review {
         Ok((TargetGroupBinding { metadata, spec, status }, parents))
     }
 
+    /// A part that switches no rule off by being of another type: it counts as absent then.
+    fn if_readable<'a, T: Default>(
+        value: &mut Cursor<'a>,
+        read: impl FnOnce(&mut Cursor<'a>) -> Result<T, Unreadable>,
+    ) -> Result<T, Unreadable> {
+        let mut reading = value.clone();
+        match read(&mut reading) {
+            Ok(part) => {
+                *value = reading;
+                Ok(part)
+            }
+            Err(_) => value.skip().map(|()| T::default()),
+        }
+    }
+
     fn read_metadata(metadata: &mut Cursor<'_>, read: &mut ObjectMeta) -> Result<(), Unreadable> {
         let there = metadata.object(|key, value| {
             match key {
                 "name" => read.name = value.read()?,
                 "generateName" => read.generate_name = value.read()?,
                 "namespace" => read.namespace = value.read()?,
-                "deletionTimestamp" => read.deletion_timestamp = value.read()?,
-                "annotations" => read.annotations = read_annotations(value)?,
+                "deletionTimestamp" => read.deletion_timestamp = if_readable(value, Cursor::read)?,
+                "annotations" => read.annotations = if_readable(value, read_annotations)?,
                 _ => value.skip()?,
             }
             Ok(())
@@ -566,6 +581,24 @@ mod tests {
         let mut bare = Cursor::of(r#"{"spec": {"targetGroup": null}}"#);
         let (_, parents) = TargetGroupBinding::of_review(&mut bare).unwrap();
         assert_eq!(parents, Parents { spec: true, ..Parents::default() });
+    }
+
+    #[test]
+    fn a_status_or_an_annotation_of_another_type_does_not_hide_the_spec() {
+        for (pointer, wrong) in [
+            ("/status/targets/registered", json!("x")),
+            ("/status/targets", json!([1])),
+            ("/status", json!(7)),
+            ("/metadata/annotations", json!("x")),
+            ("/metadata/deletionTimestamp", json!("never")),
+        ] {
+            let mut object = full();
+            *object.pointer_mut(pointer).unwrap() = wrong;
+            let text = object.to_string();
+            let (read, _) = TargetGroupBinding::of_review(&mut Cursor::of(&text)).unwrap();
+            assert_eq!(read.spec.target_group.arn(), Some("a"), "{pointer}");
+            assert_eq!(read.spec.service_ref.name.as_ref(), "web", "{pointer}");
+        }
     }
 
     #[test]

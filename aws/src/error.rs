@@ -71,9 +71,11 @@ impl AwsError {
             )
     }
 
-    /// The target group is gone (DescribeTargetGroups, RegisterTargets, …).
+    /// There is no such target group (DescribeTargetGroups, RegisterTargets, …). DescribeTargetGroups says of an ARN of another
+    /// account or region, and of a name that can't be one, that it is not valid: an answer as well, no outage.
     pub fn is_target_group_not_found(&self) -> bool {
         matches!(self.code.as_str(), "TargetGroupNotFound" | "TargetGroupNotFoundException")
+            || (self.operation == "DescribeTargetGroups" && self.code == "ValidationError")
     }
 
     /// AWS refuses the caller: a missing permission, or credentials that do not hold.

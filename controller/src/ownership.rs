@@ -32,7 +32,7 @@ impl Refusal {
     }
 }
 
-/// The first frozen rule that refuses the binding (a webhook can be bypassed). What has to do with the backend is
+/// The first enforced rule that refuses the binding (a webhook can be bypassed). What has to do with the backend is
 /// [`crate::desired`]'s, TGB115 is [`owner`]'s.
 pub(crate) fn refused(
     settings: &rules::Settings,
@@ -46,13 +46,16 @@ pub(crate) fn refused(
         ..Default::default()
     };
     let found = rules::check(rules::Operation::Create, binding, None, &context, settings);
-    let mut frozen = found
-        .into_iter()
-        .filter(|finding| finding.severity == rules::Severity::Deny && rules::FROZEN.contains(&finding.rule));
-    frozen.next().map(|finding| Refusal {
+    // Services are found by name here, so that a name that none can have is found to be missing.
+    let mut enforced = found.into_iter().filter(|finding| {
+        finding.severity == rules::Severity::Deny
+            && finding.path != "spec.serviceRef.name"
+            && rules::rule(finding.rule).is_some_and(|rule| rule.enforced)
+    });
+    enforced.next().map(|finding| Refusal {
         rule: finding.rule,
         reason: match finding.rule {
-            "TGB101" | "TGB102" => Reason::InvalidSpec,
+            "TGB101" | "TGB102" | "TGB212" => Reason::InvalidSpec,
             "TGB110" => Reason::TargetGroupNotFound,
             "TGB111" | "TGB112" => Reason::TargetTypeMismatch,
             _ => Reason::NotAllowed,
@@ -266,7 +269,7 @@ mod tests {
             }
             binding("a", 1, json!({"spec": {"targetGroup": group}}))
         };
-        let (fine, role) = (aws("ip", "ipv4"), "arn:aws:iam::999999999999:role/any");
+        let (fine, role) = (aws("ip", "ipv4"), "arn:aws:iam::123456789012:role/any");
         let elsewhere = ARN.replace("us-west-2", "eu-west-1");
         let account = ARN.replace("123456789012", "999999999999");
         let cases = [
@@ -286,6 +289,12 @@ mod tests {
                 None,
                 Some(("TGB401", Reason::NotAllowed)),
             ),
+            (
+                group(json!({"assumeRole": {"roleARN": role.replace("123456789012", "999999999999")}})),
+                None,
+                Some(("TGB104", Reason::NotAllowed)),
+            ),
+            (group(json!({"arn": "", "name": "w".repeat(33)})), None, Some(("TGB212", Reason::InvalidSpec))),
             (group(json!({"assumeRole": {"roleARN": role}})), None, Some(("TGB402", Reason::NotAllowed))),
             (group(json!({})), Some(fine.clone()), None),
         ];

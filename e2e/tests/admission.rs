@@ -86,6 +86,11 @@ fn services(space: &Space<'_>, all: &[(&str, Value)]) {
     space.apply(&json!({"apiVersion": "v1", "kind": "List", "items": items})).ok().unwrap();
 }
 
+/// The end of an ARN, which is the target group's own.
+fn id_of(arn: &str) -> &str {
+    &arn[arn.len() - 16..]
+}
+
 fn tag(space: &Space<'_>, arn: &str, key: &str, value: &str) {
     let parameters =
         [("ResourceArns.member.1", arn), ("Tags.member.1.Key", key), ("Tags.member.1.Value", value)];
@@ -125,6 +130,13 @@ fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
         &[
             ("web", json!({"selector": app, "ports": [port(80, "http")]})),
             ("dns", json!({"selector": app, "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]})),
+            (
+                "apart",
+                json!({"selector": app, "ports": [
+                    {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 5353},
+                    {"name": "dns-udp", "port": 53, "protocol": "UDP", "targetPort": 5354},
+                ]}),
+            ),
             ("two", json!({"selector": app, "ports": [port(80, "http"), port(90, "admin")]})),
             ("node", json!({"type": "NodePort", "selector": app, "ports": [port(80, "http")]})),
             ("bare", json!({"ports": [port(80, "http")]})),
@@ -148,6 +160,7 @@ fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
     let other_port = served("HTTP", 81, "instance", &[]);
     let odd_check = served("HTTP", node_port, "instance", &[("HealthCheckPort", "8081")]);
     let udp = served("UDP", 53, "ip", &[]);
+    let both = served("TCP_UDP", 53, "ip", &[]);
     let v6 = group("TCP", 80, "ip", &[("IpAddressType", "ipv6")]);
     let alone = group("HTTP", 80, "ip", &[]);
     let quic = group("QUIC", 443, "ip", &[]);
@@ -271,14 +284,14 @@ fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
         "TGB110",
         true,
         arn_path,
-        "there is no target group",
+        "AWS has no target group targetgroup/",
         on(&ip.replace(&ip[ip.len() - 16..], "0000000000000000"), "web", json!(80)),
     );
     find(
         "TGB110",
         true,
         "spec.targetGroup.name",
-        "there is no target group nobody",
+        "AWS has no target group nobody in account",
         json!({"targetGroup": {"name": "nobody"}, "serviceRef": {"name": "web"}}),
     );
     find(
@@ -313,7 +326,7 @@ fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
         "TGB113",
         true,
         "spec.targetGroup.vpcID",
-        "is no VPC id",
+        "is not a VPC ID",
         with(good_ip(), "/targetGroup/vpcID", json!("mine")),
     );
     find(
@@ -323,15 +336,21 @@ fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
         "has the protocol HTTP, not TCP",
         with(good_ip(), "/targetGroup/protocol", json!("TCP")),
     );
-    find("TGB115", true, arn_path, "rules/first has this target group already", on(&taken, "web", json!(80)));
-    find("TGB116", false, arn_path, "is attached to no load balancer", on(&alone, "web", json!(80)));
+    find(
+        "TGB115",
+        true,
+        arn_path,
+        "is already bound by TargetGroupBinding rules/first; bind another",
+        on(&taken, "web", json!(80)),
+    );
+    find("TGB116", false, arn_path, "no load balancer uses target group", on(&alone, "web", json!(80)));
     find("TGB117", false, arn_path, "health check asks port 8081", on(&odd_check, "node", json!(80)));
     find("TGB118", false, "spec.targetGroup.sharing", "already has 1 target;", on(&held, "web", json!(80)));
     find(
         "TGB201",
         false,
         "spec.serviceRef.name",
-        "Service rules/later does not exist (yet)",
+        "Service rules/later does not exist yet",
         on(&ip, "later", json!(80)),
     );
     find(
@@ -368,22 +387,97 @@ fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
         "TGB206",
         true,
         port_path,
-        &format!("has nodePort {node_port}, the target group port 81"),
+        &format!("exposes port 80 (http) at nodePort {node_port}, but target group"),
         on(&other_port, "node", json!(80)),
+    );
+    find(
+        "TGB206",
+        true,
+        port_path,
+        &format!(
+            "port 81, which no nodePort can have (30000-32767); recreate the target group with port {node_port}"
+        ),
+        on(&other_port, "node", json!("http")),
     );
     find(
         "TGB207",
         false,
         "spec.networking",
-        &format!("no rule opens nodePort {node_port}"),
+        &format!(
+            "does not allow TCP {node_port}, the nodePort that the load balancer sends traffic and health"
+        ),
         opens(good_instance(), sg.clone(), json!([{"port": 80}])),
     );
     find(
         "TGB208",
         false,
         "spec.networking",
-        "no rule opens port 8080",
+        "does not allow TCP 8080, the pods' port that the load balancer sends traffic and health checks to",
         opens(good_ip(), sg.clone(), json!([{"port": 80}])),
+    );
+    find(
+        "TGB208",
+        false,
+        "spec.networking",
+        "does not allow TCP 53, the port that the load balancer sends health checks to",
+        opens(on(&udp, "dns", json!(53)), sg.clone(), json!([{"port": 53, "protocol": "UDP"}])),
+    );
+    find(
+        "TGB208",
+        false,
+        port_path,
+        "leads TCP to targetPort 5353 and the other protocol of TCP_UDP to 5354",
+        on(&both, "apart", json!(53)),
+    );
+    find(
+        "TGB204",
+        true,
+        port_path,
+        "rules/web has no port named \"80\"; it has 80 (http); a port in quotes is a name, so write 80 without quotes",
+        on(&ip, "web", json!("80")),
+    );
+    find(
+        "TGB204",
+        true,
+        port_path,
+        "it has 80 (http); 8080 is the targetPort of 80 (http), so write 80",
+        on(&ip, "web", json!(8080)),
+    );
+    find(
+        "TGB204",
+        true,
+        port_path,
+        &format!("{node_port} is the nodePort of 80 (http), so write 80"),
+        on(&instance, "node", json!(node_port)),
+    );
+    find(
+        "TGB212",
+        true,
+        "spec.serviceRef.name",
+        "\"Web\" is not the name of a Service",
+        on(&ip, "Web", json!(80)),
+    );
+    find(
+        "TGB212",
+        true,
+        "spec.serviceRef.name",
+        "\"web?watch=true\" is not the name of a Service",
+        on(&ip, "web?watch=true", json!(0)),
+    );
+    find(
+        "TGB212",
+        true,
+        "spec.targetGroup.name",
+        "is not the name of a target group",
+        json!({"targetGroup": {"name": "w".repeat(33)}, "serviceRef": {"name": "web"}}),
+    );
+    let fifty_one: Value = (0..51).map(|n| json!({"ipBlock": {"cidr": format!("10.{n}.0.0/16")}})).collect();
+    find(
+        "TGB308",
+        true,
+        "spec.networking.ingress[0].from",
+        "has 51 entries, 50 are allowed",
+        opens(good_ip(), fifty_one, json!([{"port": 8080}])),
     );
     find("TGB209", true, port_path, "is UDP, which does not fit", on(&ip, "dns", json!(53)));
     find("TGB209", true, port_path, "has no port that fits", on(&udp, "web", json!(0)));
@@ -453,21 +547,21 @@ fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
         "TGB304",
         true,
         "spec.networking.ingress[0].from[0].securityGroup.groupID",
-        "is no security group id",
+        "is not a security group ID",
         opens(good_ip(), json!([{"securityGroup": {"groupID": "web"}}]), json!([])),
     );
     find(
         "TGB305",
         true,
         "spec.networking.ingress[0].ports[0].port",
-        "65536 is no port",
+        "65536 is not a port",
         opens(good_ip(), sg.clone(), json!([{"port": 65536}])),
     );
     find(
         "TGB305",
         true,
         "spec.networking.ingress[0].ports[0].port",
-        "is no port name",
+        "is not a port name",
         opens(good_ip(), sg.clone(), json!([{"port": "Http"}])),
     );
     find(
@@ -503,7 +597,13 @@ fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
             json!("instance"),
         ),
     );
-    find("TGB401", true, "spec.targetGroup.assumeRole.roleARN", "is no role ARN", role(good_ip(), "tgb-a"));
+    find(
+        "TGB401",
+        true,
+        "spec.targetGroup.assumeRole.roleARN",
+        "is not a role ARN",
+        role(good_ip(), "tgb-a"),
+    );
     find(
         "TGB401",
         true,
@@ -515,7 +615,7 @@ fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
         "TGB402",
         true,
         "spec.targetGroup.assumeRole.roleARN",
-        "may not be assumed; allowed are arn:aws:iam::*:role/tgb-*",
+        "may not be assumed: no pattern of the operator's matches it (--assume-role-allow)",
         role(good_ip(), "arn:aws:iam::210987654321:role/admin"),
     );
     find("TGB403", true, arn_path, "lacks the tag team=shop", on(&untagged, "web", json!(80)));
@@ -523,7 +623,7 @@ fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
         "TGB404",
         true,
         arn_path,
-        "the target group is open to \"rule team-a.\" (its tag namespaces), not to namespace rules",
+        "its AWS tag \"namespaces\" lists \"rule team-a.\"; ask the owner of the target group to add rules",
         on(&closed, "web", json!(80)),
     );
     find(
@@ -554,6 +654,16 @@ fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
         path: "metadata.name",
         says: "the ConfigMap of a Shared binding".into(),
         binding: named,
+    });
+
+    let mut annotated = v1("annotated", good_ip());
+    annotated["metadata"]["annotations"] = json!({"elbv2.k8s.aws/pausd": "true"});
+    wrong.push(Case {
+        rule: "TGB120",
+        refuses: false,
+        path: "metadata.annotations",
+        says: "elbv2.k8s.aws/pausd is not an annotation of ours".into(),
+        binding: annotated,
     });
 
     for version in VERSIONS {
@@ -666,7 +776,7 @@ fn an_update_is_held_against_what_it_changes_and_nothing_else() {
     };
     // TGB106, field by field and in the version's words.
     for (version, patch, path, from_to) in [
-        ("v1", json!({"targetGroup": {"arn": other}}), "spec.targetGroup.arn", arn.as_str()),
+        ("v1", json!({"targetGroup": {"arn": other}}), "spec.targetGroup.arn", id_of(&arn)),
         (
             "v1",
             json!({"targetGroup": {"targetType": "instance"}}),
@@ -676,7 +786,7 @@ fn an_update_is_held_against_what_it_changes_and_nothing_else() {
         ("v1", json!({"targetGroup": {"protocol": "TCP"}}), "spec.targetGroup.protocol", "from HTTP to TCP"),
         ("v1beta1", json!({"ipAddressType": "ipv6"}), "spec.ipAddressType", "from ipv4 to ipv6"),
         ("v1beta1", json!({"vpcID": "vpc-00000000"}), "spec.vpcID", "to vpc-00000000"),
-        ("v1alpha1", json!({"targetGroupARN": other}), "spec.targetGroupARN", other.as_str()),
+        ("v1alpha1", json!({"targetGroupARN": other}), "spec.targetGroupARN", id_of(&other)),
     ] {
         let said = patched(version, patch).refused().unwrap();
         let line = said.lines().find(|line| line.contains("TGB106")).unwrap_or_else(|| panic!("{said}"));
@@ -693,6 +803,19 @@ fn an_update_is_held_against_what_it_changes_and_nothing_else() {
     );
     space.change_target("DeregisterTargets", &arn, "10.244.0.200:8080").unwrap();
     eventually(SOON, || patched("v1beta1", json!({"multiClusterTargetGroup": false})).ok()).unwrap();
+
+    // A change of annotations alone is never refused, and told of where it does nothing.
+    let annotate = |annotation: &str| {
+        let output = space.kubectl(&format!("annotate tgb web {annotation} --overwrite --dry-run=server"));
+        let said = output.stderr.clone();
+        output.ok().unwrap();
+        said
+    };
+    let said = annotate("elbv2.k8s.aws/on-delete=keep");
+    assert!(said.contains("Warning: metadata.annotations: TGB120 \"keep\" is not a value of"), "{said}");
+    let said = annotate("elbv2.k8s.aws/pausd=true");
+    assert!(said.contains("TGB120 elbv2.k8s.aws/pausd is not an annotation of ours"), "{said}");
+    assert_eq!(annotate("elbv2.k8s.aws/paused=true") + &annotate("example.com/pausd=true"), "");
 
     // The Service loses the port that the binding names: it stays editable where no rule looks at it …
     space
@@ -787,7 +910,7 @@ fn an_object_that_nobody_completed_stays_editable_when_an_edit_completes_it() {
     let said = patched(json!({"networking": {"ingress": [{"from": [], "ports": [{"port": 0}]}]}}))
         .refused()
         .unwrap();
-    assert!(said.contains("TGB305 0 is no port") && said.contains("TGB302"), "{said}");
+    assert!(said.contains("TGB305 0 is not a port") && said.contains("TGB302"), "{said}");
 }
 
 #[test]
@@ -902,7 +1025,7 @@ fn what_is_left_out_is_filled_in_once_and_applying_again_moves_nothing() {
     // D7 takes no ARN along to another name, and no port to another Service.
     let renamed = v1("web", json!({"targetGroup": {"name": "other"}, "serviceRef": {"name": "web"}}));
     let said = space.kubectl_with(&["replace", "-f", "-"], &renamed.to_string()).refused().unwrap();
-    assert!(said.contains("TGB110 there is no target group other") && said.contains("TGB106"), "{said}");
+    assert!(said.contains("TGB110 AWS has no target group other") && said.contains("TGB106"), "{said}");
     let moved = v1("web", json!({"targetGroup": {"name": name}, "serviceRef": {"name": "api"}}));
     let said = space.kubectl_with(&["replace", "-f", "-"], &moved.to_string()).refused().unwrap();
     assert!(said.contains("TGB201 Service defaults/api does not exist, and the port"), "{said}");
@@ -910,7 +1033,120 @@ fn what_is_left_out_is_filled_in_once_and_applying_again_moves_nothing() {
     let mut generated = bare.clone();
     generated["metadata"] = json!({"generateName": "web-"});
     let said = space.kubectl_with(&["create", "-f", "-"], &generated.to_string()).refused().unwrap();
-    assert!(said.contains("TGB115 defaults/web has this target group already"), "{said}");
+    assert!(said.contains("is already bound by TargetGroupBinding defaults/web"), "{said}");
+}
+
+#[test]
+fn nothing_that_a_user_writes_beside_the_spec_switches_rules_or_defaulting_off() {
+    let space = space("beside", &[]);
+    services(
+        &space,
+        &[("web", json!({"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80}]}))],
+    );
+    let (free, taken) = (
+        space.served_target_group("HTTP", 80, "ip").unwrap(),
+        space.served_target_group("HTTP", 80, "ip").unwrap(),
+    );
+    let by_name = |name: &str, arn: &str| {
+        let group = arn.split('/').nth(1).unwrap();
+        v1(name, json!({"targetGroup": {"name": group}, "serviceRef": {"name": "web"}}))
+    };
+    space.apply(&by_name("first", &taken)).ok().unwrap();
+    let tried = |binding: &Value| {
+        let args = ["create", "--dry-run=server", "--validate=false", "-o", "json", "-f", "-"];
+        space.kubectl_with(&args, &binding.to_string())
+    };
+    eventually(SOON, || tried(&by_name("second", &taken)).refused()).unwrap();
+    for (pointer, value) in [
+        ("/status", json!({"targets": {"registered": "x"}})),
+        ("/status", json!([])),
+        ("/status", json!({"targets": 7, "conditions": "none"})),
+        ("/metadata/deletionTimestamp", json!("2026-01-02T03:04:05Z")),
+    ] {
+        let with = |mut binding: Value| {
+            let (parent, member) = pointer.rsplit_once('/').unwrap();
+            binding.pointer_mut(parent).unwrap()[member] = value.clone();
+            binding
+        };
+        let made = tried(&with(by_name("new", &free))).json().unwrap();
+        assert_eq!(made["spec"]["targetGroup"]["arn"], free.as_str(), "{pointer} {value}");
+        assert_eq!(made["spec"]["serviceRef"]["port"], 80, "{pointer} {value}");
+        let said = tried(&with(by_name("new", &taken))).refused().unwrap();
+        assert!(said.contains("mtargetgroupbinding") && said.contains("TGB115"), "{pointer} {value}: {said}");
+    }
+}
+
+#[test]
+fn another_name_in_a_manifest_by_name_is_a_change_of_the_target_group() {
+    let space = space("renamed", &[]);
+    services(
+        &space,
+        &[("web", json!({"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80}]}))],
+    );
+    let groups = [
+        space.served_target_group("HTTP", 80, "ip").unwrap(),
+        space.served_target_group("HTTP", 80, "ip").unwrap(),
+    ];
+    for (version, binding) in [("v1", "a"), ("v1beta1", "b")] {
+        let [one, other] = [&groups[0], &groups[1]].map(|arn| {
+            let name = arn.split('/').nth(1).unwrap();
+            let group = json!({"name": name, "sharing": "Shared"});
+            in_version(&v1(binding, json!({"targetGroup": group, "serviceRef": {"name": "web"}})), version)
+                .unwrap()
+        });
+        space.apply(&one).ok().unwrap();
+        let said = space.apply(&other).refused().unwrap();
+        // Invalid, so that `--force` and GitOps tools make it again.
+        assert!(said.contains("is invalid"), "{version}: {said}");
+        assert!(said.contains("TGB106 can't change from renamed-0 to renamed-1"), "{version}: {said}");
+        assert!(!said.contains("TGB105"), "{version}: {said}");
+        let manifest = other.to_string();
+        let forced = space.kubectl_with(&["apply", "--force", "--timeout=60s", "-f", "-"], &manifest);
+        forced.ok().unwrap();
+        assert_eq!(object(&space, binding)["spec"]["targetGroup"]["arn"], groups[1].as_str());
+    }
+}
+
+#[test]
+fn a_manifest_of_any_length_is_answered_briefly_and_says_where_to_read_on() {
+    let space = space("lengthy", &[]);
+    services(
+        &space,
+        &[("web", json!({"selector": {"app": "web"}, "ports": [{"name": "http", "port": 80}]}))],
+    );
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    let tried = |version: &str, spec: Value| {
+        let binding = in_version(&v1("web", spec), version).unwrap();
+        let args = ["create", "--dry-run=server", "--validate=false", "-f", "-"];
+        space.kubectl_with(&args, &binding.to_string()).refused().unwrap()
+    };
+    let spec = |ingress: Value| {
+        json!({"targetGroup": {"arn": arn}, "serviceRef": {"name": "web", "port": 80},
+            "networking": {"ingress": ingress}})
+    };
+    let peers = |n: usize| vec![json!({}); n];
+    let names = |n: usize| {
+        let mut spec = spec(json!([]));
+        spec["targetGroup"] = json!({"name": "n".repeat(n)});
+        spec["serviceRef"]["name"] = "s".repeat(n).into();
+        spec
+    };
+    for version in VERSIONS {
+        let said = tried(version, spec(json!([{"from": peers(300_000)}])));
+        assert!(said.contains("TGB308 has 300000 entries, 50 are allowed"), "{version}: {said:.2000}");
+        assert!(said.contains("see docs/rules.md#tgb308"), "{version}: {said:.2000}");
+        assert!(said.len() < 2000, "{version}: {} bytes", said.len());
+        let said =
+            tried(version, spec(json!((0..50).map(|_| json!({"from": peers(50)})).collect::<Vec<_>>())));
+        assert_eq!(said.matches("TGB302 has neither").count(), 50, "{version}: {said}");
+        assert!(said.contains("and 2450 more; see docs/rules.md#tgb302"), "{version}: {said}");
+        let said = tried(version, names(1_000_000));
+        assert!(said.contains("TGB212") && said.len() < 2000, "{version}: {said:.2000}");
+    }
+    assert_eq!(space.calls().iter().filter(|call| call.action == "DescribeTargetGroups").count(), 0);
+    // A finding of policy: where to read on is the end of it.
+    let said = tried("v1", json!({"targetGroup": {"arn": arn}, "serviceRef": {"name": "web", "port": 81}}));
+    assert!(said.trim_end().ends_with("; see docs/rules.md#tgb204"), "{said}");
 }
 
 #[test]
@@ -994,7 +1230,10 @@ fn aws_that_does_not_answer_holds_up_nothing_that_is_complete() {
         });
         assert!(begun.elapsed() < Duration::from_secs(15), "{name}: {:?}", begun.elapsed());
         let said = bare.refused().unwrap();
-        assert!(said.contains("TGB601 AWS is needed to fill in") && said.contains(part), "{name}: {said}");
+        assert!(
+            said.contains("TGB601 could not complete the manifest from AWS") && said.contains(part),
+            "{name}: {said}"
+        );
         let said = complete.stderr.clone();
         assert!(
             said.contains("spec.targetGroup.arn: TGB601 not checked against AWS: ") && said.contains(part),
@@ -1068,6 +1307,17 @@ fn pods_get_gates_and_server_ids_and_changes_of_services_are_told() {
     let injected = |pod: &Value| {
         space.kubectl_with(&["create", "--dry-run=server", "-o", "json", "-f", "-"], &pod.to_string()).json()
     };
+    // Bindings whose Service is gone cost nobody else a gate.
+    let shared = space.served_target_group("HTTP", 80, "ip").unwrap();
+    let dead = |n: usize| {
+        let group = json!({"arn": shared, "sharing": "Shared"});
+        v1(
+            &format!("dead-{n}"),
+            json!({"targetGroup": group, "serviceRef": {"name": format!("gone-{n}"), "port": 80}}),
+        )
+    };
+    let dead: Vec<Value> = (0..40).map(dead).collect();
+    space.apply(&json!({"apiVersion": "v1", "kind": "List", "items": dead})).ok().unwrap();
     // A gate for the binding with ip targets, beside those that are there; the other Service's pods get none.
     eventually(SOON, || {
         let gates = injected(&pod("a", "web", json!({})))?["spec"]["readinessGates"].clone();
@@ -1229,7 +1479,7 @@ fn the_operator_sets_rules_apart_and_softens_policy_and_no_foreign_role_is_assum
     let mut mismatch = v1("web", binding(&instance, json!("http")));
     let text = said(try_all(&space, &[mismatch.clone()]), true);
     assert!(
-        text.contains(&format!("TGB206 port 80 (http) of Service settings/web has nodePort {node_port}")),
+        text.contains(&format!("TGB206 Service settings/web exposes port 80 (http) at nodePort {node_port}")),
         "{text}"
     );
     mismatch["metadata"]["annotations"] = json!({"elbv2.k8s.aws/node-port-mismatch": "warn"});
@@ -1260,7 +1510,7 @@ fn the_operator_sets_rules_apart_and_softens_policy_and_no_foreign_role_is_assum
     let by_name = json!({"name": foreign.split('/').nth(1).unwrap()});
     for group in [json!({"arn": foreign}), by_name.clone()] {
         let text = said(try_all(&space, &[assume(&denied, group)]), true);
-        assert!(text.contains("TGB402") && text.contains("may not be assumed; allowed are"), "{text}");
+        assert!(text.contains("TGB402") && text.contains("may not be assumed: no pattern"), "{text}");
     }
     assert_eq!(space.count("AssumeRole"), 0);
     assert_eq!(said(try_all(&space, &[assume(&role, by_name)]), false), "");
@@ -1359,7 +1609,9 @@ fn lint_knows_files_the_cluster_and_aws_and_writes_sarif_that_is_valid() {
     assert_eq!((code, said.as_str()), (0, ""), "alone it is in order");
     let (code, said, _) = lint(&["--cluster", &kubeconfig, "--aws", &file]);
     let wanted = [
-        format!("{file}:9: error: spec.targetGroupARN: TGB115 linted/stored has this target group already"),
+        format!(
+            "{file}:9: error: spec.targetGroupARN: TGB115 target group linted-0 is already bound by TargetGroupBinding linted/stored"
+        ),
         format!(
             "{file}:10: error: spec.targetGroupProtocol: TGB114 target group linted-0 has the protocol HTTP, not TCP"
         ),
@@ -1378,6 +1630,13 @@ fn lint_knows_files_the_cluster_and_aws_and_writes_sarif_that_is_valid() {
         assert_eq!(lint(&[rules, &file]).0, 2, "{rules}");
         let served = tgb_e2e::run_program("tgb-webhook", &["serve", rules], "").unwrap();
         assert_eq!((served.code, served.stderr.lines().count()), (2, 1), "{}", served.stderr);
+    }
+    // What the controller enforces can't be softened where it would be told otherwise a moment later.
+    for rules in ["--rules=TGB402=off", "--rules=TGB212=warn", "--rules=TGB306=off,TGB115=warn"] {
+        assert_eq!(lint(&[rules, &file]).0, 0, "{rules}");
+        let served = tgb_e2e::run_program("tgb-webhook", &["serve", rules], "").unwrap();
+        assert_eq!((served.code, served.stderr.lines().count()), (2, 1), "{}", served.stderr);
+        assert!(served.stderr.contains("see docs/rules.md#tgb"), "{}", served.stderr);
     }
     let (code, said, told) = lint(&["--cluster", "--all", &kubeconfig]);
     assert_eq!(code, 1, "{said}{told}");

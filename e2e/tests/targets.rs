@@ -1031,7 +1031,7 @@ fn frozen_rules_hold_without_the_webhook() {
     };
     stored("nameless", &|group| *group = json!({"targetType": "ip"}));
     assert!(until_reason(&space, "nameless", "InvalidSpec").contains("TGB101"));
-    let role = json!({"roleARN": "arn:aws:iam::999999999999:role/any"});
+    let role = json!({"roleARN": format!("arn:aws:iam::{}:role/any", space.aws().account())});
     stored("role", &|group| {
         group["targetType"] = json!("instance");
         group["assumeRole"] = role.clone();

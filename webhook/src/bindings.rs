@@ -5,22 +5,25 @@ use crate::admission::{self, Answer, Cause, Objects, Request};
 use crate::lookup::{Cluster, FRESH, KNOWN, TargetGroups};
 use crate::metrics::Metrics;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
-use tgb_api::arn::TargetGroupArn;
 use tgb_api::defaulting;
 use tgb_api::names;
 use tgb_api::review::Sent;
-use tgb_api::rules::{self, Context, Finding, Lookup, Operation, Other, Severity};
+use tgb_api::rules::{self, Context, Finding, Lookup, Operation, Other, RestsOn, Severity};
 use tgb_api::service::Service;
 use tgb_api::target_group::{TargetGroup, TargetType};
-use tgb_api::v1::{Role, Sharing, TargetGroupBinding, TargetGroupRef};
+use tgb_api::text::{excerpt, is_dns_label};
+use tgb_api::v1::{Sharing, TargetGroupBinding, TargetGroupRef};
 use tgb_aws::{AwsError, TargetGroupQuery};
 use tokio::time::{Instant, timeout_at};
 
 /// What is kept of a review's time for a last look at the Service, once AWS has not answered; less of a short one.
 const FOR_THE_SERVICE: Duration = Duration::from_millis(500);
+
+/// The longest name of an object.
+const LONGEST_NAME: usize = 253;
 
 /// What the reviews work with.
 pub(crate) struct Bindings {
@@ -150,20 +153,6 @@ impl Review<'_> {
             || (!self.creates() && self.becomes_exclusive(new) && !off("TGB119"))
     }
 
-    /// Whether rules refuse it, or forbid the question, before AWS is asked. A role that may not be assumed is not.
-    fn must_not_ask(&self, group: &TargetGroupRef) -> bool {
-        let (settings, role) = (self.settings, group.role());
-        let may_not = |role: Role<'_>| !settings.may_assume(role.role_arn);
-        if role.is_some_and(|role| may_not(role) || group.target_type == Some(TargetType::Instance)) {
-            return true;
-        }
-        let Some(arn) = group.arn() else { return group.name().is_none() };
-        let Ok(arn) = TargetGroupArn::parse(arn) else { return true };
-        settings.region.as_deref().is_some_and(|region| region != arn.region())
-            || settings.partition.as_deref().is_some_and(|partition| partition != arn.partition())
-            || (role.is_none() && settings.account.as_deref().is_some_and(|account| account != arn.account()))
-    }
-
     fn findings(&self, new: &TargetGroupBinding, facts: &Facts) -> Vec<Finding> {
         rules::check(self.operation, new, self.old, &facts.context(), self.settings)
     }
@@ -194,19 +183,32 @@ impl Bindings {
             // Of a wrong type somewhere: the schema, which comes after the mutating review, says where.
             Err(_) if mutating => return Ok(Answer::default()),
             Err(error) => {
-                let warnings = vec![format!("spec: not checked, since it can't be read: {error}")];
+                let error = error.to_string();
+                let warnings =
+                    vec![format!("spec: not checked, since it can't be read: {}", excerpt(&error))];
                 return Ok(Answer { warnings, ..Answer::default() });
             }
         };
         let mut old = objects.old.and_then(Result::ok).map(|(old, _)| old);
         for binding in std::iter::once(&mut new).chain(&mut old) {
-            binding.metadata.namespace.get_or_insert_with(|| request.namespace().to_owned());
+            binding.metadata.namespace = Some(request.namespace().to_owned());
         }
         let old = old.as_ref().filter(|_| operation == Operation::Update);
-        if new.is_terminating() || old.is_some_and(|old| old.spec == new.spec) {
-            return Ok(Answer::default());
-        }
+        // Until the API server has gone over it, a new object's deletionTimestamp is whatever its author wrote.
+        let is_terminating = match operation {
+            Operation::Create => false,
+            Operation::Update => old.unwrap_or(&new).is_terminating(),
+        };
         let settings = Arc::clone(&self.settings.borrow());
+        if is_terminating || old.is_some_and(|old| old.spec == new.spec) {
+            // Annotations may have changed, of which the rules warn; nothing is looked up for that.
+            let nothing = Context::default();
+            let findings = match is_terminating || mutating {
+                true => Vec::new(),
+                false => rules::check(operation, &new, old, &nothing, &settings),
+            };
+            return Ok(self.answer(request, &new, mutating, findings, Vec::new(), Vec::new()));
+        }
         let now = Instant::now();
         let review = Review {
             uid: request.uid(),
@@ -236,20 +238,27 @@ impl Bindings {
         }
         let group = &new.spec.target_group;
         if let Some(arn) = group.arn() {
-            tracing::Span::current().record("arn", arn);
+            tracing::Span::current().record("arn", &*excerpt(arn));
         }
         facts.others = match group.arn() {
             Some(arn) => self.cluster.in_the_way(arn, new.namespace(), new.name(), group.sharing()),
             None => Some(Vec::new()),
         };
         let mut findings = review.findings(&new, &facts);
-        let rests_on_service =
-            |finding: &Finding| finding.rule.starts_with("TGB2") || finding.rule == "TGB117";
+        let rests_on = |findings: &[Finding], what| {
+            findings.iter().any(|finding| rules::rule(finding.rule).is_some_and(|rule| rule.rests_on == what))
+        };
         if !live
-            && findings.iter().any(rests_on_service)
+            && rests_on(&findings, RestsOn::Service)
             && let Ok(service) = Box::pin(self.live(&review, &new)).await
         {
             facts.service = looked_up(service);
+            findings = review.findings(&new, &facts);
+        }
+        if rests_on(&findings, RestsOn::Bindings)
+            && let (Some(arn), Some(others)) = (group.arn(), facts.others.take())
+        {
+            facts.others = Some(Box::pin(self.still_there(&review, arn, others)).await);
             findings = review.findings(&new, &facts);
         }
         let path = if group.arn().is_some() { "spec.targetGroup.arn" } else { "spec.targetGroup.name" };
@@ -289,7 +298,7 @@ impl Bindings {
         let fills_port = review.mutating && new.spec.service_ref.port().is_none();
         let (service, live) = match cached {
             Some(found) if !fills_port => (Some(found), false),
-            found => (found, !name.is_empty()),
+            found => (found, is_dns_label(name)),
         };
         let service = async {
             let cached = service.map_or(Lookup::Unknown, Lookup::Found);
@@ -314,7 +323,7 @@ impl Bindings {
             }
         };
         let aws = async {
-            let asks = review.needs_aws(new) && !review.must_not_ask(&new.spec.target_group);
+            let asks = review.needs_aws(new) && review.settings.may_ask(&new.spec.target_group);
             if asks { Box::pin(self.ask_aws(review, new)).await } else { FromAws::default() }
         };
         let (aws, (service, live, unread), injects) = tokio::join!(aws, service, injects);
@@ -328,6 +337,9 @@ impl Bindings {
         new: &TargetGroupBinding,
     ) -> Result<Option<Arc<Service>>, String> {
         let (namespace, name) = (new.namespace(), &*new.spec.service_ref.name);
+        if !is_dns_label(name) {
+            return Ok(None);
+        }
         let error = match timeout_at(review.deadline, self.cluster.live_service(namespace, name)).await {
             Ok(Ok(found)) => return Ok(found),
             Ok(Err(kube::Error::Api(status))) => status.message,
@@ -337,6 +349,20 @@ impl Bindings {
         let (uid, object) = (review.uid, format_args!("{namespace}/{}", new.name()));
         tracing::warn!(error, uid, object = %object, service = name, "a Service can't be read");
         Err(error)
+    }
+
+    /// Those of other bindings that have the target group now, too, as far as one of them is known to: an interrupted watch
+    /// refuses nothing.
+    async fn still_there(&self, review: &Review<'_>, arn: &str, others: Vec<Other>) -> Vec<Other> {
+        let mut left = others.into_iter();
+        while let Some(other) = left.next() {
+            let has_it = self.cluster.has_target_group(&other.namespace, &other.name, arn);
+            // Without an answer, the list is what there is.
+            if timeout_at(review.deadline, has_it).await.ok().flatten().unwrap_or(true) {
+                return std::iter::once(other).chain(left).collect();
+            }
+        }
+        Vec::new()
     }
 
     async fn ask_aws(&self, review: &Review<'_>, new: &TargetGroupBinding) -> FromAws {
@@ -445,20 +471,25 @@ impl Bindings {
         if refused.is_empty() {
             return Answer { patch, warnings, ..Answer::default() };
         }
-        let lines: Vec<String> = refused.iter().map(|finding| finding.in_version(version)).collect();
+        let references = references(&refused);
+        let told = || refused.iter().zip(&references);
+        let lines: Vec<String> =
+            told().map(|(finding, see)| finding.in_version(version) + see.as_str()).collect();
         let name = match (new.name(), new.metadata.generate_name.as_deref()) {
             ("", Some(prefix)) => prefix,
             (name, _) => name,
         };
+        // Longer ones are refused by the API server, later.
+        let name: String = name.chars().take(LONGEST_NAME).collect();
         let (uid, object) = (request.uid(), format_args!("{}/{name}", new.namespace()));
-        let arn = new.spec.target_group.arn();
-        tracing::info!(uid, object = %object, arn, findings = lines.join("; "), "refused a binding");
+        let arn = new.spec.target_group.arn().map(excerpt);
+        tracing::info!(uid, object = %object, arn = arn.as_deref(), findings = lines.join("; "), "refused a binding");
         let refusal = if refused.iter().any(|finding| finding.kind == rules::Kind::Shape) {
-            let cause = |finding: &Finding| {
+            let cause = |(finding, see): (&Finding, &String)| {
                 let field = rules::path_in(version, &finding.path);
-                Cause::new(field, format!("{} {}", finding.rule, finding.message_in(version)))
+                Cause::new(field, format!("{} {}{see}", finding.rule, finding.message_in(version)))
             };
-            admission::invalid(names::GROUP, names::KIND, name, refused.iter().map(cause).collect())
+            admission::invalid(names::GROUP, names::KIND, &name, told().map(cause).collect())
         } else {
             admission::forbidden(&lines)
         };
@@ -467,7 +498,19 @@ impl Bindings {
     }
 }
 
-/// What AWS answered, or a sentence.
+/// Where to read on, behind the last finding of each rule.
+fn references(findings: &[Finding]) -> Vec<String> {
+    let mut told = BTreeSet::new();
+    let reference = |finding: &Finding| match told.insert(finding.rule) {
+        true => format!("; see {}", rules::reference(finding.rule)),
+        false => String::new(),
+    };
+    let mut all: Vec<String> = findings.iter().rev().map(reference).collect();
+    all.reverse();
+    all
+}
+
+/// The answer of AWS, or a sentence.
 fn told<T>(answered: Result<Result<T, AwsError>, tokio::time::error::Elapsed>) -> Result<T, String> {
     match answered {
         Ok(Ok(value)) => Ok(value),

@@ -13,14 +13,14 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tgb_api::arn::TargetGroupArn;
 use tgb_api::crd::{Version, crd};
-use tgb_api::objects;
 use tgb_api::rules::{Context, Lookup, Operation, Other, Settings, Severity, check, path_in};
+use tgb_api::schema::{self, Fault};
 use tgb_api::service::Service;
 use tgb_api::target_group::TargetGroup;
+use tgb_api::text::{excerpt, quoted};
 use tgb_api::v1::TargetGroupBinding;
-use tgb_api::{convert, defaulting, rules};
+use tgb_api::{convert, defaulting, names, objects, rules};
 
 /// What `lint` is told.
 #[derive(Debug, clap::Args)]
@@ -96,6 +96,9 @@ pub(crate) fn main(options: &Options) -> ExitCode {
     for problem in &input.unusable {
         eprintln!("error: {problem}");
     }
+    for object in &input.skipped {
+        eprintln!("note: {object}");
+    }
     let text = match options.output {
         Output::Text => text(&findings),
         Output::Json => format!("{:#}\n", as_json(&findings, &input)),
@@ -162,8 +165,9 @@ fn settings(options: &Options) -> Result<Settings, String> {
         options.namespace_binding_tag.as_deref(),
     );
     if settings.assume_role_allow.is_empty() {
-        settings.set_rule("TGB402=off")?;
+        settings.severities.insert("TGB402", Severity::Off);
     }
+    // Any rule can be set here, also those that the controller enforces: files may hold what never meets in one cluster.
     settings.set_rules(&options.rules)?;
     Ok(settings)
 }
@@ -215,6 +219,10 @@ struct Input {
     described: Answers,
     /// The namespace of objects that name none.
     namespace: String,
+    /// Findings on objects that are taken for bindings and are not.
+    misplaced: Vec<Located>,
+    /// Lines for the user about objects that are left alone.
+    skipped: Vec<String>,
     /// Lines for the user.
     unusable: Vec<String>,
 }
@@ -230,6 +238,8 @@ impl Default for Input {
             injecting: None,
             described: Answers::new(),
             namespace: "default".to_owned(),
+            misplaced: Vec::new(),
+            skipped: Vec::new(),
             unusable: Vec::new(),
         }
     }
@@ -392,7 +402,26 @@ impl Input {
             let refuses = object.spec.and_then(|spec| spec.allocate_load_balancer_node_ports) == Some(false);
             let allocates = service.has_node_ports() && !(refuses && service.service_type == "LoadBalancer");
             self.services.push(Found { file: Some(file.to_owned()), service, allocates });
+        } else if let Some(strange) = Strange::of(&api_version, &kind) {
+            let place = Place::File {
+                name: file.to_owned(),
+                line: document.line + node.referenced.line().saturating_sub(1),
+            };
+            self.misplace(place, strange);
         }
+    }
+
+    fn misplace(&mut self, place: Place, strange: Strange) {
+        let (severity, path) = match strange.part {
+            Some(part) => (strange.severity, part.to_owned()),
+            None => {
+                if let Place::File { name, line } = &place {
+                    self.skipped.push(format!("{name}:{line}: {}", strange.message));
+                }
+                return;
+            }
+        };
+        self.misplaced.push(Located { place, severity, rule: SCHEMA, path, message: strange.message });
     }
 
     /// Takes up what is in the cluster; gives the bindings back, since those of files go first.
@@ -436,15 +465,7 @@ impl Input {
     fn questions(&self, settings: &Settings) -> BTreeSet<Question> {
         let parsed = self.bindings.iter().filter_map(|binding| binding.parsed.as_ref().ok());
         let groups = parsed.map(|binding| &binding.spec.target_group);
-        groups
-            .filter(|group| {
-                let role = group.role().is_none_or(|role| {
-                    !settings.assume_role_allow.is_empty() && settings.may_assume(role.role_arn)
-                });
-                role && group.arn().is_none_or(|arn| TargetGroupArn::parse(arn).is_ok())
-            })
-            .filter_map(question)
-            .collect()
+        groups.filter(|group| settings.may_ask(group)).filter_map(question).collect()
     }
 
     /// The Service of a binding: one of the same file before one of another, and those before the cluster's.
@@ -461,7 +482,7 @@ impl Input {
 
     fn check(&self, settings: &Settings) -> Vec<Located> {
         let schemas = crd(Version::V1);
-        let mut all = Vec::new();
+        let mut all = self.misplaced.clone();
         for binding in &self.bindings {
             let mut found = self.check_one(binding, &schemas, settings);
             found.sort_by_key(|finding| match &finding.place {
@@ -479,13 +500,13 @@ impl Input {
             return vec![binding.finding(Severity::Deny, SCHEMA, "apiVersion", served)];
         };
         let mut faults = Vec::new();
-        if let Some(schema) = schema(schemas, version) {
+        if let Some(schema) = schema::of(schemas, version) {
             // A status in a file is ignored by the API server.
             let without =
                 |(key, value): (&String, &Value)| (key != "status").then(|| (key.clone(), value.clone()));
             let object: Map<_, _> =
                 binding.sent.as_object().into_iter().flatten().filter_map(without).collect();
-            hold(schema, &Value::Object(object), "", &mut faults);
+            faults = schema::faults(schema, &Value::Object(object));
         }
         let path = "metadata.name".to_owned();
         let misnamed = misnamed(&binding.sent);
@@ -494,7 +515,7 @@ impl Input {
             Ok(parsed) => self.rules(binding, parsed, version, settings),
             Err(reason) => {
                 if !faults.iter().any(|fault| fault.severity == Severity::Deny) {
-                    let message = format!("can't be read: {reason}");
+                    let message = format!("can't be read: {}", excerpt(reason));
                     faults.push(Fault { severity: Severity::Deny, path: "spec".into(), message });
                 }
                 Vec::new()
@@ -581,6 +602,51 @@ impl Input {
     }
 }
 
+/// A word about an object that is not a binding and looks like one.
+struct Strange {
+    severity: Severity,
+    /// The field that is to blame; none where the object is in order, and another product's.
+    part: Option<&'static str>,
+    message: String,
+}
+
+impl Strange {
+    fn of(api_version: &str, kind: &str) -> Option<Self> {
+        // As in `targetgroupbinding`, `TargetGroupBindings`, `TargetGroup-Binding`.
+        let letters: String =
+            kind.chars().filter(char::is_ascii_alphabetic).collect::<String>().to_ascii_lowercase();
+        let is_alike = letters.starts_with("targetgroupbind") || letters == "tgb";
+        let group = api_version.rsplit_once('/').map_or(api_version, |(group, _)| group);
+        let shown = (quoted(api_version), quoted(kind));
+        let (severity, part, message) = match group {
+            // Other kinds of the group are the AWS Load Balancer Controller's.
+            names::GROUP if is_alike && kind != names::KIND => {
+                let message = format!("{} has no kind {}; write {}", names::GROUP, shown.1, names::KIND);
+                (Severity::Deny, Some("kind"), message)
+            }
+            _ if !is_alike => return None,
+            "" => {
+                let message = format!("is required; write {}; not checked", Version::V1.api_version());
+                (Severity::Deny, Some("apiVersion"), message)
+            }
+            "eks.amazonaws.com" => {
+                let message = format!("{} {kind} is EKS Auto Mode's own kind; not checked", api_version);
+                (Severity::Warn, None, message)
+            }
+            _ => {
+                let message = format!(
+                    "{} is not the group of {}, which is {}; not checked",
+                    shown.0,
+                    names::KIND,
+                    names::GROUP
+                );
+                (Severity::Warn, Some("apiVersion"), message)
+            }
+        };
+        Some(Self { severity, part, message })
+    }
+}
+
 fn parse(sent: &Value, namespace: &str) -> Result<TargetGroupBinding, String> {
     let mut sent = sent.clone();
     if let Value::Object(members) = &mut sent {
@@ -617,15 +683,7 @@ fn line_of(node: &Spanned<Node>, path: &str) -> u64 {
     at.referenced.line()
 }
 
-// ---- schema ----
-
-struct Fault {
-    severity: Severity,
-    path: String,
-    message: String,
-}
-
-/// What is wrong with the object's name, to the API server.
+/// The fault of the object's name, to the API server.
 fn misnamed(object: &Value) -> Option<String> {
     let given = |at: &str| object.pointer(at).filter(|name| !name.is_null());
     // A few letters are added to the start of a name.
@@ -635,7 +693,7 @@ fn misnamed(object: &Value) -> Option<String> {
         (None, None) => return Some("is required".to_owned()),
     };
     let Value::String(name) = name else {
-        return Some(format!("must be a string, is {}", describe(name)));
+        return Some(format!("must be a string, is {}", schema::describe(name)));
     };
     let is_label = |label: &str| {
         !label.is_empty()
@@ -646,119 +704,10 @@ fn misnamed(object: &Value) -> Option<String> {
     let fits = name.len() <= 253 && format!("{name}{rest}").split('.').all(is_label);
     (!fits).then(|| {
         format!(
-            "{name:?} is no name: at most 253 of a-z, 0-9, '-' and '.', with a letter or digit at each end"
+            "{} is not a name: at most 253 of a-z, 0-9, '-' and '.', with a letter or digit at each end",
+            quoted(name)
         )
     })
-}
-
-fn schema(crd: &Value, version: Version) -> Option<&Value> {
-    let versions = crd.pointer("/spec/versions")?.as_array()?;
-    versions
-        .iter()
-        .find(|each| each.get("name") == Some(&json!(version.name())))?
-        .pointer("/schema/openAPIV3Schema")
-}
-
-/// Holds a value against a schema, as far as the CustomResourceDefinition makes use of OpenAPI. Null is absent.
-fn hold(schema: &Value, value: &Value, path: &str, faults: &mut Vec<Fault>) {
-    let mut fault = |severity, path: &str, message: String| {
-        faults.push(Fault { severity, path: path.to_owned(), message });
-    };
-    let kind = schema.get("type").and_then(Value::as_str).unwrap_or_default();
-    let either = schema.get("x-kubernetes-int-or-string") == Some(&Value::Bool(true));
-    let fits = match value {
-        _ if either => value.is_i64() || value.is_u64() || value.is_string(),
-        _ => match kind {
-            "object" => value.is_object(),
-            "array" => value.is_array(),
-            "string" => value.is_string(),
-            "boolean" => value.is_boolean(),
-            "integer" => value.is_i64() || value.is_u64(),
-            _ => true,
-        },
-    };
-    if !fits {
-        let wanted = if either { "a number or a text" } else { kind };
-        return fault(Severity::Deny, path, format!("must be {wanted}, is {}", describe(value)));
-    }
-    let limit = |key| schema.get(key).and_then(Value::as_u64).and_then(|limit| usize::try_from(limit).ok());
-    match value {
-        Value::String(text) => {
-            let words = schema.get("enum").and_then(Value::as_array);
-            if let Some(words) = words.filter(|words| !words.contains(value)) {
-                let words: Vec<&str> = words.iter().filter_map(Value::as_str).collect();
-                fault(Severity::Deny, path, format!("is {text:?}, must be one of {}", words.join(", ")));
-            }
-            let length = text.chars().count();
-            if limit("maxLength").is_some_and(|most| length > most) {
-                fault(Severity::Deny, path, format!("has {length} characters, too many"));
-            }
-            if limit("minLength").is_some_and(|least| length < least) {
-                fault(Severity::Deny, path, "must not be empty".to_owned());
-            }
-        }
-        Value::Array(items) => {
-            if let Some(most) = limit("maxItems").filter(|most| items.len() > *most) {
-                fault(Severity::Deny, path, format!("has {} items, at most {most} are allowed", items.len()));
-            }
-            let Some(schema) = schema.get("items") else { return };
-            for (index, item) in items.iter().enumerate() {
-                hold(schema, item, &format!("{path}[{index}]"), faults);
-            }
-        }
-        Value::Number(number) => {
-            let bound = |key| schema.get(key).and_then(Value::as_f64);
-            let number = number.as_f64().unwrap_or_default();
-            if let Some(least) = bound("minimum").filter(|least| number < *least) {
-                fault(Severity::Deny, path, format!("is {number}, must be at least {least}"));
-            }
-            if let Some(most) = bound("maximum").filter(|most| number > *most) {
-                fault(Severity::Deny, path, format!("is {number}, must be at most {most}"));
-            }
-        }
-        Value::Object(members) => {
-            let known = schema.get("properties").and_then(Value::as_object);
-            let any = schema.get("additionalProperties");
-            // What is unknown is dropped before it is counted.
-            let counts = |(key, member): &(&String, &Value)| {
-                !member.is_null() && (any.is_some() || known.is_none_or(|known| known.contains_key(*key)))
-            };
-            let present = members.iter().filter(counts).count();
-            if limit("minProperties").is_some_and(|least| present < least) {
-                fault(Severity::Deny, path, "must not be empty".to_owned());
-            }
-            let below = |key: &str| if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") };
-            let is_there = |key: &str| members.get(key).is_some_and(|member| !member.is_null());
-            let required = schema.get("required").and_then(Value::as_array).into_iter().flatten();
-            for key in required.filter_map(Value::as_str).filter(|key| !is_there(key)) {
-                fault(Severity::Deny, &below(key), "is required".to_owned());
-            }
-            for (key, member) in members.iter().filter(|(_, member)| !member.is_null()) {
-                match (known.and_then(|known| known.get(key)).or(any), known) {
-                    (Some(schema), _) => hold(schema, member, &below(key), faults),
-                    (None, Some(known)) => {
-                        let known: Vec<&str> = known.keys().map(String::as_str).collect();
-                        let message =
-                            format!("unknown field, the API server drops it; known are {}", known.join(", "));
-                        faults.push(Fault { severity: Severity::Warn, path: below(key), message });
-                    }
-                    (None, None) => {}
-                }
-            }
-        }
-        _ => {}
-    }
-}
-
-fn describe(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
 }
 
 // ---- output ----
@@ -792,14 +741,15 @@ fn as_json(findings: &[Located], input: &Input) -> Value {
             found
         })
         .collect();
-    json!({"bindings": input.bindings.len(), "findings": findings, "unusable": input.unusable})
+    json!({"bindings": input.bindings.len(), "findings": findings, "skipped": input.skipped,
+        "unusable": input.unusable})
 }
 
 /// SARIF 2.1.0 (OASIS).
 fn sarif(findings: &[Located], input: &Input) -> Value {
     let known: Vec<Value> = std::iter::once(json!({"id": SCHEMA,
             "shortDescription": {"text": "The object has the shape that the CustomResourceDefinition asks for."}}))
-    .chain(rules::RULES.iter().map(|rule| json!({"id": rule.id})))
+    .chain(rules::RULES.iter().map(sarif_rule))
     .collect();
     let results: Vec<Value> = findings
         .iter()
@@ -815,16 +765,35 @@ fn sarif(findings: &[Located], input: &Input) -> Value {
                 "message": {"text": format!("{}: {}", each.path, each.message)}})
         })
         .collect();
-    let told: Vec<Value> =
-        input.unusable.iter().map(|text| json!({"level": "error", "message": {"text": text}})).collect();
+    let notification =
+        |level: &'static str| move |text: &String| json!({"level": level, "message": {"text": text}});
+    let told: Vec<Value> = input
+        .unusable
+        .iter()
+        .map(notification("error"))
+        .chain(input.skipped.iter().map(notification("note")))
+        .collect();
     json!({
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
         "version": "2.1.0",
         "runs": [{
             "tool": {"driver": {"name": "tgb-webhook", "version": env!("CARGO_PKG_VERSION"), "rules": known}},
-            "invocations": [{"executionSuccessful": told.is_empty(), "toolExecutionNotifications": told}],
+            "invocations": [{"executionSuccessful": input.unusable.is_empty(), "toolExecutionNotifications": told}],
             "results": results,
         }],
+    })
+}
+
+/// A rule as code scanners show it beside its findings.
+fn sarif_rule(rule: &rules::Rule) -> Value {
+    let level = if rule.severity == Severity::Deny { "error" } else { "warning" };
+    json!({
+        "id": rule.id,
+        "shortDescription": {"text": format!("{}.", rule.summary)},
+        "fullDescription": {"text": rule.explanation},
+        "help": {"text": rule.explanation, "markdown": rule.explanation},
+        "helpUri": rules::reference(rule.id),
+        "defaultConfiguration": {"level": level},
     })
 }
 
@@ -988,6 +957,50 @@ mod tests {
         let place = &made["runs"][0]["results"][0]["locations"][0]["physicalLocation"];
         assert_eq!(place["artifactLocation"]["uri"], "a%2Cb%20c.yaml");
         assert_eq!(place["region"]["startLine"], 3);
+        let rules = made["runs"][0]["tool"]["driver"]["rules"].as_array().unwrap();
+        let rule = rules.iter().find(|rule| rule["id"] == "TGB306").unwrap();
+        assert_eq!(rule["helpUri"], "docs/rules.md#tgb306");
+        assert_eq!(rule["shortDescription"]["text"], "Targets are not open to the whole internet.");
+    }
+
+    #[test]
+    fn objects_that_look_like_bindings_and_are_none_are_told() {
+        let object = |api_version: &str, kind: &str| {
+            format!(
+                "---\napiVersion: {api_version}\nkind: {kind}\nmetadata: {{name: web}}\nspec: {{targetGroupARN: junk}}\n"
+            )
+        };
+        let of_others = [
+            object("eks.amazonaws.com/v1", "TargetGroupBinding"),
+            object("elbv2.aws/v1beta1", "TargetGroupBinding"),
+            object("elbv2.k8s.aws/v1beta1", "TargetGroupBindings"),
+            object("elbv2.k8s.aws/v1", "targetgroupbinding"),
+            object("\"\"", "TargetGroupBinding"),
+            object("elbv2.k8s.aws/v1beta1", "IngressClassParams"),
+            object("gateway.k8s.aws/v1beta1", "TargetGroupConfiguration"),
+        ];
+        let input = read(&of_others.concat());
+        assert_eq!(input.bindings.len(), 0);
+        assert_eq!(
+            input.skipped,
+            ["a.yaml:2: eks.amazonaws.com/v1 TargetGroupBinding is EKS Auto Mode's own kind; not checked"]
+        );
+        let findings = input.check(&Settings::default());
+        let told: Vec<_> = findings.iter().map(|each| (each.severity, each.path.as_str())).collect();
+        assert_eq!(
+            told,
+            [
+                (Severity::Warn, "apiVersion"),
+                (Severity::Deny, "kind"),
+                (Severity::Deny, "kind"),
+                (Severity::Deny, "apiVersion")
+            ]
+        );
+        assert_eq!(
+            findings[1].message,
+            "elbv2.k8s.aws has no kind \"TargetGroupBindings\"; write TargetGroupBinding"
+        );
+        assert_eq!(findings[0].place, Place::File { name: "a.yaml".into(), line: 7 });
     }
 
     #[test]

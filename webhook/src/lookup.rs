@@ -225,12 +225,15 @@ impl<S: Store> Watched<S> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Takes up an object. One that can't be read takes the place of what was known of it, which holds no longer, and keeps no
+    /// other from being seen.
     fn apply(&self, object: DeserializeGuard<S::Source>) {
         match object.0 {
             Ok(object) => self.write().store.insert(&object),
-            // One object that can't be read must not keep all others from being seen.
             Err(error) => {
                 let meta = error.metadata;
+                let (namespace, name) = (meta.namespace.as_deref(), meta.name.as_deref());
+                self.write().store.remove(namespace.unwrap_or_default(), name.unwrap_or_default());
                 tracing::warn!(namespace = ?meta.namespace, name = ?meta.name, error = error.error, "an object can't be read");
             }
         }
@@ -313,6 +316,14 @@ impl Cluster {
     ) -> Result<Option<Arc<Service>>, kube::Error> {
         let api: Api<objects::Service> = Api::namespaced(self.client.clone(), namespace);
         Ok(Box::pin(api.get_opt(name)).await?.as_ref().map(Service::read).map(Arc::new))
+    }
+
+    /// Whether a binding has this target group now; `None` where it can't be read.
+    pub(crate) async fn has_target_group(&self, namespace: &str, name: &str, arn: &str) -> Option<bool> {
+        let api: Api<DeserializeGuard<TargetGroupBinding>> = Api::namespaced(self.client.clone(), namespace);
+        let found = Box::pin(api.get_opt(name)).await.ok()?;
+        let bound = found.and_then(|guard| Bound::read(&guard.0.ok()?));
+        Some(bound.is_some_and(|bound| bound.arn.as_deref() == Some(arn)))
     }
 
     /// Whether a namespace asks for readiness gates; `None` where it can't be read.

@@ -4,11 +4,20 @@
 use crate::admission::{Answer, Objects, Request};
 use crate::lookup::{Bound, Cluster};
 use base64::Engine as _;
+use futures::{StreamExt as _, stream};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 use tgb_api::names;
 use tgb_api::target_group::TargetType;
+use tgb_api::text::{is_dns_label, listed};
+
+/// How many Services are read at a time, and for how long: those that are not there cost a call each.
+const AT_A_TIME: usize = 8;
+const FOR_SERVICES: Duration = Duration::from_secs(1);
+/// The most containers or bindings that a warning names.
+const MOST_NAMES: usize = 5;
 
 /// A pod, as far as it is read here.
 #[derive(Debug, Default, Deserialize)]
@@ -74,21 +83,52 @@ pub(crate) async fn gates(
     let labels = pod.metadata.labels.unwrap_or_default();
     let namespace = request.namespace();
     let bindings = cluster.bindings_of(namespace).await.map_err(|error| error.to_string())?;
-    let mut gates = Vec::new();
-    for binding in bindings.iter().filter(|binding| wants_gate(binding)) {
-        let service = match cluster.cached_service(namespace, &binding.service) {
-            Some(found) => Some(found),
-            // It may have been made a moment ago, by the manifest that has the pod as well.
-            None => {
-                cluster.live_service(namespace, &binding.service).await.map_err(|error| error.to_string())?
-            }
-        };
-        if service.is_some_and(|service| service.selects(|name| labels.get(name).map(String::as_str))) {
-            gates.push(names::readiness_gate(&binding.name));
+    let bindings: Vec<_> = bindings.iter().filter(|binding| wants_gate(binding)).collect();
+    let mut services = BTreeMap::new();
+    for binding in &bindings {
+        let known = cluster.cached_service(namespace, &binding.service).map(Some);
+        services.entry(binding.service.clone()).or_insert(known);
+    }
+    // It may have been made a moment ago, by the manifest that has the pod as well.
+    let unknown = services.iter().filter(|(name, known)| known.is_none() && is_dns_label(name));
+    let unknown: Vec<String> = unknown.map(|(name, _)| name.clone()).collect();
+    let looked_up = stream::iter(unknown)
+        .map(|name| async move {
+            let found = cluster.live_service(namespace, &name).await;
+            (name, found)
+        })
+        .buffer_unordered(AT_A_TIME)
+        .take_until(tokio::time::sleep(FOR_SERVICES));
+    let mut looked_up = std::pin::pin!(looked_up);
+    while let Some((name, found)) = looked_up.next().await {
+        match found {
+            Ok(found) => drop(services.insert(name, Some(found))),
+            Err(error) => tracing::warn!(%error, namespace, service = name, "a Service can't be read"),
         }
     }
-    let existing = pod.spec.readiness_gates;
-    Ok(Answer { patch: gate_patch(existing.as_deref(), gates), ..Answer::default() })
+    let (mut gates, mut unread) = (Vec::new(), Vec::new());
+    for binding in bindings {
+        match services.get(&binding.service) {
+            Some(Some(Some(service))) => {
+                if service.selects(|name| labels.get(name).map(String::as_str)) {
+                    gates.push(names::readiness_gate(&binding.name));
+                }
+            }
+            Some(Some(None)) => {}
+            // No Service can have that name.
+            _ if !is_dns_label(&binding.service) => {}
+            _ => unread.push(binding.name.as_str()),
+        }
+    }
+    let mut answer =
+        Answer { patch: gate_patch(pod.spec.readiness_gates.as_deref(), gates), ..Answer::default() };
+    if !unread.is_empty() {
+        let bindings = listed(unread, MOST_NAMES);
+        answer.warnings.push(format!(
+            "spec.readinessGates: not checked for TargetGroupBinding {bindings}, whose Service can't be read"
+        ));
+    }
+    Ok(answer)
 }
 
 fn wants_gate(binding: &Bound) -> bool {
@@ -129,22 +169,25 @@ pub(crate) fn server_ids(request: &Request<'_>, objects: Objects<&str>) -> Resul
         ("containers", pod.spec.containers.as_slice()),
         ("initContainers", pod.spec.init_containers.as_deref().unwrap_or_default()),
     ];
-    for name in named.split(',').map(str::trim).filter(|name| !name.is_empty()) {
-        let mut found = false;
-        for (list, containers) in lists {
-            for (index, container) in containers.iter().enumerate().filter(|(_, it)| it.name == name) {
-                found = true;
+    let named: BTreeSet<&str> = named.split(',').map(str::trim).filter(|name| !name.is_empty()).collect();
+    let mut found = BTreeSet::new();
+    for (list, containers) in lists {
+        for (index, container) in containers.iter().enumerate() {
+            let name = container.name.as_str();
+            if named.contains(name) {
+                found.insert(name);
                 answer.patch.extend(id_patch(&format!("/spec/{list}/{index}/env"), container, &random_id()?));
             }
         }
-        if !found {
-            let there: Vec<&str> = pod.spec.containers.iter().map(|it| it.name.as_str()).collect();
-            answer.warnings.push(format!(
-                "metadata.annotations: {} names container {name}, which the pod lacks; it has {}",
-                names::QUIC_CONTAINERS_ANNOTATION,
-                there.join(", ")
-            ));
-        }
+    }
+    let missing: Vec<&str> = named.difference(&found).copied().collect();
+    if !missing.is_empty() {
+        answer.warnings.push(format!(
+            "metadata.annotations: {} names container {}, which the pod lacks; it has {}",
+            names::QUIC_CONTAINERS_ANNOTATION,
+            listed(missing, MOST_NAMES),
+            listed(pod.spec.containers.iter().map(|it| it.name.as_str()), MOST_NAMES)
+        ));
     }
     Ok(answer)
 }
@@ -211,6 +254,18 @@ mod tests {
         }
         assert_eq!(answer.warnings.len(), 1);
         assert!(answer.warnings[0].contains("names container gone"), "{:?}", answer.warnings);
+    }
+
+    #[test]
+    fn a_container_that_is_named_again_and_again_gets_one_id_and_unknown_ones_one_warning() {
+        let names =
+            format!("web,{}{}", "web,".repeat(1000), (0..1000).map(|n| format!("c{n},")).collect::<String>());
+        let answer =
+            injected(&json!({"metadata": {"annotations": {names::QUIC_CONTAINERS_ANNOTATION: names}},
+            "spec": {"containers": [{"name": "web"}]}}));
+        assert_eq!(answer.patch.len(), 1);
+        assert_eq!(answer.warnings.len(), 1);
+        assert!(answer.warnings[0].contains("and 995 more, which the pod lacks"), "{:?}", answer.warnings);
     }
 
     #[test]

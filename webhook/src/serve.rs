@@ -204,6 +204,7 @@ impl Options {
             )
         };
         settings.set_rules(&self.rules)?;
+        settings.refuse_softened()?;
         Ok(settings)
     }
 }

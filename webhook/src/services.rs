@@ -3,9 +3,10 @@
 use crate::admission::{Answer, Objects, Request};
 use crate::lookup::{Bound, Cluster};
 use tgb_api::objects;
-use tgb_api::rules::{Settings, Severity};
+use tgb_api::rules::{MOST_FINDINGS, Settings, Severity};
 use tgb_api::service::{Service, ServicePort};
 use tgb_api::target_group::TargetType;
+use tgb_api::text::excerpt;
 
 /// Answers a review.
 ///
@@ -33,12 +34,17 @@ pub(crate) async fn review(
     let Some(old) = read(objects.old) else { return Ok(answer) };
     let new = if request.operation() == "DELETE" { None } else { read(objects.new) };
     answer.warnings = bindings.iter().filter_map(|binding| loss(binding, &old, new.as_ref())).collect();
+    let more = answer.warnings.len().saturating_sub(MOST_FINDINGS);
+    if more > 0 {
+        answer.warnings.truncate(MOST_FINDINGS);
+        answer.warnings.push(format!("TGB501 and {more} more"));
+    }
     Ok(answer)
 }
 
-/// What a binding would lose, if anything.
+/// A sentence about the loss of a binding, if there is one.
 fn loss(binding: &Bound, old: &Service, new: Option<&Service>) -> Option<String> {
-    let name = &binding.name;
+    let name = excerpt(&binding.name);
     let Some(new) = new else {
         return Some(format!(
             "metadata.name: TGB501 TargetGroupBinding {name} uses this Service; its targets will be deregistered"
@@ -58,7 +64,10 @@ fn loss(binding: &Bound, old: &Service, new: Option<&Service>) -> Option<String>
         // With a key less or a key more it may still select some of them.
         return Some(format!(
             "spec.selector: TGB501 TargetGroupBinding {name} uses this Service, which will select none of its present \
-             pods ({key}={other} instead of {key}={value})"
+             pods ({key}={} instead of {key}={})",
+            excerpt(other),
+            excerpt(value),
+            key = excerpt(key)
         ));
     }
     if new.service_type == "ExternalName" && old.service_type != "ExternalName" {

@@ -1,15 +1,21 @@
 //! The checks behind the table, in the order of the ids.
 
-use super::{Context, Finding, Kind, Lookup, Operation, Rule, Settings, Severity, rule};
+use super::{
+    Context, Finding, Kind, Lookup, MOST_ENTRIES, MOST_FINDINGS, Operation, Rule, Settings, Severity,
+    faulty_names, role_account, rule,
+};
 use crate::arn::TargetGroupArn;
 use crate::names;
 use crate::options::{NodePortMismatch, Options};
 use crate::service::{Service, ServicePort};
 use crate::target_group::{IpAddressType, Protocol, TargetGroup, TargetType};
-use crate::v1::{NetworkingPort, Sharing, Spec, TargetGroupBinding, TargetGroupRef, Transport};
+use crate::text::{excerpt, is_dns_label, listed, quoted};
+use crate::v1::{Networking, NetworkingPort, Sharing, Spec, TargetGroupBinding, TargetGroupRef, Transport};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 const ARN: &str = "spec.targetGroup.arn";
 const NAME: &str = "spec.targetGroup.name";
@@ -25,13 +31,18 @@ const SERVICE: &str = "spec.serviceRef.name";
 const PORT: &str = "spec.serviceRef.port";
 const NODE_SELECTOR: &str = "spec.nodeSelector";
 
-/// What the namespace's and ConfigMap's names leave to a binding's.
+/// The longest name of a binding that a readiness gate takes (63 characters behind the slash), and a ConfigMap's name.
 const LONGEST_GATE: usize = 63;
 const LONGEST_SHARED: usize = 237;
 /// kube-proxy's health port.
 const KUBE_PROXY_HEALTH: u16 = 10256;
 /// "Inbound or outbound rules per security group", per address family (VPC quotas).
 const RULES_PER_GROUP: usize = 60;
+/// The API server's `--service-node-port-range`, unless somebody changed it.
+const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+/// The most ports of a Service, or bindings, that a message names.
+const MOST_PORTS: usize = 10;
+const MOST_BINDINGS: usize = 3;
 
 pub(super) struct Look<'a> {
     operation: Operation,
@@ -41,7 +52,11 @@ pub(super) struct Look<'a> {
     before: Option<&'a Spec>,
     context: &'a Context<'a>,
     settings: &'a Settings,
+    /// False if `networking` holds lists that are too long to go through.
+    is_bounded: bool,
     pub(super) found: Vec<Finding>,
+    /// How many findings of a severity are not among `found`, since that has enough.
+    pub(super) dropped: BTreeMap<Severity, usize>,
 }
 
 impl<'a> Look<'a> {
@@ -53,10 +68,22 @@ impl<'a> Look<'a> {
         context: &'a Context<'a>,
         settings: &'a Settings,
     ) -> Self {
-        Self { operation, new, old, before, context, settings, found: Vec::new() }
+        Self {
+            operation,
+            new,
+            old,
+            before,
+            context,
+            settings,
+            is_bounded: true,
+            found: Vec::new(),
+            dropped: BTreeMap::new(),
+        }
     }
 
     pub(super) fn run(&mut self) {
+        self.bounds();
+        self.forms();
         self.reference();
         self.immutable();
         self.name_length();
@@ -65,10 +92,12 @@ impl<'a> Look<'a> {
         self.shared_namespace();
         self.service();
         self.shape_of_selector();
-        self.networking();
         self.role();
         self.tags();
         self.quic();
+        self.annotations();
+        // Last, since it finds any number of things, none of which the controller enforces.
+        self.networking();
     }
 
     // ---- helpers ----
@@ -97,8 +126,14 @@ impl<'a> Look<'a> {
     }
 
     fn add(&mut self, rule: &Rule, severity: Severity, path: String, message: String) {
-        if severity != Severity::Off {
+        if severity == Severity::Off {
+            return;
+        }
+        if self.found.iter().filter(|finding| finding.severity == severity).count() < MOST_FINDINGS {
             self.found.push(Finding { rule: rule.id, path, message, severity, kind: rule.kind });
+        } else {
+            let dropped = self.dropped.entry(severity).or_default();
+            *dropped = dropped.saturating_add(1);
         }
     }
 
@@ -135,9 +170,66 @@ impl<'a> Look<'a> {
         self.context.target_group.found()
     }
 
+    /// The target group's name, as far as it can be known.
+    fn group_name(&self) -> &'a str {
+        let named = || self.group().name().or(self.group().arn());
+        self.aws().map(|aws| aws.arn.name()).or_else(named).unwrap_or_default()
+    }
+
     /// The field by which the target group is named.
     fn reference_path(&self) -> &'static str {
         if self.group().arn().is_some() { ARN } else { NAME }
+    }
+
+    // ---- TGB308, TGB212 ----
+
+    /// Looks at how long lists are, before anything goes through them. A list may be as long as the longest of its kind in
+    /// the stored object, which another version or an older release let in.
+    fn bounds(&mut self) {
+        let Some(networking) = &self.new.spec.networking else { return };
+        let before = self.before.and_then(|before| before.networking.as_ref());
+        let allowed = before.map_or([MOST_ENTRIES; 3], |before| longest(before).map(|n| n.max(MOST_ENTRIES)));
+        let [most_rules, most_peers, most_ports] = allowed;
+        let rules = networking.ingress();
+        let too_long = if rules.len() > most_rules {
+            Some(("spec.networking.ingress".to_owned(), rules.len()))
+        } else {
+            rules.iter().enumerate().find_map(|(i, rule)| {
+                let (peers, ports) = (rule.from().len(), rule.ports().len());
+                let at = |list: &str| format!("spec.networking.ingress[{i}].{list}");
+                (peers > most_peers)
+                    .then(|| (at("from"), peers))
+                    .or_else(|| (ports > most_ports).then(|| (at("ports"), ports)))
+            })
+        };
+        if let Some((path, length)) = too_long {
+            self.is_bounded = false;
+            self.find(
+                "TGB308",
+                path,
+                format!("has {length} entries, {MOST_ENTRIES} are allowed; its entries are not looked at"),
+            );
+        }
+    }
+
+    fn forms(&mut self) {
+        let service = &*self.new.spec.service_ref.name;
+        if !is_dns_label(service) && self.changed(|spec| &spec.service_ref.name) {
+            let message = if service.is_empty() {
+                "is empty; write the name of a Service in this namespace".to_owned()
+            } else {
+                format!(
+                    "{} is not the name of a Service; it has 1 to 63 of a-z, 0-9 and -, and no - at an end",
+                    quoted(service)
+                )
+            };
+            self.find("TGB212", SERVICE, message);
+        }
+        if self.changed(|spec| (spec.target_group.name(), &spec.target_group.assume_role)) {
+            for (path, message) in faulty_names(self.group()) {
+                self.find("TGB212", path, message);
+            }
+        }
     }
 
     // ---- TGB101 to TGB105 ----
@@ -157,7 +249,7 @@ impl<'a> Look<'a> {
             Ok(arn) => arn,
             Err(error) => {
                 if moved {
-                    self.find("TGB102", ARN, format!("{text:?} is {error}"));
+                    self.find("TGB102", ARN, format!("{} is {error}", quoted(text)));
                 }
                 return;
             }
@@ -165,19 +257,29 @@ impl<'a> Look<'a> {
         if moved {
             self.place(&arn);
         }
-        if self.changed(|spec| (spec.target_group.arn(), spec.target_group.role().is_some()))
-            && let Some(account) = self.settings.account.as_deref().filter(|own| *own != arn.account())
-            && group.role().is_none()
+        if self.changed(|spec| (spec.target_group.arn(), spec.target_group.role().map(|role| role.role_arn)))
         {
-            let its = arn.account();
-            let message = format!(
-                "the target group is in account {its}, the controller in {account}; set assumeRole to a role of account {its}"
-            );
-            self.find("TGB104", ARN, message);
+            self.account(&arn);
         }
         if renamed && let Some(name) = group.name() {
             self.name_and_arn(name, &arn);
         }
+    }
+
+    fn account(&mut self, arn: &TargetGroupArn) {
+        let its = arn.account();
+        let own = self.settings.account.as_deref();
+        let message = match self.group().role().map(|role| role_account(role.role_arn)) {
+            None if own.is_some_and(|own| own != its) => format!(
+                "the target group is in account {its}, the controller in {}; set assumeRole to a role of account {its}",
+                own.unwrap_or_default()
+            ),
+            Some(Some(account)) if account != its => format!(
+                "the target group is in account {its}, the role in {account}; set assumeRole to a role of account {its}"
+            ),
+            _ => return,
+        };
+        self.find("TGB104", ARN, message);
     }
 
     fn place(&mut self, arn: &TargetGroupArn) {
@@ -198,19 +300,26 @@ impl<'a> Look<'a> {
     }
 
     fn name_and_arn(&mut self, name: &str, arn: &TargetGroupArn) {
+        let shown = excerpt(name);
         let message = match self.context.named {
             Lookup::Found(named) if named.arn != *arn => format!(
-                "{name} is {}, not the target group of the ARN; remove one of them",
-                named.arn.as_str()
+                "{shown} is {}, not the target group of the ARN; remove one of them",
+                excerpt(named.arn.resource())
             ),
-            Lookup::Missing => format!("there is no target group {name}; the ARN names {}", arn.name()),
+            Lookup::Missing => format!("AWS has no target group {shown}; the ARN names {}", arn.name()),
             Lookup::Unknown if name != arn.name() => format!(
-                "{name} is not the target group of the ARN, which is {}; remove one of them",
+                "{shown} is not the target group of the ARN, which is {}; remove one of them",
                 arn.name()
             ),
             _ => return,
         };
-        self.find("TGB105", NAME, message);
+        // A manifest by name, whose ARN is the one that was filled in: another target group is meant.
+        match self.old.map(|old| &old.spec.target_group).filter(|_| !self.creating()) {
+            Some(was) if was.arn() == self.group().arn() && was.name().is_some_and(|was| was != name) => {
+                self.find("TGB106", NAME, no_change(was.name().unwrap_or_default(), Some(name)));
+            }
+            _ => self.find("TGB105", NAME, message),
+        }
     }
 
     // ---- TGB106 ----
@@ -220,7 +329,7 @@ impl<'a> Look<'a> {
         let (was, is) = (&old.spec.target_group, self.group());
         let aws = self.aws();
         let fields = [
-            (ARN, was.arn(), is.arn(), self.made_anew()),
+            (ARN, was.arn(), is.arn(), self.recreated()),
             (
                 TARGET_TYPE,
                 was.target_type.map(TargetType::as_str),
@@ -246,13 +355,17 @@ impl<'a> Look<'a> {
             if is == Some(was) || (is.is_some() && is == right) {
                 continue;
             }
-            let now = is.unwrap_or("nothing");
-            self.find("TGB106", path, format!("can't change from {was} to {now}; make a new binding for another target group, or restore {was}"));
+            match (self.group().name(), old.spec.target_group.name()) {
+                (Some(name), Some(old_name)) if path == ARN && is.is_none() && name != old_name => {
+                    self.find("TGB106", NAME, no_change(old_name, Some(name)));
+                }
+                _ => self.find("TGB106", path, no_change(was, is)),
+            }
         }
     }
 
-    /// The ARN, if its target group was deleted and made anew: only the id differs, and AWS knows the new one.
-    fn made_anew(&self) -> Option<&'a str> {
+    /// The ARN, if its target group was deleted and made again: only the id differs, and AWS knows the new one.
+    fn recreated(&self) -> Option<&'a str> {
         let parts = |text| {
             let arn = TargetGroupArn::parse(text).ok()?;
             Some(arn.as_str().rsplit_once('/')?.0.to_owned())
@@ -294,6 +407,24 @@ impl<'a> Look<'a> {
 
     // ---- TGB110 to TGB114, TGB116 ----
 
+    /// `AWS has no target group …`, and where it was looked for.
+    fn missing(&self) -> String {
+        let group = self.group();
+        let arn = group.arn().and_then(|arn| TargetGroupArn::parse(arn).ok());
+        let named = arn.as_ref().map(TargetGroupArn::resource).or(group.name()).unwrap_or_default();
+        let account = match (&arn, group.role()) {
+            (Some(arn), _) => Some(arn.account()),
+            (None, Some(role)) => role_account(role.role_arn),
+            (None, None) => self.settings.account.as_deref(),
+        };
+        let region = arn.as_ref().map(TargetGroupArn::region).or(self.settings.region.as_deref());
+        let place = match (account, region) {
+            (Some(account), Some(region)) => format!("account {account}, region {region}"),
+            _ => "this account and region".to_owned(),
+        };
+        format!("AWS has no target group {} in {place}; check for a typo or a deleted group", excerpt(named))
+    }
+
     fn target_group(&mut self) {
         let group = self.group();
         let reference = self.reference_path();
@@ -301,8 +432,8 @@ impl<'a> Look<'a> {
             && self.changed(|spec| spec.target_group.vpc_id())
         {
             let message = format!(
-                "{:?} is no VPC id; it is vpc- and 8 or 17 hexadecimal digits",
-                group.vpc_id().unwrap_or_default()
+                "{} is not a VPC ID (vpc- followed by 8 or 17 hex digits)",
+                quoted(group.vpc_id().unwrap_or_default())
             );
             self.find_shape("TGB113", VPC_ID, message);
         }
@@ -316,12 +447,8 @@ impl<'a> Look<'a> {
                 if !other {
                     return;
                 }
-                let named = group.arn().or(group.name()).unwrap_or_default();
-                self.find(
-                    "TGB110",
-                    reference,
-                    format!("there is no target group {named} in this account and region"),
-                );
+                let message = self.missing();
+                self.find("TGB110", reference, message);
                 return;
             }
             Lookup::Unknown => return,
@@ -387,7 +514,7 @@ impl<'a> Look<'a> {
         }
         if self.creating() && aws.load_balancer_arns.is_empty() {
             let message = format!(
-                "target group {name} is attached to no load balancer; its targets get no traffic until it is"
+                "no load balancer uses target group {name} yet; its targets get no traffic until a listener or rule forwards to it"
             );
             self.find("TGB116", reference, message);
         }
@@ -401,16 +528,18 @@ impl<'a> Look<'a> {
             && !others.is_empty()
             && self.changed(|spec| (spec.target_group.arn(), spec.target_group.sharing()))
         {
-            let in_the_way: Vec<String> = others
+            let conflicting: Vec<String> = others
                 .iter()
                 .filter(|other| sharing == Sharing::Exclusive || other.sharing == Sharing::Exclusive)
                 .map(|other| format!("{}/{}", other.namespace, other.name))
                 .collect();
-            if !in_the_way.is_empty() {
-                let verb = if in_the_way.len() == 1 { "has" } else { "have" };
+            if !conflicting.is_empty() {
+                let bindings =
+                    if conflicting.len() == 1 { "TargetGroupBinding" } else { "TargetGroupBindings" };
                 let message = format!(
-                    "{} {verb} this target group already; use another one, or set sharing: Shared on all of them",
-                    list(&in_the_way)
+                    "target group {} is already bound by {bindings} {}; bind another target group, or set sharing: Shared on every binding of it",
+                    excerpt(self.group_name()),
+                    listed(&conflicting, MOST_BINDINGS)
                 );
                 self.find("TGB115", self.reference_path(), message);
             }
@@ -440,6 +569,19 @@ impl<'a> Look<'a> {
         }
     }
 
+    // ---- TGB120 ----
+
+    fn annotations(&mut self) {
+        let of = |binding: &'a TargetGroupBinding| binding.metadata.annotations.as_ref();
+        if !self.creating() && self.old.is_some_and(|old| of(old) == of(self.new)) {
+            return;
+        }
+        let (_, unknown) = Options::of(self.new);
+        for option in unknown {
+            self.find("TGB120", "metadata.annotations", option.to_string());
+        }
+    }
+
     // ---- TGB121 ----
 
     fn shared_namespace(&mut self) {
@@ -460,6 +602,10 @@ impl<'a> Look<'a> {
 
     fn service(&mut self) {
         let spec = &self.new.spec;
+        // TGB212's.
+        if !is_dns_label(&spec.service_ref.name) {
+            return;
+        }
         let wanted = spec.service_ref.port();
         let of_service =
             |spec: &'a Spec| (&spec.service_ref, spec.target_group.target_type, spec.target_group.protocol);
@@ -467,7 +613,7 @@ impl<'a> Look<'a> {
             Lookup::Unknown => return,
             Lookup::Found(service) => service,
             Lookup::Missing => {
-                let id = format!("{}/{}", self.new.namespace(), spec.service_ref.name);
+                let id = format!("{}/{}", excerpt(self.new.namespace()), spec.service_ref.name);
                 if wanted.is_none() && self.changed(of_service) {
                     let message = format!(
                         "Service {id} does not exist, and the port can only be filled in from it; create it first, or write {PORT}"
@@ -477,7 +623,9 @@ impl<'a> Look<'a> {
                     self.find(
                         "TGB201",
                         SERVICE,
-                        format!("Service {id} does not exist (yet); targets are registered when it does"),
+                        format!(
+                            "Service {id} does not exist yet; no targets are registered until it is created"
+                        ),
                     );
                 }
                 return;
@@ -525,8 +673,12 @@ impl<'a> Look<'a> {
         };
         let Some(port) = service.port(wanted, protocol) else {
             if self.changed(|spec| &spec.service_ref) {
-                let message =
-                    format!("Service {id} has no port {}; it has {}", word(wanted), describe(&service.ports));
+                let guess = meant(service, wanted).map_or_else(String::new, |guess| format!("; {guess}"));
+                let message = format!(
+                    "Service {id} has no port {}; it has {}{guess}",
+                    word(wanted),
+                    describe(&service.ports)
+                );
                 self.find("TGB204", PORT, message);
             }
             return;
@@ -543,7 +695,7 @@ impl<'a> Look<'a> {
         }
         match self.target_type() {
             Some(TargetType::Instance) => self.node_port(service, port, &id),
-            Some(TargetType::Ip) => self.pod_port(port),
+            Some(TargetType::Ip) => self.pod_port(service, port, &id),
             None => {}
         }
     }
@@ -562,7 +714,11 @@ impl<'a> Look<'a> {
             self.find(
                 "TGB203",
                 PORT,
-                format!("Service {id} has several ports; write one of {}", describe(&fitting)),
+                format!(
+                    "port is required: Service {id} has several that fit{}; write one of {}",
+                    protocol.map_or_else(String::new, |protocol| format!(" {protocol}")),
+                    describe(&fitting)
+                ),
             );
         } else if fitting.is_empty() {
             let wanted = protocol.map_or("", Protocol::as_str);
@@ -583,7 +739,7 @@ impl<'a> Look<'a> {
             if reference {
                 let message = if service.has_node_ports() {
                     format!(
-                        "port {} of Service {id} has no nodePort, and instance targets need one",
+                        "port {} of Service {id} has no nodePort, and instance targets need one; remove allocateLoadBalancerNodePorts: false, or set nodePort",
                         port.describe()
                     )
                 } else {
@@ -600,11 +756,7 @@ impl<'a> Look<'a> {
         if let Some(own) = aws.and_then(|aws| aws.port).filter(|own| *own != node_port)
             && reference
         {
-            let message = format!(
-                "port {} of Service {id} has nodePort {node_port}, the target group port {own}; set nodePort: {own} on the Service, or the annotation {}: ignore on the binding",
-                port.describe(),
-                names::NODE_PORT_MISMATCH
-            );
+            let message = mismatch(service, port, node_port, own, self.group_name());
             match Options::of(self.new).0.node_port_mismatch {
                 Some(NodePortMismatch::Ignore) => {}
                 choice => {
@@ -631,57 +783,128 @@ impl<'a> Look<'a> {
             );
             self.find("TGB117", self.reference_path(), message);
         }
-        if self.changed(|spec| (&spec.service_ref, &spec.networking))
-            && self.opens(port, node_port) == Some(false)
-        {
-            let message = format!(
-                "no rule opens nodePort {node_port} ({}), which the load balancer uses",
-                port.protocol
-            );
-            self.find("TGB207", "spec.networking", message);
+        self.reachable("TGB207", port, &IntOrString::Int(node_port.into()), "nodePort");
+        if let Some(protocol) = self.dual().filter(|_| reference || self.changed(|spec| &spec.service_ref)) {
+            let other = service.other_transport(port);
+            let message = match other.map(|other| other.node_port) {
+                Some(other) if other == Some(node_port) => return,
+                Some(Some(other)) => format!(
+                    "a target has one port, but Service {id} has nodePort {node_port} for {} and {other} for the other \
+                     protocol of {protocol}; give both one nodePort",
+                    port.protocol
+                ),
+                Some(None) | None => format!(
+                    "Service {id} has port {} for {} only, so that nodes forward nothing else of {protocol}; add the \
+                     other protocol with nodePort {node_port}",
+                    port.port, port.protocol
+                ),
+            };
+            self.find("TGB207", PORT, message);
         }
     }
 
-    fn pod_port(&mut self, port: &ServicePort) {
-        let number = match &port.target_port {
-            None => Some(port.port),
-            Some(IntOrString::Int(0)) => Some(port.port),
-            Some(IntOrString::Int(number)) => u16::try_from(*number).ok(),
-            Some(IntOrString::String(_)) => None,
-        };
-        let Some(number) = number else { return };
-        if self.changed(|spec| (&spec.service_ref, &spec.networking))
-            && self.opens(port, number) == Some(false)
+    fn pod_port(&mut self, service: &Service, port: &ServicePort, id: &str) {
+        let wanted = port.wanted_target_port();
+        self.reachable("TGB208", port, &wanted, "pods' port");
+        if let Some(protocol) = self.dual()
+            && self.changed(|spec| (&spec.service_ref, spec.target_group.protocol))
+            && let Some(other) = service.other_transport(port).map(ServicePort::wanted_target_port)
+            && let (IntOrString::Int(one), IntOrString::Int(other)) = (&wanted, &other)
+            && one != other
         {
             let message = format!(
-                "no rule opens port {number} ({}), which the pods of this Service port listen on",
+                "a target has one port, but Service {id} leads {} to targetPort {one} and the other protocol of {protocol} \
+                 to {other}; give both one targetPort",
                 port.protocol
             );
-            self.find("TGB208", "spec.networking", message);
+            self.find("TGB208", PORT, message);
         }
     }
 
-    /// Whether `networking` opens a number; `None` where it can't be known: it is absent, or names a port.
-    fn opens(&self, port: &ServicePort, number: u16) -> Option<bool> {
-        let networking = self.new.spec.networking.as_ref()?;
-        let fits =
-            |opened: &NetworkingPort| opened.protocol.unwrap_or(Transport::Tcp).as_str() == port.protocol;
-        let mut named = false;
-        for rule in networking.ingress() {
-            if rule.ports().is_empty() && port.protocol == "TCP" {
-                return Some(true);
-            }
-            for opened in rule.ports().iter().filter(|opened| fits(opened)) {
-                match &opened.port {
-                    None => return Some(true),
-                    Some(IntOrString::Int(0)) => return Some(true),
-                    Some(IntOrString::Int(n)) if *n == i32::from(number) => return Some(true),
-                    Some(IntOrString::Int(_)) => {}
-                    Some(IntOrString::String(_)) => named = true,
-                }
+    /// The protocol, if it is two transports on one port.
+    fn dual(&self) -> Option<Protocol> {
+        self.protocol().filter(|protocol| protocol.transports().len() > 1)
+    }
+
+    /// Looks whether `networking` opens the port of the targets for every transport, and the one of the health check.
+    fn reachable(&mut self, id: &'static str, port: &ServicePort, wanted: &IntOrString, what: &str) {
+        if !self.changed(|spec| {
+            let group = &spec.target_group;
+            (&spec.service_ref, &spec.networking, group.protocol, group.target_type)
+        }) {
+            return;
+        }
+        let of_port = || Transport::from_word(&port.protocol).into_iter().collect();
+        let transports: Vec<Transport> =
+            self.protocol().map_or_else(of_port, |protocol| protocol.transports().to_vec());
+        let check = self.aws().map(|aws| match aws.health_check_port.as_deref().map(str::parse::<u16>) {
+            Some(Ok(number)) => IntOrString::Int(number.into()),
+            _ => wanted.clone(),
+        });
+        let closed =
+            |transport: Transport, wanted: &IntOrString| self.opens(transport, wanted) == Some(false);
+        let mut messages = Vec::new();
+        for transport in transports.iter().copied().filter(|transport| closed(*transport, wanted)) {
+            let checked = transport == Transport::Tcp && check.as_ref() == Some(wanted);
+            let traffic = if checked { "traffic and health checks" } else { "traffic" };
+            let guess = self.service_port_opened(transport, port, wanted);
+            messages.push(format!(
+                "does not allow {transport} {}, the {what} that the load balancer sends {traffic} to; add it to \
+                 ingress[].ports{guess}",
+                bare(wanted)
+            ));
+        }
+        if let Some(check) = check.filter(|check| closed(Transport::Tcp, check))
+            && !(transports.contains(&Transport::Tcp) && check == *wanted)
+        {
+            messages.push(format!(
+                "does not allow TCP {}, the port that the load balancer sends health checks to; add it to ingress[].ports",
+                bare(&check)
+            ));
+        }
+        messages.into_iter().for_each(|message| self.find(id, "spec.networking", message));
+    }
+
+    /// A word for somebody who opened the Service's port.
+    fn service_port_opened(&self, transport: Transport, port: &ServicePort, wanted: &IntOrString) -> String {
+        let number = IntOrString::Int(port.port.into());
+        let name = port.name.clone().map(IntOrString::String);
+        let opened = |it: &IntOrString| it != wanted && self.names_port(transport, it);
+        match std::iter::once(number).chain(name).find(opened) {
+            Some(it) => format!("; {}, which it allows, is the Service's port", bare(&it)),
+            None => String::new(),
+        }
+    }
+
+    fn opened(&self, transport: Transport) -> impl Iterator<Item = &'a NetworkingPort> {
+        let rules = self.new.spec.networking.iter().flat_map(Networking::ingress);
+        rules
+            .flat_map(|rule| rule.ports())
+            .filter(move |opened| opened.protocol.unwrap_or(Transport::Tcp) == transport)
+    }
+
+    fn names_port(&self, transport: Transport, wanted: &IntOrString) -> bool {
+        self.is_bounded && self.opened(transport).any(|opened| opened.port.as_ref() == Some(wanted))
+    }
+
+    /// Whether `networking` opens a port; `None` where it can't be known: it is absent or too long, or one side has a
+    /// name and the other a number.
+    fn opens(&self, transport: Transport, wanted: &IntOrString) -> Option<bool> {
+        let networking = self.new.spec.networking.as_ref().filter(|_| self.is_bounded)?;
+        if transport == Transport::Tcp && networking.ingress().iter().any(|rule| rule.ports().is_empty()) {
+            return Some(true);
+        }
+        let mut unknown = false;
+        for opened in self.opened(transport) {
+            match (&opened.port, wanted) {
+                (None | Some(IntOrString::Int(0)), _) => return Some(true),
+                (Some(is), wanted) if is == wanted => return Some(true),
+                (Some(IntOrString::Int(_)), IntOrString::Int(_))
+                | (Some(IntOrString::String(_)), IntOrString::String(_)) => {}
+                _ => unknown = true,
             }
         }
-        (!named).then_some(false)
+        (!unknown).then_some(false)
     }
 
     // ---- TGB301 ----
@@ -702,7 +925,7 @@ impl<'a> Look<'a> {
     // ---- TGB302 to TGB307 ----
 
     fn networking(&mut self) {
-        let Some(networking) = &self.new.spec.networking else { return };
+        let Some(networking) = self.new.spec.networking.as_ref().filter(|_| self.is_bounded) else { return };
         if !self.changed(|spec| {
             (&spec.networking, spec.target_group.target_type, spec.target_group.ip_address_type)
         }) {
@@ -725,8 +948,8 @@ impl<'a> Look<'a> {
                         rules6 = rules6.saturating_add(ports);
                         if !is_id(&group.group_id, "sg-") {
                             let message = format!(
-                                "{:?} is no security group id; it is sg- and 8 or 17 hexadecimal digits",
-                                group.group_id
+                                "{} is not a security group ID (sg- followed by 8 or 17 hex digits)",
+                                quoted(&group.group_id)
                             );
                             self.find("TGB304", at() + ".securityGroup.groupID", message);
                         }
@@ -761,7 +984,10 @@ impl<'a> Look<'a> {
             let message = match text.parse::<IpAddr>() {
                 Ok(IpAddr::V4(_)) => format!("{text} is an address, not a network; write {text}/32"),
                 Ok(IpAddr::V6(_)) => format!("{text} is an address, not a network; write {text}/128"),
-                Err(_) => format!("{text:?} is no network in CIDR notation such as 10.0.0.0/16"),
+                Err(_) if text.trim().parse::<ipnet::IpNet>().is_ok() => {
+                    format!("{} has blanks around it; remove them", quoted(text))
+                }
+                Err(_) => format!("{} is not a network in CIDR notation such as 10.0.0.0/16", quoted(text)),
             };
             self.find("TGB303", path(), message);
             return text.contains(':');
@@ -798,16 +1024,21 @@ impl<'a> Look<'a> {
         match &port.port {
             None | Some(IntOrString::Int(1..=65535)) => {}
             Some(IntOrString::Int(number)) => {
-                self.find("TGB305", path(), format!("{number} is no port; it is between 1 and 65535"))
+                self.find("TGB305", path(), format!("{number} is not a port; ports are 1 to 65535"))
             }
             Some(IntOrString::String(name)) if !is_port_name(name) => {
-                let message = format!(
-                    "{name:?} is no port name; it has at most 15 of a-z, 0-9 and -, and a letter among them"
-                );
-                self.find("TGB305", path(), message);
+                let guess = match name.trim().parse::<u16>() {
+                    Ok(number) => format!("a port in quotes is a name; write {number} without them"),
+                    Err(_) => "it has at most 15 of a-z, 0-9 and -, and a letter among them".to_owned(),
+                };
+                self.find("TGB305", path(), format!("{} is not a port name; {guess}", quoted(name)));
             }
             Some(IntOrString::String(name)) if target_type == Some(TargetType::Instance) => {
-                self.find("TGB305", path(), format!("{name:?} is a container port's name, and nodes have none; write the nodePort's number"));
+                let message = format!(
+                    "{} is a container port's name, and nodes have none; write the nodePort's number",
+                    quoted(name)
+                );
+                self.find("TGB305", path(), message);
             }
             Some(IntOrString::String(_)) => {}
         }
@@ -833,21 +1064,22 @@ impl<'a> Look<'a> {
                 "a role of another account can't register this account's instances; use ip targets",
             );
         }
-        if !is_role_arn(role.role_arn) {
-            let message =
-                format!("{:?} is no role ARN such as arn:aws:iam::123456789012:role/name", role.role_arn);
+        if role_account(role.role_arn).is_none() {
+            let message = format!(
+                "{} is not a role ARN such as arn:aws:iam::123456789012:role/name",
+                quoted(role.role_arn)
+            );
             self.find("TGB401", ROLE_ARN, message);
         }
         if !self.settings.may_assume(role.role_arn) {
-            let message = match self.settings.assume_role_allow.as_slice() {
-                [] => format!(
-                    "{} may not be assumed; the operator allows no role (--assume-role-allow)",
-                    role.role_arn
-                ),
-                allowed => {
-                    format!("{} may not be assumed; allowed are {}", role.role_arn, allowed.join(", "))
-                }
+            let allows = match self.settings.assume_role_allow.as_slice() {
+                [] => "the operator allows no role",
+                _ => "no pattern of the operator's matches it",
             };
+            let message = format!(
+                "{} may not be assumed: {allows} (--assume-role-allow); ask who runs the controller to allow it",
+                excerpt(role.role_arn)
+            );
             self.find("TGB402", ROLE_ARN, message);
         }
     }
@@ -866,7 +1098,7 @@ impl<'a> Look<'a> {
                     self.find(
                         "TGB403",
                         path,
-                        format!("the target group's tag {key} is {is:?}, and must be {right:?}"),
+                        format!("the target group's tag {key} is {}, and must be {right:?}", quoted(is)),
                     );
                 }
                 (None, Some(right)) => {
@@ -888,14 +1120,14 @@ impl<'a> Look<'a> {
                         .is_some_and(|prefix| !prefix.is_empty() && namespace.starts_with(prefix))
             });
         if !listed {
-            let message = match value {
-                Some(value) => format!(
-                    "the target group is open to {value:?} (its tag {key}), not to namespace {namespace}"
-                ),
-                None => {
-                    format!("the target group is open to no namespace; its tag {key} must list {namespace}")
-                }
+            let (group, namespace) = (excerpt(self.group_name()), excerpt(namespace));
+            let tag = match value {
+                Some(value) => format!("its AWS tag {key:?} lists {}", quoted(value)),
+                None => format!("it has no AWS tag {key:?}"),
             };
+            let message = format!(
+                "namespace {namespace} may not bind target group {group}: {tag}; ask the owner of the target group to add {namespace} there"
+            );
             self.find("TGB404", path, message);
         }
     }
@@ -916,33 +1148,123 @@ impl<'a> Look<'a> {
     }
 }
 
+/// The length of the longest list of each kind: rules, peers of a rule, ports of a rule.
+fn longest(networking: &Networking) -> [usize; 3] {
+    let rules = networking.ingress();
+    let peers = rules.iter().map(|rule| rule.from().len()).max();
+    let ports = rules.iter().map(|rule| rule.ports().len()).max();
+    [rules.len(), peers.unwrap_or_default(), ports.unwrap_or_default()]
+}
+
+/// TGB106's message.
+fn no_change(was: &str, is: Option<&str>) -> String {
+    let was = excerpt(was);
+    match is {
+        Some(is) => format!(
+            "can't change from {was} to {}; create a new binding for the other target group and delete this one, or restore {was}",
+            excerpt(is)
+        ),
+        None => format!("can't be removed once set (was {was})"),
+    }
+}
+
+/// TGB206's message.
+fn mismatch(service: &Service, port: &ServicePort, node_port: u16, own: u16, group: &str) -> String {
+    let annotation = names::NODE_PORT_MISMATCH;
+    let (id, port_shown, group) =
+        (format!("{}/{}", service.namespace, service.name), port.describe(), excerpt(group));
+    let created = format!(
+        "Service {id} exposes port {port_shown} at nodePort {node_port}, but target group {group} was created for port {own}"
+    );
+    let meant = format!("or, if {node_port} is intended, annotate this binding with {annotation}: ignore");
+    match service.ports.iter().find(|other| other.node_port == Some(own)) {
+        Some(other) => format!(
+            "{created}, which is the nodePort of port {}; write {}, {meant}",
+            other.describe(),
+            other.port
+        ),
+        None if NODE_PORTS.contains(&own) => {
+            format!("{created}; set nodePort: {own} on that Service port, {meant}")
+        }
+        None => format!(
+            "{created}, which no nodePort can have ({}-{}); recreate the target group with port {node_port}, {meant}",
+            NODE_PORTS.start(),
+            NODE_PORTS.end()
+        ),
+    }
+}
+
+/// A guess at the port of a Service that somebody means who names one that it lacks.
+fn meant(service: &Service, wanted: &IntOrString) -> Option<String> {
+    let find = |is: &dyn Fn(&ServicePort) -> bool| service.ports.iter().find(|port| is(port));
+    let write = |port: &ServicePort| match &port.name {
+        // One number may stand for two protocols.
+        Some(name) if service.other_transport(port).is_some() => name.clone(),
+        _ => port.port.to_string(),
+    };
+    let (number, name) = match wanted {
+        IntOrString::Int(number) => (u16::try_from(*number).ok(), None),
+        // As in `80`, `80/TCP`.
+        IntOrString::String(text) => {
+            (text.split('/').next().and_then(|number| number.trim().parse().ok()), Some(text.trim()))
+        }
+    };
+    if let Some(number) = number {
+        if name.is_some() && find(&|port| port.port == number).is_some() {
+            return Some(format!("a port in quotes is a name, so write {number} without quotes"));
+        }
+        let is_target = |port: &ServicePort| port.wanted_target_port() == IntOrString::Int(number.into());
+        if let Some(port) = find(&is_target) {
+            return Some(format!(
+                "{number} is the targetPort of {}, so write {}",
+                port.describe(),
+                write(port)
+            ));
+        }
+        let port = find(&|port| port.node_port == Some(number))?;
+        return Some(format!("{number} is the nodePort of {}, so write {}", port.describe(), write(port)));
+    }
+    let name = name.filter(|name| !name.is_empty())?;
+    let is_target = |port: &ServicePort| port.target_port == Some(IntOrString::String(name.to_owned()));
+    if let Some(port) = find(&is_target) {
+        let shown = excerpt(name);
+        return Some(format!("{shown} is the targetPort of {}, so write {}", port.describe(), write(port)));
+    }
+    let alike = find(&|port| port.name.as_deref().is_some_and(|is| is.eq_ignore_ascii_case(name)))?;
+    Some(format!("write {}", alike.name.as_deref().unwrap_or_default()))
+}
+
 /// `80 (http), 9090 (metrics)`.
 fn describe(ports: &[ServicePort]) -> String {
     if ports.is_empty() {
         return "none".to_owned();
     }
-    ports.iter().map(ServicePort::describe).collect::<Vec<_>>().join(", ")
+    listed(ports.iter().map(ServicePort::describe), MOST_PORTS)
 }
 
+/// A port as it is written in a manifest: names in quotes. A number that is too large for a port is kept as a text.
 fn word(port: &IntOrString) -> String {
     match port {
         IntOrString::Int(number) => number.to_string(),
-        IntOrString::String(name) if name.is_empty() => "\"\"".to_owned(),
-        IntOrString::String(name) => name.clone(),
+        IntOrString::String(digits)
+            if digits.len() > 5 && digits.bytes().all(|byte| byte.is_ascii_digit()) =>
+        {
+            excerpt(digits).into_owned()
+        }
+        IntOrString::String(name) => format!("named {}", quoted(name)),
+    }
+}
+
+/// A port without quotes.
+fn bare(port: &IntOrString) -> String {
+    match port {
+        IntOrString::Int(number) => number.to_string(),
+        IntOrString::String(name) => excerpt(name).into_owned(),
     }
 }
 
 fn targets(count: usize) -> String {
     if count == 1 { "1 target".to_owned() } else { format!("{count} targets") }
-}
-
-/// At most three names, and how many more.
-fn list(names: &[String]) -> String {
-    let shown = names.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
-    match names.len().saturating_sub(3) {
-        0 => shown,
-        more => format!("{shown} and {more} more"),
-    }
 }
 
 /// `PREFIX` and 8 or 17 hexadecimal digits.
@@ -964,20 +1286,6 @@ fn is_port_name(name: &str) -> bool {
         && !name.contains("--")
 }
 
-fn is_role_arn(text: &str) -> bool {
-    let parts: Vec<&str> = text.splitn(6, ':').collect();
-    let [arn, partition, iam, region, account, resource] = parts.as_slice() else { return false };
-    *arn == "arn"
-        && partition.starts_with("aws")
-        && *iam == "iam"
-        && region.is_empty()
-        && account.len() == 12
-        && account.bytes().all(|b| b.is_ascii_digit())
-        && resource
-            .strip_prefix("role/")
-            .is_some_and(|name| !name.is_empty() && !name.contains(char::is_whitespace))
-}
-
 /// As the API server reads label selectors.
 fn selector_error(selector: &LabelSelector) -> Result<(), String> {
     for (key, value) in selector.match_labels.iter().flatten() {
@@ -989,15 +1297,22 @@ fn selector_error(selector: &LabelSelector) -> Result<(), String> {
         let values = requirement.values.as_deref().unwrap_or_default();
         match requirement.operator.as_str() {
             "In" | "NotIn" if values.is_empty() => {
-                return Err(format!("{} of {:?} needs values", requirement.operator, requirement.key));
+                return Err(format!("{} of {} needs values", requirement.operator, quoted(&requirement.key)));
             }
             "In" | "NotIn" => values.iter().try_for_each(|value| label_value(value))?,
             "Exists" | "DoesNotExist" if !values.is_empty() => {
-                return Err(format!("{} of {:?} takes no values", requirement.operator, requirement.key));
+                return Err(format!(
+                    "{} of {} takes no values",
+                    requirement.operator,
+                    quoted(&requirement.key)
+                ));
             }
             "Exists" | "DoesNotExist" => {}
             other => {
-                return Err(format!("{other:?} is no operator; it is In, NotIn, Exists or DoesNotExist"));
+                return Err(format!(
+                    "{} is not an operator; it is In, NotIn, Exists or DoesNotExist",
+                    quoted(other)
+                ));
             }
         }
     }
@@ -1014,14 +1329,14 @@ fn label_key(key: &str) -> Result<(), String> {
     if prefix_is_right && !name.is_empty() && is_label_text(name) {
         return Ok(());
     }
-    Err(format!("{key:?} is no label key"))
+    Err(format!("{} is not a label key", quoted(key)))
 }
 
 fn label_value(value: &str) -> Result<(), String> {
     if value.is_empty() || is_label_text(value) {
         Ok(())
     } else {
-        Err(format!("{value:?} is no label value"))
+        Err(format!("{} is not a label value", quoted(value)))
     }
 }
 

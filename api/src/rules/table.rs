@@ -3,28 +3,79 @@
 use super::{Kind, Severity};
 use std::fmt::Write as _;
 
+/// The occasion on which a rule looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Occasion {
+    /// A new binding.
+    Create,
+    /// A change of a binding.
+    Update,
+    /// A new binding, and a change of a field that the rule looks at.
+    Both,
+    /// A change or the deletion of a Service. Such a rule never refuses.
+    ServiceChange,
+}
+
+impl Occasion {
+    /// The words of the documentation.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Both => "create, update",
+            Self::ServiceChange => "Service update, delete",
+        }
+    }
+}
+
+/// The fact outside of a rule's own table that a finding rests on; of several, the one that changes most often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RestsOn {
+    /// Nothing but the binding.
+    Object,
+    /// The operator's settings.
+    Settings,
+    /// The binding's namespace.
+    Namespace,
+    /// The target group in AWS.
+    TargetGroup,
+    /// Other bindings, as the watched list has them.
+    Bindings,
+    /// The Service, as the watched list has it; it is read again before a finding is told.
+    Service,
+}
+
 /// A rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
     /// Stable: people write it into flags and search for it.
     pub id: &'static str,
-    /// When it looks: `C` on create, `U` on update where a field that it looks at changed.
-    pub on: &'static str,
-    /// What it leads to unless `--rules` says otherwise.
+    /// When it looks.
+    pub on: Occasion,
+    /// The severity of its findings unless `--rules` says otherwise.
     pub severity: Severity,
-    /// What it rests on.
+    /// The answer to a refusal.
     pub kind: Kind,
+    /// The fact that its findings rest on.
+    pub rests_on: RestsOn,
+    /// Whether the controller holds stored bindings against it as well, since a webhook can be bypassed. No setting softens such a rule.
+    pub enforced: bool,
     /// One line.
     pub summary: &'static str,
     /// Why, and what to do about it.
     pub explanation: &'static str,
 }
 
-/// The rules that the controller enforces on stored objects.
-pub const FROZEN: &[&str] = &[
-    "TGB101", "TGB102", "TGB103", "TGB104", "TGB110", "TGB111", "TGB112", "TGB115", "TGB205", "TGB209",
-    "TGB401", "TGB402", "TGB403", "TGB404",
-];
+impl Rule {
+    const fn enforced(self) -> Self {
+        Self { enforced: true, ..self }
+    }
+}
+
+/// Where to read on about a rule: its section of the documentation, as GitHub names the anchor of its heading.
+pub fn reference(id: &str) -> String {
+    format!("docs/rules.md#{}", id.to_ascii_lowercase())
+}
 
 /// The rule with this id.
 pub fn rule(id: &str) -> Option<&'static Rule> {
@@ -38,8 +89,11 @@ pub fn document() -> String {
          version names it that you sent. *create* and *update* say when a rule looks; on an update only if a field that it looks at \
          changed, so that an old object stays editable. Rules of *shape* need the object only and are answered with `422 Invalid`; \
          rules of *policy* rest on the cluster, AWS or settings, are answered with `403 Forbidden`, and become warnings with \
-         `--enforce=warn`. `--rules TGB206=warn,TGB306=off` sets any of them to `deny`, `warn` or `off` (TGB501 only to the latter two). Rules marked *frozen* are \
-         enforced by the controller too.\n\n| id | on | default | rule |\n|---|---|---|---|\n",
+         `--enforce=warn`. An answer has at most 50 refusals and 50 warnings, then how many more there are; of what you wrote it \
+         repeats at most 64 characters.\n\n`--rules TGB206=warn,TGB306=off` sets rules to `deny`, `warn` or `off` (TGB501 only to the \
+         latter two). Rules marked *enforced* are enforced by the controller as well: it would stall what they let pass, so `warn` and `off` \
+         are refused for them at start (`lint` takes them, for manifests that never meet).\n\n\
+         | id | on | default | rule |\n|---|---|---|---|\n",
     );
     for rule in RULES {
         let _ = writeln!(
@@ -47,7 +101,7 @@ pub fn document() -> String {
             "| [{0}](#{1}) | {2} | {3} | {4} |",
             rule.id,
             rule.id.to_lowercase(),
-            on(rule),
+            rule.on.as_str(),
             rule.severity.as_str(),
             rule.summary
         );
@@ -57,13 +111,13 @@ pub fn document() -> String {
             Kind::Shape => "shape",
             Kind::Policy => "policy",
         };
-        let frozen = if FROZEN.contains(&rule.id) { ", frozen" } else { "" };
+        let enforced = if rule.enforced { ", enforced" } else { "" };
         let _ = write!(
             out,
-            "\n## {}\n\n{}. *{}; {}; {kind}{frozen}*\n\n{}\n",
+            "\n## {}\n\n{}. *{}; {}; {kind}{enforced}*\n\n{}\n",
             rule.id,
             rule.summary,
-            on(rule),
+            rule.on.as_str(),
             rule.severity.as_str(),
             rule.explanation
         );
@@ -71,372 +125,451 @@ pub fn document() -> String {
     out
 }
 
-fn on(rule: &Rule) -> &'static str {
-    match rule.on {
-        "C" => "create",
-        "U" => "update",
-        "CU" => "create, update",
-        _ => "Service update, delete",
-    }
-}
-
 const fn row(
     id: &'static str,
-    on: &'static str,
+    on: Occasion,
     severity: Severity,
     kind: Kind,
+    rests_on: RestsOn,
     summary: &'static str,
     explanation: &'static str,
 ) -> Rule {
-    Rule { id, on, severity, kind, summary, explanation }
+    Rule { id, on, severity, kind, rests_on, enforced: false, summary, explanation }
 }
 
 use Kind::{Policy, Shape};
+use Occasion::{Both, Create, ServiceChange, Update};
+use RestsOn::{Bindings, Namespace, Object, Service, Settings, TargetGroup};
 use Severity::{Deny, Warn};
 
 /// Every rule, in the order of the ids.
 pub const RULES: &[Rule] = &[
     row(
         "TGB101",
-        "CU",
+        Both,
         Deny,
         Shape,
+        Object,
         "The ARN or the name of the target group is set",
         "A binding without a target group can register nothing. Write `targetGroup.arn`, or `targetGroup.name` and let the webhook fill in the ARN.",
-    ),
+    )
+    .enforced(),
     row(
         "TGB102",
-        "CU",
+        Both,
         Deny,
         Shape,
+        Object,
         "The ARN is one of a target group",
         "ARNs of load balancers, listeners and listener rules look much alike. Copy the one that `aws elbv2 describe-target-groups` prints; it contains `:targetgroup/`.",
-    ),
+    )
+    .enforced(),
     row(
         "TGB103",
-        "CU",
+        Both,
         Deny,
         Policy,
+        Settings,
         "The target group is in the controller's region and partition",
         "Targets can't be registered across regions. Run a controller in the target group's region, or make a target group in this one.",
-    ),
+    )
+    .enforced(),
     row(
         "TGB104",
-        "CU",
+        Both,
         Deny,
         Policy,
-        "The target group is in the controller's account, or a role is assumed",
-        "The controller's own credentials reach its own account. Set `targetGroup.assumeRole.roleARN` to a role of the target group's account that trusts the controller's.",
-    ),
+        Settings,
+        "The target group is in the controller's account, or in that of the role",
+        "The controller's own credentials reach its own account, and those of a role the role's. Set `targetGroup.assumeRole.roleARN` to a role of the target group's account that trusts the controller's.",
+    )
+    .enforced(),
     row(
         "TGB105",
-        "CU",
+        Both,
         Deny,
         Policy,
+        TargetGroup,
         "ARN and name are the same target group",
         "Where both are set they must agree; otherwise nobody can tell which one is meant. Remove one of them.",
     ),
     row(
         "TGB106",
-        "U",
+        Update,
         Deny,
         Shape,
+        TargetGroup,
         "What identifies the target group does not change",
-        "The ARN, target type, address type, VPC and protocol of a target group can't change in AWS. To move to another target group, make a second binding and delete the first one, so that traffic has somewhere to go meanwhile. A correction to what AWS says is allowed.",
+        "The ARN, target type, address type, VPC and protocol of a target group can't change in AWS, and another name is another target group. To move to one, make a second binding and delete the first one, so that traffic has somewhere to go meanwhile. A correction to what AWS says is allowed.",
     ),
     row(
         "TGB107",
-        "C",
+        Create,
         Deny,
         Shape,
+        Namespace,
         "The binding's name is short enough",
         "The name is part of the readiness gate of pods, which has room for 63 characters, and of a ConfigMap for Shared bindings, which has room for 237. Without the inject label on the namespace the first limit is only a warning.",
     ),
     row(
         "TGB110",
-        "CU",
+        Both,
         Deny,
         Policy,
+        TargetGroup,
         "The target group exists",
-        "AWS knows no such target group. Look for a typing error, for another account or region, and for one that has been deleted.",
-    ),
+        "AWS knows no such target group. Look for a typing error, for another account or region, and for one that has been deleted. An answer that the name or ARN can't be one (`ValidationError`) counts as well.",
+    )
+    .enforced(),
     row(
         "TGB111",
-        "CU",
+        Both,
         Deny,
         Policy,
+        TargetGroup,
         "The target type is the target group's",
         "`instance` registers nodes, `ip` registers pods; AWS decides it when the target group is made. Target groups of type `lambda` and `alb`, and those with the protocol GENEVE, can't be bound.",
-    ),
+    )
+    .enforced(),
     row(
         "TGB112",
-        "CU",
+        Both,
         Deny,
         Policy,
+        TargetGroup,
         "The address type is the target group's",
         "An ipv4 target group takes no IPv6 addresses and the other way round.",
-    ),
+    )
+    .enforced(),
     row(
         "TGB113",
-        "CU",
+        Both,
         Deny,
         Policy,
+        TargetGroup,
         "The VPC is the target group's",
         "Leave `vpcID` out to have it filled in. One that has not the form of an id (`vpc-` and 8 or 17 hexadecimal digits) is a matter of shape.",
     ),
     row(
         "TGB114",
-        "CU",
+        Both,
         Deny,
         Policy,
+        TargetGroup,
         "The protocol is the target group's",
         "Leave `protocol` out to have it filled in.",
     ),
     row(
         "TGB115",
-        "CU",
+        Both,
         Deny,
         Policy,
+        Bindings,
         "No other binding has this target group, unless all are Shared",
         "Two bindings that own one target group deregister each other's targets for ever. Give one of them another target group, or set `sharing: Shared` on all of them.",
-    ),
+    )
+    .enforced(),
     row(
         "TGB116",
-        "C",
+        Create,
         Warn,
         Policy,
+        TargetGroup,
         "The target group is attached to a load balancer",
         "Targets of a target group without load balancer get no traffic and stay `unused`; readiness gates of its pods wait until it is attached.",
     ),
     row(
         "TGB117",
-        "CU",
+        Both,
         Warn,
         Policy,
+        Service,
         "The health check asks a port that the nodes serve",
         "With instance targets, an explicit health-check port should be the nodePort, the Service's healthCheckNodePort or kube-proxy's 10256; others are usually closed.",
     ),
     row(
         "TGB118",
-        "C",
+        Create,
         Warn,
         Policy,
-        "An exclusive binding finds the target group empty",
-        "An Exclusive binding owns the target group: targets that it does not want are deregistered. If another cluster or a person registered them, use `sharing: Shared`.",
+        TargetGroup,
+        "An exclusive binding finds no targets of others",
+        "An Exclusive binding owns the target group. Targets there that are not its own may belong to another cluster, to a person or to something else: use `sharing: Shared` if they are to stay for good. [conditions.md](conditions.md) has what becomes of them otherwise (`ForeignTargets`).",
     ),
     row(
         "TGB119",
-        "U",
+        Update,
         Deny,
         Policy,
+        TargetGroup,
         "A binding becomes Exclusive only when nobody else has targets there",
         "From Shared to Exclusive everything that others registered would be deregistered. Remove their targets first.",
     ),
     row(
+        "TGB120",
+        Both,
+        Warn,
+        Shape,
+        Object,
+        "Annotations of elbv2.k8s.aws are known, and their values",
+        "An annotation of this group that nobody reads does nothing, and a value that is none of the annotation's counts as the safe choice: as if targets and rules were to stay. Look for a typing error.",
+    ),
+    row(
         "TGB121",
-        "CU",
+        Both,
         Deny,
         Policy,
+        Settings,
         "The controller may keep the targets of a Shared binding in its namespace",
         "The targets of a Shared binding are kept in a ConfigMap beside it, and the chart lets the controller write ConfigMaps only in the namespaces of its value `sharedTargets.namespaces` (`['*']`: in all). Add the namespace to it, or leave the binding Exclusive. A webhook without `--shared-targets-namespaces` does not ask.",
     ),
     row(
         "TGB201",
-        "C",
+        Create,
         Warn,
         Policy,
+        Service,
         "The Service exists",
         "A binding may be made before its Service, so this is a warning; but a port that is left out can only be filled in from the Service, and then it is refused.",
     ),
     row(
         "TGB202",
-        "CU",
+        Both,
         Deny,
         Policy,
+        Service,
         "The Service is not an ExternalName",
         "An ExternalName Service is a DNS alias; it has no endpoints and never will.",
     ),
     row(
         "TGB203",
-        "CU",
+        Both,
         Deny,
         Policy,
+        Service,
         "The port is set where the Service leaves a choice",
         "Several ports of the Service fit the target group's protocol. Write the one that is meant into `serviceRef.port`.",
     ),
     row(
         "TGB204",
-        "CU",
+        Both,
         Deny,
         Policy,
+        Service,
         "The Service has the port",
-        "`serviceRef.port` is the number or the name in the Service's `ports`, neither its targetPort nor its nodePort.",
+        "`serviceRef.port` is the number or the name in the Service's `ports`, neither its targetPort nor its nodePort. A number in quotes is a name. Where it is plain what is meant, the message says so.",
     ),
     row(
         "TGB205",
-        "CU",
+        Both,
         Deny,
         Policy,
+        Service,
         "For instance targets the Service has a nodePort",
         "Nodes are registered with the Service port's nodePort. Make the Service `NodePort` or `LoadBalancer` (without `allocateLoadBalancerNodePorts: false`), or bind a target group of type ip.",
-    ),
+    )
+    .enforced(),
     row(
         "TGB206",
-        "CU",
+        Both,
         Deny,
         Policy,
+        Service,
         "For instance targets the target group's port is the nodePort",
-        "A target group made for one port that is fed with another one is most often a mistake: a nodePort that Kubernetes chose anew. Set `nodePort:` on the Service to the target group's port, or say that it is meant with the annotation `elbv2.k8s.aws/node-port-mismatch: ignore` (or `warn`).",
+        "A target group made for one port that is fed with another one is most often a mistake: a nodePort that Kubernetes chose anew. Set `nodePort:` on the Service to the target group's port, or say that it is meant with the annotation `elbv2.k8s.aws/node-port-mismatch: ignore` (or `warn`). A nodePort is between 30000 and 32767; for a target group of another port make a new one, or use the annotation.",
     ),
     row(
         "TGB207",
-        "CU",
+        Both,
         Warn,
         Policy,
-        "For instance targets networking opens the nodePort",
-        "The rules in `networking` are the only ones that the controller makes; without one for the nodePort, health checks may fail.",
+        Service,
+        "For instance targets networking opens what the load balancer uses, and TCP and UDP have one nodePort",
+        "The rules in `networking` are the only ones that the controller makes. Traffic needs the nodePort for every protocol of the target group; health checks are TCP connections, for target groups of UDP and QUIC as well, to the nodePort or to the port that the health check names. A target has one port: where a TCP_UDP target group meets a Service with different nodePorts for TCP and UDP, one of them goes nowhere.",
     ),
     row(
         "TGB208",
-        "CU",
+        Both,
         Warn,
         Policy,
-        "For ip targets networking opens the pods' port",
-        "Traffic goes to the pods directly, so it is the targetPort that must be open, not the Service's port.",
+        Service,
+        "For ip targets networking opens what the load balancer uses, and TCP and UDP have one targetPort",
+        "Traffic goes to the pods directly, so it is the targetPort that must be open, not the Service's port, for every protocol of the target group. Health checks are TCP connections, for target groups of UDP and QUIC as well, to the targetPort or to the port that the health check names. Ports by name are those of containers. A target has one port: where a TCP_UDP target group meets a Service that leads TCP and UDP to different ports, one of them goes nowhere.",
     ),
     row(
         "TGB209",
-        "CU",
+        Both,
         Deny,
         Policy,
+        Service,
         "The Service port's protocol fits the target group's",
         "TCP fits HTTP, HTTPS, TCP, TLS, TCP_UDP and TCP_QUIC; UDP fits UDP, TCP_UDP, QUIC and TCP_QUIC; SCTP fits none.",
-    ),
+    )
+    .enforced(),
     row(
         "TGB210",
-        "CU",
+        Both,
         Deny,
         Policy,
+        Service,
         "The Service has addresses of the target group's family",
         "An ipv6 target group needs a Service with `ipFamilies` that contain IPv6, and so for ipv4.",
     ),
     row(
         "TGB211",
-        "C",
+        Create,
         Warn,
         Policy,
+        Service,
         "The Service has a selector",
         "Endpoints of a Service without selector belong to no pods; they count only where the controller runs with `--endpoints-without-pods`.",
     ),
     row(
-        "TGB301",
-        "CU",
+        "TGB212",
+        Both,
         Deny,
         Shape,
+        Object,
+        "Names have the form of names",
+        "The Service's is a DNS label; the target group's has 1 to 32 letters, digits and hyphens, none of these at an end; an ARN of a role has at most 2048 characters, and an external id 2 to 1224. A name of another form can't be one, so that nobody is asked about it: neither AWS nor the API server.",
+    )
+    .enforced(),
+    row(
+        "TGB301",
+        Both,
+        Deny,
+        Shape,
+        Object,
         "nodeSelector stands only with instance targets, and can be read",
         "Pods are found by the Service's selector; nodeSelector chooses nodes.",
     ),
     row(
         "TGB302",
-        "CU",
+        Both,
         Deny,
         Shape,
+        Object,
         "Every peer is one thing",
         "Each entry of `from` is either a `securityGroup` or an `ipBlock`, and there is at least one entry.",
     ),
     row(
         "TGB303",
-        "CU",
+        Both,
         Deny,
         Shape,
+        Object,
         "Networks are CIDR blocks of the target group's family",
         "Such as `10.0.0.0/16` or `2001:db8::/32`. Host bits are dropped, with a warning.",
     ),
     row(
         "TGB304",
-        "CU",
+        Both,
         Deny,
         Shape,
+        Object,
         "Security groups are given by id",
         "`sg-` and 8 or 17 hexadecimal digits; a name won't do.",
     ),
     row(
         "TGB305",
-        "CU",
+        Both,
         Deny,
         Shape,
+        Object,
         "Networking ports can be ports",
         "A number from 1 to 65535, or for ip targets the name of a container port.",
     ),
     row(
         "TGB306",
-        "C",
+        Create,
         Warn,
         Policy,
+        Object,
         "Targets are not open to the whole internet",
         "`0.0.0.0/0` and `::/0` let everybody who can route to the targets around the load balancer. Name the load balancer's security group or subnets.",
     ),
     row(
         "TGB307",
-        "C",
+        Create,
         Warn,
         Policy,
+        Object,
         "The rules fit into a security group",
         "AWS allows 60 inbound rules per address family and security group unless the quota was raised; those of other bindings count too.",
     ),
     row(
-        "TGB401",
-        "CU",
+        "TGB308",
+        Both,
         Deny,
         Shape,
+        Object,
+        "Lists of networking have at most 50 entries",
+        "So many the schema of v1 takes in `ingress`, `from` and `ports` each; the other versions are held to the same. What is above it is not looked through. A list of a stored binding that is longer may get shorter step by step. A security group holds 60 rules per address family anyway, unless the quota was raised: name wider networks, or the load balancer's security group.",
+    ),
+    row(
+        "TGB401",
+        Both,
+        Deny,
+        Shape,
+        Object,
         "assumeRole is complete, and only with ip targets",
         "A role of another account can't register this account's instances. The role is an ARN such as `arn:aws:iam::123456789012:role/name`, and an external id alone means nothing.",
-    ),
+    )
+    .enforced(),
     row(
         "TGB402",
-        "CU",
+        Both,
         Deny,
         Policy,
+        Settings,
         "The operator allows the role",
-        "The controller assumes only roles that match a pattern of `--assume-role-allow`; without one it assumes none. Who may choose any role could reach every account that trusts the controller.",
-    ),
+        "The controller assumes only roles that match a pattern of `--assume-role-allow`; without one it assumes none. Who may choose any role could reach every account that trusts the controller. The patterns hold for all namespaces: where tenants have accounts of their own, let `--namespace-binding-tag` (TGB404) tell whose a target group is, and don't take an external id, which everybody who may read bindings can read, for a secret.",
+    )
+    .enforced(),
     row(
         "TGB403",
-        "CU",
+        Both,
         Deny,
         Policy,
+        TargetGroup,
         "The target group carries the required tags",
         "The operator limits bindings to target groups with certain tags (`--require-target-group-tag`). Tag the target group.",
-    ),
+    )
+    .enforced(),
     row(
         "TGB404",
-        "CU",
+        Both,
         Deny,
         Policy,
+        TargetGroup,
         "The target group is open to the namespace",
-        "The tag named by `--namespace-binding-tag` lists the namespaces, separated by blanks or `:`; `team-a.` is a prefix and `@all` every namespace.",
-    ),
+        "The tag named by `--namespace-binding-tag` lists the namespaces, separated by blanks or `:`; `@all` is every namespace. A word that ends in a dot is a prefix, and the dot no boundary: `team-a.` opens to `team-a`, `team-a-web` and `team-admin` alike; `team-a team-a-.` opens to the first two only.",
+    )
+    .enforced(),
     row(
         "TGB405",
-        "CU",
+        Both,
         Deny,
         Shape,
+        Object,
         "QUIC needs ip targets",
         "Each QUIC target has a server id of its own, which a node can't have for its pods.",
     ),
     row(
         "TGB501",
-        "S",
+        ServiceChange,
         Warn,
         Policy,
+        Service,
         "A change of a Service leaves no binding behind",
         "The Service is in use by bindings that would lose their port, nodePort, pods or Service; their targets would be deregistered. It never refuses, so that a namespace can always be deleted. Pods are lost where the selector asks for another value of a label; one with a label more or less may still select the same. A port is lost as well where its protocol no longer fits the target group's.",
     ),
     row(
         "TGB601",
-        "CU",
+        Both,
         Warn,
         Policy,
+        TargetGroup,
         "AWS answers",
         "What AWS could not be asked is not checked; the controller will. An object that has to be completed from AWS is refused, and so is every object with `--aws-unavailable=deny` or `--rules TGB601=deny`.",
     ),

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
 
 const ARN: &str = "arn:aws:elasticloadbalancing:eu-west-1:123456789012:targetgroup/web/1ce5b7da835c9ffb";
-const ROLE: &str = "arn:aws:iam::210987654321:role/tgb-shop";
+const ROLE: &str = "arn:aws:iam::123456789012:role/tgb-shop";
 
 /// A binding with everything it needs around it, in which each case changes what it is about.
 struct Case {
@@ -16,6 +16,7 @@ struct Case {
     name: String,
     spec: Value,
     annotations: Value,
+    old_annotations: Value,
     old: Option<Value>,
     old_status: Value,
     service: Lookup<Service>,
@@ -73,6 +74,7 @@ fn ip() -> Case {
             "serviceRef": {"name": "web", "port": 80}
         }),
         annotations: json!({}),
+        old_annotations: json!({}),
         old: None,
         old_status: Value::Null,
         service: Lookup::Found(service()),
@@ -148,15 +150,15 @@ impl Case {
                 Lookup::Found(value) => Lookup::Found(value),
             }
         }
-        let parse = |spec: &Value, status: &Value| -> TargetGroupBinding {
+        let parse = |spec: &Value, status: &Value, annotations: &Value| -> TargetGroupBinding {
             let mut object = json!({"spec": spec,
-                "metadata": {"name": self.name, "namespace": "shop", "annotations": self.annotations}});
+                "metadata": {"name": self.name, "namespace": "shop", "annotations": annotations}});
             if !status.is_null() {
                 object["status"] = status.clone();
             }
             serde_json::from_value(object).unwrap()
         };
-        let old = self.old.as_ref().map(|spec| parse(spec, &self.old_status));
+        let old = self.old.as_ref().map(|spec| parse(spec, &self.old_status, &self.old_annotations));
         let context = Context {
             service: borrow(&self.service),
             target_group: borrow(&self.target_group),
@@ -166,7 +168,13 @@ impl Case {
             others: Some(&self.others),
             injects: self.injects,
         };
-        check(self.operation, &parse(&self.spec, &Value::Null), old.as_ref(), &context, &self.settings)
+        check(
+            self.operation,
+            &parse(&self.spec, &Value::Null, &self.annotations),
+            old.as_ref(),
+            &context,
+            &self.settings,
+        )
     }
 }
 
@@ -197,6 +205,27 @@ fn quic(case: Case) -> Case {
             c.aws().port = Some(30053);
         })
         .set("/serviceRef/port", 53.into())
+}
+
+fn udp(case: Case) -> Case {
+    case.set("/targetGroup/protocol", "UDP".into())
+        .with(|c| {
+            c.aws().protocol = "UDP".into();
+            c.aws().port = Some(30053);
+        })
+        .set("/serviceRef/port", 53.into())
+}
+
+/// TCP and UDP of one number.
+fn dual(case: Case) -> Case {
+    udp(case).set("/targetGroup/protocol", "TCP_UDP".into()).with(|c| {
+        c.aws().protocol = "TCP_UDP".into();
+        c.svc().ports = vec![port(53, "dns-tcp", "TCP"), port(53, "dns", "UDP")];
+    })
+}
+
+fn named_target(case: Case) -> Case {
+    case.with(|c| c.svc().ports[0].target_port = Some(IntOrString::String("server".into())))
 }
 
 /// (rule, a case that it lets pass, a case that it finds, severity, a part of what is said)
@@ -256,7 +285,15 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             role(ip()).with(|c| c.settings.account = Some("210987654321".into())),
             ip().with(|c| c.settings.account = Some("210987654321".into())),
             Deny,
-            "set assumeRole",
+            "account 123456789012, the controller in 210987654321; set assumeRole",
+        ),
+        (
+            "TGB104",
+            role(ip()),
+            role(ip())
+                .set("/targetGroup/assumeRole/roleARN", ROLE.replace("123456789012", "210987654321").into()),
+            Deny,
+            "account 123456789012, the role in 210987654321; set assumeRole to a role of account 123456789012",
         ),
         (
             "TGB105",
@@ -281,12 +318,21 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
         ),
         (
             "TGB106",
+            update().set("/targetGroup/name", "web".into()),
+            update()
+                .set("/targetGroup/name", "api".into())
+                .with(|c| c.old.as_mut().unwrap()["targetGroup"]["name"] = "web".into()),
+            Deny,
+            "spec.targetGroup.name: TGB106 can't change from web to api",
+        ),
+        (
+            "TGB106",
             update().with(|c| {
                 c.old.as_mut().unwrap()["targetGroup"].as_object_mut().unwrap().remove("vpcID");
             }),
             update().without("/targetGroup/vpcID"),
             Deny,
-            "to nothing",
+            "can't be removed once set (was vpc-0123456789abcdef0)",
         ),
         ("TGB107", ip(), ip().with(|c| c.name = long.clone()), Deny, "64 characters"),
         (
@@ -311,7 +357,7 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             ip(),
             ip().with(|c| c.target_group = Lookup::Missing),
             Deny,
-            "there is no target group arn:",
+            "no target group targetgroup/web/1ce5b7da835c9ffb in account 123456789012, region eu-west-1",
         ),
         (
             "TGB111",
@@ -336,21 +382,21 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             Deny,
             "is in vpc-0123456789abcdef0, not in vpc-00000000",
         ),
-        ("TGB113", ip(), ip().set("/targetGroup/vpcID", "web".into()), Deny, "no VPC id"),
+        ("TGB113", ip(), ip().set("/targetGroup/vpcID", "web".into()), Deny, "not a VPC ID"),
         ("TGB114", ip(), ip().set("/targetGroup/protocol", "TCP".into()), Deny, "protocol HTTP, not TCP"),
         (
             "TGB115",
             ip().set("/targetGroup/sharing", "Shared".into()).with(|c| c.others = other(Sharing::Shared)),
             ip().with(|c| c.others = other(Sharing::Shared)),
             Deny,
-            "ops/old has this target group already",
+            "target group web is already bound by TargetGroupBinding ops/old; bind",
         ),
         (
             "TGB115",
             ip(),
             ip().with(|c| c.others = [other(Sharing::Shared), other(Sharing::Exclusive)].concat()),
             Deny,
-            "ops/old, ops/old have this target group already",
+            "TargetGroupBindings ops/old, ops/old; bind",
         ),
         (
             "TGB115",
@@ -364,7 +410,7 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             ip(),
             ip().with(|c| c.aws().load_balancer_arns.clear()),
             Warn,
-            "attached to no load balancer",
+            "no load balancer uses target group web",
         ),
         (
             "TGB117",
@@ -396,6 +442,22 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             "has 1 target of others",
         ),
         (
+            "TGB120",
+            ip().with(|c| {
+                c.annotations = json!({"elbv2.k8s.aws/paused": "true", "example.com/paused": "yes"})
+            }),
+            ip().with(|c| c.annotations = json!({"elbv2.k8s.aws/paused": "yes"})),
+            Warn,
+            "metadata.annotations: TGB120 \"yes\" is not a value of elbv2.k8s.aws/paused; write true or false",
+        ),
+        (
+            "TGB120",
+            ip(),
+            update().with(|c| c.annotations = json!({"elbv2.k8s.aws/pausd": "true"})),
+            Warn,
+            "elbv2.k8s.aws/pausd is not an annotation of ours",
+        ),
+        (
             "TGB121",
             ip().set("/targetGroup/sharing", "Shared".into())
                 .with(|c| c.settings.shared_namespaces = Some(vec!["shop".into()])),
@@ -409,7 +471,7 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             ip(),
             ip().with(|c| c.service = Lookup::Missing),
             Warn,
-            "Service shop/web does not exist (yet)",
+            "Service shop/web does not exist yet",
         ),
         (
             "TGB201",
@@ -424,7 +486,7 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             ip().without("/serviceRef/port"),
             ip().without("/serviceRef/port").with(|c| c.svc().ports.push(port(90, "admin", "TCP"))),
             Deny,
-            "write one of 80 (http), 90 (admin)",
+            "Service shop/web has several that fit HTTP; write one of 80 (http), 90 (admin)",
         ),
         (
             "TGB204",
@@ -433,7 +495,7 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             Deny,
             "spec.serviceRef.port: TGB204 Service shop/web has no port 8080; it has 80 (http), 53 (dns)",
         ),
-        ("TGB204", ip(), ip().set("/serviceRef/port", "".into()), Deny, "has no port \"\"; it has"),
+        ("TGB204", ip(), ip().set("/serviceRef/port", "".into()), Deny, "has no port named \"\"; it has"),
         (
             "TGB205",
             ip().with(|c| c.svc().service_type = "ClusterIP".into()),
@@ -453,7 +515,8 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             instance(),
             instance().with(|c| c.aws().port = Some(30081)),
             Deny,
-            "nodePort 30080, the target group port 30081; set nodePort: 30081 on the Service, or the annotation",
+            "exposes port 80 (http) at nodePort 30080, but target group web was created for port 30081; set nodePort: \
+             30081 on that Service port, or, if 30080 is intended, annotate",
         ),
         (
             "TGB206",
@@ -473,21 +536,78 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             instance().opens(sg(), json!([{"port": 30080}])),
             instance().opens(sg(), json!([{"port": 80}])),
             Warn,
-            "no rule opens nodePort 30080",
+            "does not allow TCP 30080, the nodePort that the load balancer sends traffic and health checks to",
         ),
         (
             "TGB208",
             ip().opens(sg(), json!([{"port": 8080}])),
             ip().opens(sg(), json!([{"port": 80}])),
             Warn,
-            "no rule opens port 8080",
+            "does not allow TCP 8080, the pods' port",
         ),
         (
             "TGB208",
             ip().opens(sg(), json!([])),
             ip().opens(sg(), json!([{"protocol": "UDP"}])),
             Warn,
-            "port 8080",
+            "TCP 8080",
+        ),
+        (
+            "TGB208",
+            udp(ip()).opens(sg(), json!([{"protocol": "UDP"}, {"port": 8053}])),
+            udp(ip()).opens(sg(), json!([{"protocol": "UDP"}])),
+            Warn,
+            "does not allow TCP 8053, the port that the load balancer sends health checks to",
+        ),
+        (
+            "TGB208",
+            udp(ip()).opens(sg(), json!([{"protocol": "UDP"}, {"port": 9000}])).with(|c| {
+                c.aws().health_check_port = Some("9000".into());
+            }),
+            udp(ip()).opens(sg(), json!([{"protocol": "UDP"}, {"port": 8053}])).with(|c| {
+                c.aws().health_check_port = Some("9000".into());
+            }),
+            Warn,
+            "does not allow TCP 9000, the port",
+        ),
+        (
+            "TGB208",
+            dual(ip()).opens(sg(), json!([{"protocol": "UDP"}, {"port": 8053}])),
+            dual(ip()).opens(sg(), json!([{"port": 8053}])),
+            Warn,
+            "does not allow UDP 8053, the pods' port that the load balancer sends traffic to;",
+        ),
+        (
+            "TGB208",
+            dual(ip()),
+            dual(ip()).with(|c| c.svc().ports[1].target_port = Some(IntOrString::Int(5354))),
+            Warn,
+            "spec.serviceRef.port: TGB208 a target has one port, but Service shop/web leads TCP to targetPort 8053 and the \
+             other protocol of TCP_UDP to 5354",
+        ),
+        (
+            "TGB208",
+            named_target(ip()).opens(sg(), json!([{"port": "server"}])),
+            named_target(ip()).opens(sg(), json!([{"port": "http"}])),
+            Warn,
+            "does not allow TCP server, the pods' port that the load balancer sends traffic and health checks to; add it to \
+             ingress[].ports; http, which it allows, is the Service's port",
+        ),
+        (
+            "TGB207",
+            dual(instance()),
+            dual(instance()).with(|c| c.svc().ports[1].node_port = Some(30054)),
+            Warn,
+            "has nodePort 30053 for TCP and 30054 for the other protocol of TCP_UDP; give both one nodePort",
+        ),
+        (
+            "TGB207",
+            dual(instance()),
+            dual(instance()).with(|c| {
+                c.svc().ports.remove(1);
+            }),
+            Warn,
+            "has port 53 for TCP only",
         ),
         (
             "TGB209",
@@ -511,6 +631,41 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             v6(ip()),
             Deny,
             "add IPv6 to the Service",
+        ),
+        (
+            "TGB212",
+            ip(),
+            ip().set("/serviceRef/name", "".into()),
+            Deny,
+            "spec.serviceRef.name: TGB212 is empty",
+        ),
+        (
+            "TGB212",
+            ip(),
+            ip().set("/serviceRef/name", "web?watch=true".into()),
+            Deny,
+            "\"web?watch=true\" is not the name of a Service",
+        ),
+        (
+            "TGB212",
+            ip().set("/targetGroup/name", "web".into()),
+            ip().set("/targetGroup/name", "w".repeat(33).into()),
+            Deny,
+            "spec.targetGroup.name: TGB212",
+        ),
+        (
+            "TGB212",
+            role(ip()),
+            role(ip()).set("/targetGroup/assumeRole/roleARN", format!("{ROLE}{}", "x".repeat(2048)).into()),
+            Deny,
+            "spec.targetGroup.assumeRole.roleARN: TGB212",
+        ),
+        (
+            "TGB212",
+            role(ip()).set("/targetGroup/assumeRole/externalID", "x".repeat(1224).into()),
+            role(ip()).set("/targetGroup/assumeRole/externalID", "x".repeat(1225).into()),
+            Deny,
+            "the external id has 1225 characters; AWS takes 2 to 1224",
         ),
         ("TGB211", ip(), ip().with(|c| c.svc().selector = None), Warn, "has no selector"),
         (
@@ -568,7 +723,7 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             ip().opens(sg(), port_80()),
             ip().opens(json!([{"securityGroup": {"groupID": "web"}}]), port_80()),
             Deny,
-            "no security group id",
+            "not a security group ID",
         ),
         (
             "TGB305",
@@ -582,14 +737,21 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             ip().opens(sg(), json!([{"port": 65535}])),
             ip().opens(sg(), json!([{"port": 65536}])),
             Deny,
-            "between 1 and 65535",
+            "65536 is not a port; ports are 1 to 65535",
         ),
         (
             "TGB305",
             ip().opens(sg(), json!([{"port": "a-1"}])),
             ip().opens(sg(), json!([{"port": "Http"}])),
             Deny,
-            "no port name",
+            "not a port name",
+        ),
+        (
+            "TGB305",
+            ip().opens(sg(), json!([{"port": 8080}])),
+            ip().opens(sg(), json!([{"port": "8080"}])),
+            Deny,
+            "a port in quotes is a name; write 8080 without them",
         ),
         (
             "TGB306",
@@ -601,9 +763,33 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
         (
             "TGB307",
             ip().opens(sg(), port_80()),
-            ip().opens(sg(), (8050..8111).map(|p| json!({"port": p})).collect()),
+            ip().opens((0..31).map(|_| sg()[0].clone()).collect(), json!([{"port": 8080}, {"port": 8081}])),
             Warn,
-            "makes 61 rules",
+            "makes 62 rules",
+        ),
+        (
+            "TGB308",
+            ip().opens((0..50).map(|_| sg()[0].clone()).collect(), port_80()),
+            ip().opens((0..51).map(|_| sg()[0].clone()).collect(), port_80()),
+            Deny,
+            "spec.networking.ingress[0].from: TGB308 has 51 entries, 50 are allowed",
+        ),
+        (
+            "TGB308",
+            ip(),
+            ip().opens(sg(), (0..51).map(|_| json!({"port": 8080})).collect()),
+            Deny,
+            "spec.networking.ingress[0].ports: TGB308",
+        ),
+        (
+            "TGB308",
+            ip(),
+            ip().set(
+                "/networking",
+                json!({"ingress": (0..51).map(|_| json!({"from": sg()})).collect::<Vec<_>>()}),
+            ),
+            Deny,
+            "spec.networking.ingress: TGB308",
         ),
         ("TGB401", role(ip()), role(instance()), Deny, "use ip targets"),
         (
@@ -618,7 +804,7 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             role(ip()),
             role(ip()).set("/targetGroup/assumeRole/roleARN", "tgb-shop".into()),
             Deny,
-            "no role ARN",
+            "not a role ARN",
         ),
         (
             "TGB402",
@@ -632,7 +818,7 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             role(ip()),
             role(ip()).with(|c| c.settings.assume_role_allow = vec!["arn:aws:iam::*:role/other".into()]),
             Deny,
-            "allowed are arn:",
+            "no pattern of the operator's matches it",
         ),
         (
             "TGB403",
@@ -660,7 +846,13 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
             Deny,
             "lacks the tag env",
         ),
-        ("TGB404", tagged(ip(), "ops shop"), tagged(ip(), "ops shopping"), Deny, "not to namespace shop"),
+        (
+            "TGB404",
+            tagged(ip(), "ops shop"),
+            tagged(ip(), "ops shopping"),
+            Deny,
+            "namespace shop may not bind target group web: its AWS tag \"namespaces\" lists \"ops shopping\"",
+        ),
         ("TGB404", tagged(ip(), "@all"), tagged(ip(), "shop-a."), Deny, "shop"),
         ("TGB405", quic(ip()), quic(instance()), Deny, "QUIC needs ip targets"),
     ]
@@ -770,7 +962,7 @@ fn each_rule_looks_only_where_its_own_fields_changed() {
 }
 
 #[test]
-fn a_target_group_that_was_made_anew_under_its_name_can_be_bound_again() {
+fn a_target_group_that_was_made_again_under_its_name_can_be_bound_again() {
     let anew = ARN.replace("1ce5b7da835c9ffb", "2ce5b7da835c9ffb");
     let case = || update().set("/targetGroup/arn", anew.clone().into());
     assert_eq!(case().check()[0].rule, "TGB106");
@@ -844,7 +1036,8 @@ fn the_annotation_softens_a_mismatch_whatever_the_operator_decided() {
         case.settings.set_rule(settings).unwrap();
         case.check().iter().map(|f| (f.rule, f.severity)).collect::<Vec<_>>()
     };
-    assert_eq!(found("no", "TGB206=deny"), [("TGB206", Severity::Deny)]);
+    let unknown = [("TGB206", Severity::Deny), ("TGB120", Severity::Warn)];
+    assert_eq!(found("no", "TGB206=deny"), unknown);
     assert_eq!(found("warn", "TGB206=deny"), [("TGB206", Severity::Warn)]);
     assert_eq!(found("ignore", "TGB206=deny"), []);
     assert_eq!(found("warn", "TGB206=off"), []);
@@ -892,7 +1085,8 @@ fn without_an_answer_of_aws_only_complete_objects_are_admitted() {
     let softened = Settings { warn_only: true, ..Settings::default() };
     let finding = aws_unavailable("spec", "timeout", true, false, &softened).unwrap();
     assert_eq!(finding.severity, Severity::Warn);
-    assert!(finding.in_version("v1beta1").contains("write targetGroupARN, targetType, targetGroupProtocol"));
+    assert!(finding.in_version("v1beta1").contains("set targetGroupARN, targetType, targetGroupProtocol"));
+    assert!(finding.in_version("v1").contains("set arn, targetType, protocol"));
     assert_eq!(finding.in_version("v1alpha1"), finding.in_version("v1beta1"));
 }
 
@@ -917,4 +1111,205 @@ fn a_finding_speaks_the_version_of_the_manifest() {
         old.starts_with("spec.targetGroupARN: TGB115 ") && old.contains("multiClusterTargetGroup: true"),
         "{old}"
     );
+}
+
+#[test]
+fn long_lists_are_one_finding_and_any_number_of_findings_are_fifty() {
+    let peers = |n: usize| (0..n).map(|_| json!({})).collect::<Value>();
+    let found = ip().opens(peers(300_000), json!([])).check();
+    assert_eq!(found.iter().map(|f| f.rule).collect::<Vec<_>>(), ["TGB308"]);
+    let rules: Vec<Value> = (0..50).map(|_| json!({"from": peers(50)})).collect();
+    let found = ip().set("/networking", json!({"ingress": rules})).check();
+    assert_eq!(found.len(), 50);
+    assert!(found[49].message.ends_with("; and 2450 more"), "{}", found[49].message);
+    // Warnings keep no refusal from being told.
+    let mut warned: Vec<Value> =
+        (0..50).map(|n| json!({"ipBlock": {"cidr": format!("10.{n}.0.1/16")}})).collect();
+    warned.push(json!({"ipBlock": {"cidr": "10.0.0.1/16"}}));
+    let two = json!({"ingress": [{"from": warned[..50]}, {"from": [warned[50], {}]}]});
+    let found = ip().set("/networking", two).check();
+    assert_eq!((found[0].rule, found[0].severity), ("TGB302", Severity::Deny));
+    assert_eq!(found.len(), 51);
+    assert!(found[50].message.ends_with("; and 1 more"), "{}", found[50].message);
+}
+
+#[test]
+fn what_the_controller_enforces_is_found_among_any_number_of_other_faults() {
+    let rules: Vec<Value> = (0..50).map(|_| json!({"from": [{}, {}]})).collect();
+    let case = ip()
+        .set("/networking", json!({"ingress": rules}))
+        .set("/targetGroup/assumeRole", json!({"roleARN": ROLE}));
+    assert!(case.check().iter().any(|f| f.rule == "TGB402"));
+}
+
+#[test]
+fn a_longer_list_of_a_stored_binding_may_get_shorter_and_not_longer() {
+    let networking = |n: usize| {
+        let peers: Vec<Value> =
+            (0..n).map(|n| json!({"ipBlock": {"cidr": format!("198.51.{n}.0/24")}})).collect();
+        json!({"ingress": [{"from": peers, "ports": port_80()}]})
+    };
+    let found = |was: usize, is: usize| {
+        let mut case = update();
+        case.old.as_mut().unwrap()["networking"] = networking(was);
+        let case = case.set("/networking", networking(is));
+        case.check().iter().map(|f| f.rule).collect::<Vec<_>>()
+    };
+    assert_eq!(found(60, 59), [""; 0]);
+    assert_eq!(found(60, 61), ["TGB308"]);
+    assert_eq!(found(49, 51), ["TGB308"]);
+}
+
+#[test]
+fn no_message_repeats_more_than_64_characters_of_a_users_text() {
+    let long = "L".repeat(100_000);
+    let text = || Value::from(long.clone());
+    let peers = json!([{"ipBlock": {"cidr": long}}, {"securityGroup": {"groupID": long}}]);
+    let of_aws = ip()
+        .set("/targetGroup/arn", text())
+        .set("/targetGroup/name", text())
+        .set("/targetGroup/vpcID", text())
+        .set("/targetGroup/assumeRole", json!({"roleARN": long, "externalID": long}))
+        .set("/serviceRef/name", text())
+        .opens(peers, json!([{"port": long}]));
+    let of_service = instance()
+        .set("/serviceRef/port", text())
+        .set("/nodeSelector", json!({"matchLabels": {"a": long}}))
+        .with(|c| {
+            c.annotations = json!({"elbv2.k8s.aws/paused": long, format!("elbv2.k8s.aws/{long}"): "x"})
+        });
+    let another_service = ip()
+        .set("/targetGroup/arn", format!("arn:aws:{long}:eu-west-1:123456789012:targetgroup/web/1").into());
+    let changed = update()
+        .set("/targetGroup/arn", text())
+        .set("/targetGroup/name", text())
+        .with(|c| c.old.as_mut().unwrap()["targetGroup"]["name"] = text());
+    let by_name = ip().without("/targetGroup/arn").set("/targetGroup/name", text()).with(|c| {
+        c.target_group = Lookup::Missing;
+        c.service = Lookup::Missing;
+    });
+    let tagged = ip().with(|c| {
+        c.settings.namespace_tag = Some("namespaces".into());
+        c.settings.require_tag("team=shop");
+        c.tags = tags(&[("namespaces", &long), ("team", &long)]);
+    });
+    for case in [of_aws, of_service, another_service, changed, by_name, tagged] {
+        let found = case.check();
+        assert!(found.iter().any(|f| f.message.contains("LLL")), "{found:?}");
+        for finding in found {
+            assert!(finding.message.matches('L').count() < 150, "{}", finding.message);
+            assert!(!finding.message.contains(&"L".repeat(65)), "{}", finding.message);
+        }
+    }
+}
+
+#[test]
+fn what_is_meant_by_a_port_that_a_service_lacks_is_guessed_and_said() {
+    let said = |port: Value| {
+        let case = ip().set("/serviceRef/port", port).with(|c| {
+            c.svc().ports.push(ServicePort {
+                name: Some("Admin".into()),
+                port: 9090,
+                protocol: "TCP".into(),
+                target_port: Some(IntOrString::String("server".into())),
+                node_port: None,
+            });
+        });
+        let found = case.check();
+        let hit = found.iter().find(|f| f.rule == "TGB204").unwrap();
+        hit.message.rsplit_once("9090 (Admin)").unwrap().1.to_owned()
+    };
+    assert_eq!(said("80".into()), "; a port in quotes is a name, so write 80 without quotes");
+    assert_eq!(said("80/TCP".into()), "; a port in quotes is a name, so write 80 without quotes");
+    assert_eq!(said(8080.into()), "; 8080 is the targetPort of 80 (http), so write 80");
+    assert_eq!(said("8080".into()), "; 8080 is the targetPort of 80 (http), so write 80");
+    assert_eq!(said(30053.into()), "; 30053 is the nodePort of 53 (dns), so write 53");
+    // The list is the last that is said otherwise.
+    assert_eq!(said("nobody".into()), "");
+    assert_eq!(said(81.into()), "");
+    assert_eq!(said("HTTP".into()), "; write http");
+}
+
+#[test]
+fn no_node_port_is_advised_that_cannot_be_one() {
+    let said = |port: u16| {
+        let found = instance().with(|c| c.aws().port = Some(port)).check();
+        found.into_iter().find(|f| f.rule == "TGB206").unwrap().message
+    };
+    for port in [1, 80, 29_999, 32_768, 65_535] {
+        let message = said(port);
+        assert!(!message.contains(&format!("set nodePort: {port}")), "{message}");
+        assert!(message.contains("recreate the target group with port 30080"), "{message}");
+    }
+    assert!(said(30_000).contains("set nodePort: 30000") && said(32_767).contains("set nodePort: 32767"));
+    assert!(said(30_053).contains("which is the nodePort of port 53 (dns); write 53, or"));
+}
+
+#[test]
+fn no_setting_softens_what_the_controller_enforces() {
+    for rule in RULES {
+        for word in ["warn", "off", "deny"] {
+            let mut settings = Settings::default();
+            if settings.set_rule(&format!("{}={word}", rule.id)).is_err() {
+                continue;
+            }
+            let refused = settings.refuse_softened();
+            assert_eq!(refused.is_err(), rule.enforced && word != "deny", "{} {word}", rule.id);
+        }
+    }
+    let mut settings = Settings::default();
+    settings.set_rule("TGB402=off").unwrap();
+    assert!(settings.refuse_softened().unwrap_err().ends_with("see docs/rules.md#tgb402"));
+    assert!(!settings.may_assume(ROLE));
+}
+
+#[test]
+fn aws_is_asked_only_about_what_can_be_there_and_may_be_used() {
+    let ask = |case: Case| {
+        let spec: Spec = serde_json::from_value(case.spec).unwrap();
+        case.settings.may_ask(&spec.target_group)
+    };
+    let role = |case: Case, arn: &str| {
+        case.set("/targetGroup/assumeRole", json!({"roleARN": arn}))
+            .with(|c| c.settings.assume_role_allow = vec!["arn:aws:iam::*:role/tgb-*".into()])
+    };
+    assert!(ask(ip()) && ask(role(ip(), ROLE)));
+    assert!(ask(ip().without("/targetGroup/arn").set("/targetGroup/name", "web".into())));
+    assert!(!ask(ip().without("/targetGroup/arn")));
+    assert!(!ask(ip().without("/targetGroup/arn").set("/targetGroup/name", "w".repeat(1_000_000).into())));
+    assert!(!ask(ip().set("/targetGroup/arn", "web".into())));
+    assert!(!ask(ip().set("/targetGroup/arn", ARN.replace("eu-west-1", "eu-west-2").into())));
+    assert!(!ask(ip().set("/targetGroup/arn", ARN.replace("123456789012", "210987654321").into())));
+    assert!(!ask(role(ip(), &ROLE.replace("tgb", "admin"))));
+    assert!(!ask(role(ip(), &ROLE.replace("123456789012", "210987654321"))));
+    assert!(!ask(role(ip(), &format!("{ROLE}{}", "x".repeat(3000)))));
+    assert!(!ask(role(ip(), ROLE).set("/targetGroup/assumeRole/externalID", "x".repeat(2000).into())));
+    assert!(!ask(role(instance(), ROLE)));
+}
+
+#[test]
+fn each_rule_has_a_heading_that_references_lead_to() {
+    let document = document();
+    for rule in RULES {
+        // GitHub's anchor of a heading of one word is that word in small letters.
+        let anchor = reference(rule.id).split_once('#').unwrap().1.to_owned();
+        let headings = document.lines().filter_map(|line| line.strip_prefix("## "));
+        assert_eq!(
+            headings.filter(|heading| heading.to_ascii_lowercase() == anchor).count(),
+            1,
+            "{}",
+            rule.id
+        );
+    }
+}
+
+#[test]
+fn an_annotation_that_was_there_before_is_not_told_again() {
+    let told = |was: Value, is: Value| {
+        let mut case = update();
+        (case.old_annotations, case.annotations) = (was, is);
+        case.check().len()
+    };
+    let typo = || json!({"elbv2.k8s.aws/pausd": "true"});
+    assert_eq!((told(typo(), typo()), told(json!({}), typo())), (0, 1));
 }
