@@ -918,7 +918,7 @@ mod tests {
         let text = beta("a", "  serviceRef: {name: 5, port: 80}\n");
         assert_eq!(found(&text), [(8, Severity::Deny, SCHEMA, "spec.serviceRef.name".to_owned())]);
         let text = beta("a", "  serviceRef: {port: 80}\n");
-        assert_eq!(found(&text), [(8, Severity::Deny, SCHEMA, "spec.serviceRef.name".to_owned())]);
+        assert_eq!(found(&text), [(8, Severity::Deny, "TGB212", "spec.serviceRef.name".to_owned())]);
     }
 
     #[test]
