@@ -672,6 +672,32 @@ fn a_schedule_of_faults_is_the_same_for_the_same_seed_and_over_at_its_end() {
     assert_eq!(first.last(), Some(&(200, Wire::Answer)));
 }
 
+#[test]
+fn a_call_whose_effect_can_be_seen_is_in_the_journal() {
+    let world = World::new(Options::fast());
+    world.with(crate::DEFAULT_ACCOUNT, "us-west-2", |aws, _| {
+        aws.seed_cluster(&Cluster::default());
+        aws.quotas.target_groups = 10_000;
+    });
+    let vpc = Cluster::default().vpc;
+    std::thread::scope(|threads| {
+        let calls = threads.spawn(|| {
+            for n in 0..2_000 {
+                let form = format!(
+                    "Action=CreateTargetGroup&Version=2015-12-01&Name=g{n}&Protocol=HTTP&Port=80&VpcId={vpc}&TargetType=ip"
+                );
+                let reply = signed(&world, "test", "elasticloadbalancing", &form);
+                assert_eq!(reply.status, 200, "{}", reply.body);
+            }
+        });
+        while !calls.is_finished() {
+            let made = world.with(crate::DEFAULT_ACCOUNT, "us-west-2", |aws, _| aws.target_groups.len());
+            let told = world.journal(None).len();
+            assert!(told >= made, "{made} target groups, and {told} calls");
+        }
+    });
+}
+
 /// Forms of all kinds against a world with things in it; an answer is XML of the protocol whatever comes.
 #[test]
 fn fuzz_wire() {

@@ -400,6 +400,8 @@ pub(crate) struct World {
     seed: std::sync::atomic::AtomicU64,
     own: Mutex<HashMap<String, Own>>,
     journal: Mutex<VecDeque<Line>>,
+    /// Held for reading while a call is answered, until it is in the journal.
+    answering: RwLock<()>,
     record: Mutex<Option<std::fs::File>>,
     buckets: Mutex<HashMap<String, (u64, u64)>>,
     throttle: std::sync::atomic::AtomicBool,
@@ -426,6 +428,7 @@ impl World {
             seed: options.seed.into(),
             own: Mutex::default(),
             journal: Mutex::default(),
+            answering: RwLock::default(),
             record: Mutex::default(),
             buckets: Mutex::default(),
             throttle: options.throttle.into(),
@@ -532,8 +535,14 @@ impl World {
         lock(&self.iam).roles.insert(role.arn.clone(), role);
     }
 
-    pub(crate) fn journal(&self, account: Option<&str>) -> Vec<Call> {
+    /// The journal, in which every call is whose effect anybody can have seen.
+    fn whole_journal(&self) -> MutexGuard<'_, VecDeque<Line>> {
+        drop(self.answering.write().unwrap_or_else(PoisonError::into_inner));
         lock(&self.journal)
+    }
+
+    pub(crate) fn journal(&self, account: Option<&str>) -> Vec<Call> {
+        self.whole_journal()
             .iter()
             .filter(|l| account.is_none_or(|a| a == l.call.account))
             .map(Line::read)
@@ -541,7 +550,7 @@ impl World {
     }
 
     pub(crate) fn journal_after(&self, seen: usize) -> Vec<Call> {
-        lock(&self.journal).iter().skip(seen).map(Line::read).collect()
+        self.whole_journal().iter().skip(seen).map(Line::read).collect()
     }
 
     pub(crate) fn record_to(&self, file: std::fs::File) {
@@ -563,11 +572,12 @@ impl World {
     }
 
     pub(crate) fn clear_journal(&self, account: Option<&str>) {
-        lock(&self.journal).retain(|l| account.is_some_and(|a| a != l.call.account));
+        self.whole_journal().retain(|l| account.is_some_and(|a| a != l.call.account));
     }
 
     /// Answers one request and writes it down.
     pub(crate) fn answer(&self, request: Request<'_>) -> Reply {
+        let _answering = self.answering.read().unwrap_or_else(PoisonError::into_inner);
         let number = self.requests.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let params = Params::parse(request.body);
         let action = params.get("Action").unwrap_or_default();
