@@ -636,15 +636,22 @@ fn after_an_outage_everything_is_made_good_at_once() {
         assert!(longest < Duration::from_secs(75), "{longest:?}: {times:?}");
     }
     space.clear_faults().unwrap();
-    let cleared = Instant::now();
+    let cleared = u64::try_from(space.server().unwrap().elapsed().as_micros()).unwrap();
     for (name, arn) in ["a", "b", "c"].iter().zip(&arns) {
         space.until_pods_are_targets(arn, name, 2).unwrap();
     }
     until_ours(&space, &nodes, &[&format!("tcp 8080-8080 {lb}")]);
-    let took = cleared.elapsed();
+    // By the journal: looking takes time, too.
+    let calls = space.calls();
+    let changes = calls
+        .iter()
+        .filter(|call| call.real_us > cleared && call.code.is_none())
+        .filter(|call| ["RegisterTargets", "AuthorizeSecurityGroupIngress"].contains(&call.action.as_str()));
+    let last = changes.map(|call| call.real_us).max().unwrap();
+    let took = Duration::from_micros(last - cleared);
     eprintln!("made good {took:?} after the outage");
-    // Two seconds to the next question, and what a loaded machine takes.
-    assert!(took < Duration::from_secs(10), "{took:?}");
+    // Two seconds to the next question, and what a loaded machine takes; by itself a binding would wait for up to a minute.
+    assert!(took < Duration::from_secs(15), "{took:?}");
     assert!(space.controller().log().contains("AWS answers again"));
 }
 

@@ -130,6 +130,8 @@ fn whatever_aws_does_for_a_while_the_right_targets_are_there_afterwards() {
         for fault in Fault::schedule(seed, space.aws().account(), 12, length) {
             space.fault(fault).unwrap();
         }
+        // One that certainly meets a call.
+        space.fault(Fault::new(Effect::Unavailable).action("RegisterTargets").times(1)).unwrap();
         let account = space.aws().account();
         let end = space.server().unwrap().now(account) + 8_000;
         let mut replicas = 2;

@@ -213,9 +213,17 @@ fn until_argo(space: &Space<'_>, binding: &str, want: &str) -> String {
 
 // ---- calls ----
 
+/// The ELBv2 calls up to the first of this action. Looks at what it did may follow by now.
+fn up_to<'a>(calls: &'a [Call], action: &str) -> Vec<&'a str> {
+    let mut all = elb(calls);
+    all.truncate(all.iter().position(|found| *found == action).map_or(all.len(), |at| at + 1));
+    all
+}
+
 #[test]
 fn three_calls_register_a_binding_and_one_each_change_of_endpoints() {
-    let space = space("calls");
+    // No look that nothing calls for comes in between.
+    let space = prepare("calls").controller("--health-poll=10m").start().unwrap();
     let arn = space.target_group("HTTP", 80, "ip").unwrap();
     space.deploy("web", 2).unwrap();
     until_endpoints(&space, "web", 2);
@@ -226,17 +234,19 @@ fn three_calls_register_a_binding_and_one_each_change_of_endpoints() {
     space.controller().resume().unwrap();
     space.until_pods_are_targets(&arn, "web", 2).unwrap();
     let calls = space.calls().split_off(before);
-    assert_eq!(elb(&calls), ["DescribeTargetGroups", "DescribeTargetHealth", "RegisterTargets"]);
-    for (replicas, action) in [(3, "RegisterTargets"), (2, "DeregisterTargets")] {
-        // the new targets are looked at once more, and then no more
-        let looks = space.count("DescribeTargetHealth");
-        until_calls(&space, "DescribeTargetHealth", looks + 1);
+    let register = "RegisterTargets";
+    assert_eq!(up_to(&calls, register), ["DescribeTargetGroups", "DescribeTargetHealth", register]);
+    // New targets are looked at once more, and then no more.
+    until_calls(&space, "DescribeTargetHealth", 2);
+    for (replicas, action) in [(3, register), (2, "DeregisterTargets")] {
         let before = space.calls().len();
         space.kubectl(&format!("scale deployment web --replicas={replicas}")).ok().unwrap();
         space.until_pods_are_targets(&arn, "web", replicas).unwrap();
         let calls = space.calls().split_off(before);
-        assert_eq!(elb(&calls), [action]);
+        assert_eq!(up_to(&calls, action), [action]);
+        until_calls(&space, "DescribeTargetHealth", 3);
     }
+    assert_eq!((space.count(register), space.count("DeregisterTargets")), (2, 1));
 }
 
 #[test]
@@ -336,33 +346,41 @@ fn bindings_of_one_target_group_share_what_aws_says_of_its_health() {
 
 #[test]
 fn changes_during_a_call_join_the_next_one() {
-    let space = space("joined");
-    let arn = bound(&space, 1);
-    space.fault(Fault::new(Effect::Latency { ms: 700 }).action("RegisterTargets")).unwrap();
-    let before = space.count("RegisterTargets");
-    space.kubectl("scale deployment web --replicas=30").ok().unwrap();
-    space.until_pods_are_targets(&arn, "web", 30).unwrap();
-    let calls = space.count("RegisterTargets") - before;
-    assert!(calls <= 10, "{calls} calls for 29 pods");
+    const CHANGES: usize = 20;
+    let space = prepare("joined").controller("--endpoints-without-pods").start().unwrap();
+    let arn = space.target_group("HTTP", 80, "ip").unwrap();
+    let ips: Vec<String> = (0..=CHANGES).map(|n| format!("10.1.1.{}", n + 1)).collect();
+    let ips: Vec<&str> = ips.iter().map(String::as_str).collect();
+    let targets = |ips: &[&str]| ips.iter().map(|ip| format!("{ip}:8080")).collect::<BTreeSet<_>>();
+    space.fault(Fault::new(Effect::Latency { ms: 2_000 }).action("RegisterTargets")).unwrap();
+    bare_service(&space);
+    bare_endpoints(&space, &[&ips[..1]]);
+    space.bind("web", &arn, &json!({})).unwrap();
+    // They are there before the call is answered.
+    space.until_targets(&arn, &targets(&ips[..1])).unwrap();
+    let changes: Vec<&[&str]> = (0..CHANGES).map(|n| &ips[..n + 2]).collect();
+    bare_endpoints(&space, &changes);
+    space.until_targets(&arn, &targets(&ips)).unwrap();
+    let calls = space.count("RegisterTargets");
+    assert!(calls <= CHANGES / 2, "{calls} calls for {CHANGES} changes");
 }
 
 #[test]
 fn changes_that_come_while_a_call_waits_for_its_turn_go_out_with_it() {
     let space = prepare("turns")
         .controller("--endpoints-without-pods")
-        .controller("--aws-limit=elb-targets=1/0.1")
+        .controller("--aws-limit=elb-targets=1/0.05")
         .start()
         .unwrap();
     let arn = space.target_group("HTTP", 80, "ip").unwrap();
     let ips = ["10.1.1.1", "10.1.1.2", "10.1.1.3", "10.1.1.4"];
     let targets = |ips: &[&str]| ips.iter().map(|ip| format!("{ip}:8080")).collect::<BTreeSet<_>>();
     bare_service(&space);
-    bare_endpoints(&space, &ips[..1]);
+    bare_endpoints(&space, &[&ips[..1]]);
     space.bind("web", &arn, &json!({})).unwrap();
     space.until_targets(&arn, &targets(&ips[..1])).unwrap();
-    // The next call goes out ten seconds later, and knows of all that came until then.
-    bare_endpoints(&space, &ips[..2]);
-    bare_endpoints(&space, &ips[1..]);
+    // The next call goes out twenty seconds later, and knows of all that came until then.
+    bare_endpoints(&space, &[&ips[..2], &ips[1..]]);
     space.until_targets(&arn, &targets(&ips[1..])).unwrap();
     assert_eq!((space.count("RegisterTargets"), space.count("DeregisterTargets")), (2, 1));
 }
@@ -645,15 +663,18 @@ fn bare_service(space: &Space<'_>) {
     space.apply(&service).ok().unwrap();
 }
 
-/// Its endpoints are these.
-fn bare_endpoints(space: &Space<'_>, ips: &[&str]) {
-    let endpoints: Vec<Value> = ips.iter().map(|ip| json!({"addresses": [ip]})).collect();
-    let slice = json!({
-        "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
-        "metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
-        "addressType": "IPv4", "ports": [{"name": "", "port": 8080, "protocol": "TCP"}], "endpoints": endpoints,
-    });
-    space.apply(&slice).ok().unwrap();
+/// Its endpoints are these, one after another in the time that one kubectl takes.
+fn bare_endpoints(space: &Space<'_>, changes: &[&[&str]]) {
+    let slice = |ips: &&[&str]| {
+        let endpoints: Vec<Value> = ips.iter().map(|ip| json!({"addresses": [ip]})).collect();
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+            "addressType": "IPv4", "ports": [{"name": "", "port": 8080, "protocol": "TCP"}], "endpoints": endpoints,
+        })
+    };
+    let all: Vec<Value> = changes.iter().map(slice).collect();
+    space.apply(&json!({"apiVersion": "v1", "kind": "List", "items": all})).ok().unwrap();
 }
 
 #[test]
@@ -661,7 +682,7 @@ fn endpoints_without_pods_count_only_if_the_operator_says_so_and_bad_ones_are_na
     let space = space("bare-endpoints");
     let arn = space.target_group("HTTP", 80, "ip").unwrap();
     bare_service(&space);
-    bare_endpoints(&space, &["10.1.1.1", "10.1.1.2", "8.8.8.8"]);
+    bare_endpoints(&space, &[&["10.1.1.1", "10.1.1.2", "8.8.8.8"]]);
     space.bind("web", &arn, &json!({})).unwrap();
     assert!(until_reason(&space, "web", "NoEndpoints").contains("3 endpoints without a pod"));
     assert!(space.targets(&arn).unwrap().is_empty());
@@ -1984,17 +2005,21 @@ fn status_events_and_metrics_tell_what_is_and_are_silent_when_nothing_changes() 
         if now == seen { Ok(()) } else { Err(format!("{seen} of {now}")) }
     })
     .unwrap();
-    let text = get(space.controller().http(), "/metrics").unwrap();
-    for line in [
+    let lines = [
         "tgb_leader 1",
         "tgb_targets{state=\"healthy\"} 3",
         "tgb_bindings{reason=\"Reconciled\"} 1",
         "tgb_target_changes_total{change=\"registered\"} 3",
         "tgb_cache_age_seconds{cache=\"pods\"} 0",
         "tgb_queue_depth 0",
-    ] {
-        assert!(text.contains(line), "{line} is not in\n{text}");
-    }
+    ];
+    // A pass may just be under way.
+    let text = eventually(SOON, || {
+        let text = get(space.controller().http(), "/metrics")?;
+        let missing = lines.iter().find(|line| !text.contains(**line));
+        missing.map_or(Ok(text.clone()), |line| Err(format!("{line} is not in\n{text}")))
+    })
+    .unwrap();
     let registered = space.controller().metric("tgb_endpoint_to_register_seconds_count", &[]).unwrap();
     assert!(
         registered >= 1.0 && text.contains("tgb_reconcile_total{result=\"ok\",reason=\"Reconciled\"}"),
