@@ -75,9 +75,13 @@ async fn measure(table: &mut Table, stage: &Stage, all: bool) -> Result<()> {
     if !ours {
         return if all { handover(table, stage, server, &mut bench.fleet, 1).await } else { Ok(()) };
     }
-    if std::env::var("ONLY").is_ok_and(|only| only == "rolling") {
-        bench.grow(1_000).await?;
-        return bench.rolling(table).await;
+    match std::env::var("ONLY").as_deref() {
+        Ok("rolling") => {
+            bench.grow(1_000).await?;
+            return bench.rolling(table).await;
+        }
+        Ok("nodes") => return bench.nodes(table).await,
+        _ => {}
     }
     let full = std::env::var("FULL").is_ok_and(|value| !value.is_empty());
     let mut memory = Vec::new();
@@ -104,7 +108,7 @@ async fn measure(table: &mut Table, stage: &Stage, all: bool) -> Result<()> {
     if full {
         bench.rolling(table).await?;
     }
-    Ok(())
+    bench.nodes(table).await
 }
 
 /// What 100 bindings cost.
@@ -512,6 +516,54 @@ impl Scale<'_> {
             Limit::Most(1.0),
         );
         Ok(())
+    }
+
+    /// What a change of one of 1,000 nodes costs, with 200 bindings that have all of them as targets.
+    async fn nodes(&mut self, table: &mut Table) -> Result<()> {
+        const NODES: usize = 1_000;
+        const BINDINGS: usize = 200;
+        self.grow(1).await?;
+        self.fleet.instances(&self.stage.aws, NODES, BINDINGS).await?;
+        settled(self.server, Duration::from_secs(8), Duration::from_secs(900)).await?;
+        let what = format!("{NODES} nodes, {BINDINGS} bindings of instances");
+        let (memory, _) = self.stage.memory(self.stage.controller());
+        table.add("nodes-memory", &format!("{what}: memory"), memory / 1e6, "MB", Limit::None);
+        // What nobody asks for, of every node; then nodes that go and come back, each time long enough for every pass.
+        let labels: Vec<_> = (0..NODES).map(|n| (n, true, 1)).collect();
+        let flips: Vec<_> = (0..20).map(|k| (k / 2 * 7, k % 2 == 1, 1)).collect();
+        for (id, changed, events, every) in [
+            ("label", "a label that nobody asks for", labels, Duration::from_millis(5)),
+            ("ready", "whether it is ready", flips, Duration::from_secs(5)),
+        ] {
+            let pid = self.stage.pid(self.stage.controller().name);
+            let idle = self.idle().await;
+            let (cpu, passes, begun) = (machine::cpu(pid), self.passes()?, Instant::now());
+            let count = events.len() as f64;
+            for (n, ready, feature) in events {
+                self.fleet.node(n, ready, feature).await?;
+                self.fleet.flush().await?;
+                sleep(every).await;
+            }
+            settled(self.server, Duration::from_secs(3), Duration::from_secs(120)).await?;
+            let used = (machine::cpu(pid) - cpu).as_secs_f64() - idle * begun.elapsed().as_secs_f64();
+            let passes = (self.passes()? - passes).max(1.0);
+            let of = format!("{what}: CPU per change of a node, {changed}");
+            table.add(&format!("nodes-{id}-cpu"), &of, used * 1e6 / count, "µs", Limit::None);
+            let of = format!("{what}: passes per change of a node, {changed}, with polls");
+            table.add(&format!("nodes-{id}-passes"), &of, passes / count, "passes", Limit::None);
+            if id == "ready" {
+                let of = format!("{what}: CPU per pass");
+                table.add("nodes-pass-cpu", &of, used * 1e6 / passes, "µs", Limit::None);
+            }
+        }
+        Ok(())
+    }
+
+    /// How many passes the controller has done.
+    fn passes(&self) -> Result<f64> {
+        let text = tgb_e2e::get(self.stage.controller().probes, "/metrics")?;
+        let of_passes = text.lines().filter(|line| line.starts_with("tgb_reconcile_total{"));
+        Ok(of_passes.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum())
     }
 
     /// Every pod of 1,000 bindings × 20 is replaced, where AWS's allowance is what bounds it.

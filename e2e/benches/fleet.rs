@@ -47,47 +47,48 @@ impl Fleet {
 
     /// Target groups up to `count`, each behind a listener of a load balancer.
     pub(crate) fn target_groups(&mut self, aws: &Aws, count: usize) -> Result<()> {
-        let server = aws.server().ok_or("this needs awsim")?;
-        let lab = aws.lab().clone();
-        let from = self.arns.len();
-        let made = server.seed(awsim::DEFAULT_ACCOUNT, "us-west-2", |account| -> std::result::Result<_, awsim::AwsError> {
-            account.quotas.target_groups = 100_000;
-            account.quotas.listeners = 100_000;
-            for quota in [
-                &mut account.quotas.targets_per_group,
-                &mut account.quotas.targets_per_alb,
-                &mut account.quotas.groups_per_alb,
-                &mut account.quotas.registrations_per_alb,
-            ] {
-                *quota = 1_000_000;
-            }
-            let mut call = |action: &str, form: String| account.elb(action, &awsim::Params::parse(form.as_bytes()), 0);
-            let id = |xml: awsim::Xml, name: &str| -> String {
-                let text = xml.finish();
-                let value = text.split(&format!("<{name}>")).nth(1).and_then(|rest| rest.split('<').next());
-                value.unwrap_or_default().to_owned()
-            };
-            let mut form = format!("Name=bench-{from}&SecurityGroups.member.1={}", lab.lb_group);
-            for (n, subnet) in lab.subnets.iter().enumerate() {
-                let _ = write!(form, "&Subnets.member.{}={subnet}", n + 1);
-            }
-            let balancer = id(call("CreateLoadBalancer", form)?, "LoadBalancerArn");
-            let mut made = Vec::new();
-            for n in from..count {
-                let form = format!("Name=bench-{n}&Protocol=HTTP&Port=80&TargetType=ip&VpcId={}", lab.vpc);
-                let arn = id(call("CreateTargetGroup", form)?, "TargetGroupArn");
-                let form = format!(
-                    "LoadBalancerArn={balancer}&Protocol=HTTP&Port={}&DefaultActions.member.1.Type=forward\
-                     &DefaultActions.member.1.TargetGroupArn={arn}",
-                    n % 60_000 + 1
-                );
-                call("CreateListener", form)?;
-                made.push(arn);
-            }
-            Ok(made)
-        });
-        self.arns.extend(made.map_err(|error| format!("awsim: {error:?}"))?);
+        let made = groups(aws, "ip", self.arns.len()..count)?;
+        self.arns.extend(made);
         Ok(())
+    }
+
+    /// Instances, the nodes that they are to the cluster, and bindings of all of these.
+    pub(crate) async fn instances(&mut self, aws: &Aws, nodes: usize, bindings: usize) -> Result<()> {
+        let server = aws.server().ok_or("this needs awsim")?;
+        let instance = |n: usize| awsim::Node { instance: instance(n), subnet: n, ..awsim::Node::default() };
+        let cluster =
+            awsim::Cluster { nodes: (0..nodes).map(instance).collect(), ..awsim::Cluster::default() };
+        server.seed(awsim::DEFAULT_ACCOUNT, "us-west-2", |account| account.seed_cluster(&cluster));
+        for n in 0..nodes {
+            self.node(n, true, 0).await?;
+        }
+        for (n, arn) in groups(aws, "instance", 0..bindings)?.iter().enumerate() {
+            let name = format!("nodes-{n}");
+            let mut service = service(n);
+            service["metadata"]["name"] = json!(name);
+            service["spec"] = json!({
+                "type": "NodePort", "clusterIP": format!("10.0.{}.{}", 200 + n / 250, n % 250 + 1), "selector": {"app": name},
+                "clusterIPs": [format!("10.0.{}.{}", 200 + n / 250, n % 250 + 1)], "ipFamilies": ["IPv4"],
+                "ipFamilyPolicy": "SingleStack", "sessionAffinity": "None", "internalTrafficPolicy": "Cluster",
+                "externalTrafficPolicy": "Cluster",
+                "ports": [{"name": "http", "port": 80, "targetPort": 8080, "protocol": "TCP", "nodePort": 30_000 + n}],
+            });
+            self.put(&format!("services/specs/{NAMESPACE}/{name}"), &service).await?;
+            let mut binding = self.binding(0);
+            binding["metadata"]["name"] = json!(name);
+            binding["metadata"]["uid"] = json!(uid(6, n, 0));
+            binding["metadata"]["annotations"] = json!({});
+            binding["spec"]["targetGroup"]["arn"] = json!(arn);
+            binding["spec"]["targetGroup"]["targetType"] = json!("instance");
+            binding["spec"]["serviceRef"] = json!({"name": name, "port": 80});
+            self.put(&format!("elbv2.k8s.aws/targetgroupbindings/{NAMESPACE}/{name}"), &binding).await?;
+        }
+        self.flush().await
+    }
+
+    /// Sets a node of [`Self::instances`]; `feature` is a label that no binding asks for.
+    pub(crate) async fn node(&mut self, n: usize, ready: bool, feature: usize) -> Result<()> {
+        self.put(&format!("minions/bench-{n}"), &node(n, ready, feature)).await
     }
 
     /// Bindings, Services, slices and pods for the binding numbers `range`, with `pods` pods each: those of binding `n` are
@@ -224,6 +225,87 @@ const TIME: &str = "2026-01-01T00:00:00Z";
 
 fn uid(kind: u32, n: usize, serial: usize) -> String {
     format!("{kind:08x}-0000-4000-8000-{:012x}", n * 1_000_000 + serial)
+}
+
+/// Target groups of a type, each behind a listener of a load balancer; their ARNs.
+fn groups(aws: &Aws, target_type: &str, range: std::ops::Range<usize>) -> Result<Vec<String>> {
+    let server = aws.server().ok_or("this needs awsim")?;
+    let lab = aws.lab().clone();
+    let made = server.seed(
+        awsim::DEFAULT_ACCOUNT,
+        "us-west-2",
+        |account| -> std::result::Result<_, awsim::AwsError> {
+            account.quotas.target_groups = 100_000;
+            account.quotas.listeners = 100_000;
+            for quota in [
+                &mut account.quotas.targets_per_group,
+                &mut account.quotas.targets_per_alb,
+                &mut account.quotas.groups_per_alb,
+                &mut account.quotas.registrations_per_alb,
+            ] {
+                *quota = 1_000_000;
+            }
+            let mut call =
+                |action: &str, form: String| account.elb(action, &awsim::Params::parse(form.as_bytes()), 0);
+            let id = |xml: awsim::Xml, name: &str| -> String {
+                let text = xml.finish();
+                let value = text.split(&format!("<{name}>")).nth(1).and_then(|rest| rest.split('<').next());
+                value.unwrap_or_default().to_owned()
+            };
+            let mut form =
+                format!("Name=bench-{target_type}-{}&SecurityGroups.member.1={}", range.start, lab.lb_group);
+            for (n, subnet) in lab.subnets.iter().enumerate() {
+                let _ = write!(form, "&Subnets.member.{}={subnet}", n + 1);
+            }
+            let balancer = id(call("CreateLoadBalancer", form)?, "LoadBalancerArn");
+            let mut made = Vec::new();
+            for n in range {
+                let form = format!(
+                    "Name=bench-{target_type}-{n}&Protocol=HTTP&Port=80&TargetType={target_type}&VpcId={}",
+                    lab.vpc
+                );
+                let arn = id(call("CreateTargetGroup", form)?, "TargetGroupArn");
+                let form = format!(
+                    "LoadBalancerArn={balancer}&Protocol=HTTP&Port={}&DefaultActions.member.1.Type=forward\
+                 &DefaultActions.member.1.TargetGroupArn={arn}",
+                    n % 60_000 + 1
+                );
+                call("CreateListener", form)?;
+                made.push(arn);
+            }
+            Ok(made)
+        },
+    );
+    made.map_err(|error| format!("awsim: {error:?}"))
+}
+
+fn instance(n: usize) -> String {
+    format!("i-0b{n:015x}")
+}
+
+/// A node as EKS and a kubelet leave it there, as far as anybody reads it.
+fn node(n: usize, ready: bool, feature: usize) -> Value {
+    let name = format!("bench-{n}");
+    let zone = ["us-west-2a", "us-west-2b"][n % 2];
+    let mut labels = json!({
+        "kubernetes.io/hostname": name, "kubernetes.io/os": "linux", "kubernetes.io/arch": "amd64",
+        "node.kubernetes.io/instance-type": "m7i.2xlarge", "topology.kubernetes.io/region": "us-west-2",
+        "topology.kubernetes.io/zone": zone, "eks.amazonaws.com/nodegroup": "bench", "feature": feature.to_string(),
+    });
+    for k in 0..20 {
+        labels[format!("feature.node.kubernetes.io/cpu-{k}")] = json!("true");
+    }
+    let ready = if ready { "True" } else { "False" };
+    json!({
+        "apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": name, "uid": uid(7, n, 0), "creationTimestamp": TIME, "labels": labels},
+        "spec": {"providerID": format!("aws:///{zone}/{}", instance(n))},
+        "status": {
+            "capacity": {"cpu": "8", "memory": "32Gi", "pods": "58"},
+            "addresses": [{"type": "InternalIP", "address": format!("192.168.{}.{}", n / 250, n % 250 + 1)}],
+            "conditions": [{"type": "Ready", "status": ready, "reason": "Kubelet", "lastTransitionTime": TIME}],
+        },
+    })
 }
 
 fn service(n: usize) -> Value {
