@@ -352,7 +352,7 @@ fn candidates<'a>(
             ready: endpoint.ready,
             pod,
             has_reference: endpoint.pod.is_some(),
-            node: endpoint.node.as_deref().or_else(|| pod.and_then(|(_, pod)| pod.node.as_deref())),
+            node: pod.map_or(endpoint.node.as_deref(), |(_, pod)| pod.node.as_deref()),
         })
     })
 }
@@ -530,7 +530,7 @@ fn instance_targets(
     let mut on_unknown_nodes = BTreeMap::new();
     let selector = binding.spec.node_selector.as_ref();
     for (name, node) in &index.nodes {
-        if !is_usual(&node.labels) || selector.is_some_and(|selector| !matches(selector, &node.labels)) {
+        if !node.usual || selector.is_some_and(|selector| !matches(selector, &node.labels)) {
             continue;
         }
         if node.leaving {
@@ -562,19 +562,6 @@ fn instance_targets(
         found.nothing = Some(or_left_out(why_no_nodes(index, selector.map(|selector| &**selector)), &found));
     }
     found
-}
-
-fn is_usual(labels: &BTreeMap<String, String>) -> bool {
-    const EXCLUDING: [&str; 3] = [
-        "node-role.kubernetes.io/master",
-        "node.kubernetes.io/exclude-from-external-load-balancers",
-        "alpha.service-controller.kubernetes.io/exclude-balancer",
-    ];
-    !EXCLUDING.iter().any(|label| labels.contains_key(*label))
-        && !matches!(
-            labels.get("eks.amazonaws.com/compute-type").map(String::as_str),
-            Some("fargate" | "hybrid")
-        )
 }
 
 #[cfg(test)]

@@ -3,7 +3,8 @@
 //! Nothing here waits or calls: watches put objects in ([`Index::put_pod`], …) and get back the keys of the bindings
 //! to look at; [`crate::desired`] reads it. How objects are kept: [`crate::kept`].
 
-use crate::kept::{Binding, Namespace, Node, Pod, Pools, Slice};
+use crate::desired;
+use crate::kept::{Binding, Namespace, Node, NodeReady, Pod, Pools, Slice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -90,8 +91,14 @@ pub(crate) struct Index {
     pods: BTreeMap<Key, Named>,
     /// Bindings by the ARN of their target group, the oldest first.
     by_arn: BTreeSet<(Arc<str>, Option<Timestamp>, Key)>,
+    /// The bindings whose targets are, or may be, instances.
+    of_instances: BTreeSet<Key>,
     /// The pods of an address.
     by_ip: BTreeSet<(IpAddr, Key)>,
+    /// The pods of a node.
+    by_node: BTreeMap<Arc<str>, BTreeSet<Key>>,
+    /// The Services with an endpoint on a node that is of no pod, and how many there are.
+    bare: BTreeMap<Arc<str>, BTreeMap<Key, usize>>,
     /// The Services with a selector, by its first label.
     by_label: BTreeSet<(Arc<str>, Key)>,
     /// How many nodes say that they are an instance.
@@ -115,6 +122,11 @@ impl Index {
     /// Every binding.
     pub(crate) fn bindings(&self) -> impl ExactSizeIterator<Item = (&Key, &Binding)> {
         self.bindings.iter().map(|(key, binding)| (key, &**binding))
+    }
+
+    /// The keys of every binding, of those that can't be read, too.
+    pub(crate) fn binding_keys(&self) -> impl Iterator<Item = &Key> {
+        self.bindings.keys().chain(&self.unreadable)
     }
 
     /// A Service.
@@ -225,6 +237,9 @@ impl Index {
         if let Some(arn) = read.claimed_arn() {
             self.by_arn.insert((Arc::clone(arn), read.created, key.clone()));
         }
+        if read.spec.target_group.target_type != Some(TargetType::Ip) {
+            self.of_instances.insert(key.clone());
+        }
         self.change_backend(&service, |backend| put_in(&mut backend.bindings, &key.name));
         self.bindings.insert(key, Box::new(read));
         concerned
@@ -242,6 +257,9 @@ impl Index {
     pub(crate) fn put_service(&mut self, service: &objects::Service) -> Concerned {
         let key = self.key(&service.metadata);
         let read = Service::read(service);
+        if self.service(&key) == Some(&read) {
+            return Concerned::new();
+        }
         self.unlink_service(&key);
         if let Some(label) = first_label(&read) {
             self.by_label.insert((label, key.clone()));
@@ -271,10 +289,11 @@ impl Index {
         for pod in read.endpoints.iter_mut().filter_map(|endpoint| endpoint.pod.as_mut()) {
             *pod = known(&self.pods, key.sibling(pod)).name;
         }
-        let old = self.slices.get(&key);
-        if old.is_none_or(|old| **old != read) {
-            let before = old.map(|old| old.pods()).unwrap_or_default();
+        if self.slices.get(&key).is_none_or(|old| **old != read) {
+            let old = self.slices.remove(&key);
+            let before = old.as_ref().map(|old| old.pods()).unwrap_or_default();
             let after = read.pods();
+            self.count_bare(&service, old.as_deref(), Some(&read));
             self.change_backend(&service, |backend| put_in(&mut backend.slices, &key.name));
             self.slices.insert(key, Box::new(read));
             self.relink_endpoints(&service, &before, &after);
@@ -287,6 +306,7 @@ impl Index {
         let Some(old) = self.slices.remove(key) else { return Concerned::new() };
         let service = key.sibling(&old.service);
         self.change_backend(&service, |backend| backend.slices.retain(|name| *name != key.name));
+        self.count_bare(&service, Some(&old), None);
         self.relink_endpoints(&service, &old.pods(), &BTreeSet::new());
         self.users(&service)
     }
@@ -300,6 +320,9 @@ impl Index {
         self.unlink_pod(&key);
         let key = known(&self.pods, key);
         self.by_ip.extend(read.ips.iter().map(|ip| (*ip, key.clone())));
+        if let Some(node) = &read.node {
+            self.by_node.entry(Arc::clone(node)).or_default().insert(key.clone());
+        }
         for binding in gate_bindings(&key, &read) {
             self.gated.entry(binding).or_default().insert(key.clone());
         }
@@ -335,21 +358,25 @@ impl Index {
     pub(crate) fn put_node(&mut self, node: &objects::Node) -> Concerned {
         let name: Arc<str> = Arc::from(node.metadata.name.as_deref().unwrap_or_default());
         let read = Node::read(node);
-        if self.nodes.get(&name) == Some(&read) {
+        let old = self.nodes.get(&name);
+        if old == Some(&read) {
             return Concerned::new();
         }
+        let concerned = self.users_of_node(&name, old, Some(&read));
         self.unlink_node(&name);
         if let Some(id) = read.instance_id() {
             *self.by_instance.entry(id.to_owned()).or_default() += 1;
         }
-        self.nodes.insert(Arc::clone(&name), read);
-        self.users_of_node(&name)
+        self.nodes.insert(name, read);
+        concerned
     }
 
     pub(crate) fn remove_node(&mut self, key: &Key) -> Concerned {
+        let Some(old) = self.nodes.get(&key.name) else { return Concerned::new() };
+        let concerned = self.users_of_node(&key.name, Some(old), None);
         self.unlink_node(&key.name);
         self.nodes.remove(&key.name);
-        self.users_of_node(&key.name)
+        concerned
     }
 
     // ---- details ----
@@ -409,23 +436,49 @@ impl Index {
         users
     }
 
-    /// The bindings whose targets a node is or may hold: those of instances, and those with an endpoint or pod there. Nodes
-    /// change rarely, once they are stripped, so that looking through all pods is cheaper than to remember who is where.
-    fn users_of_node(&self, name: &str) -> Concerned {
-        let of_ips = |key: &Key| {
-            let binding = self.bindings.get(key);
-            binding.is_some_and(|binding| binding.spec.target_group.target_type == Some(TargetType::Ip))
-        };
+    /// The bindings to which a change of a node makes a difference.
+    fn users_of_node(&self, name: &str, before: Option<&Node>, after: Option<&Node>) -> Concerned {
         let mut users = Concerned::new();
-        for (service, backend) in self.backends.iter().filter(|(_, backend)| !backend.bindings.is_empty()) {
-            let mut endpoints = self.slices(service).flat_map(|slice| &slice.endpoints);
-            let is_there = endpoints.any(|endpoint| endpoint.node.as_deref() == Some(name));
-            let bindings = backend.bindings.iter().map(|name| service.sibling(name));
-            users.extend(bindings.filter(|key| is_there || !of_ips(key)));
+        if before.map(place) != after.map(place) {
+            let pods = self.by_node.get(name).into_iter().flatten();
+            users.extend(pods.flat_map(|pod| self.users_of_pod(pod)));
+            let bare = self.bare.get(name).into_iter().flat_map(BTreeMap::keys);
+            users.extend(bare.flat_map(|service| self.users(service)));
         }
-        let pods = self.pods().filter(|(_, pod)| pod.node.as_deref() == Some(name));
-        users.extend(pods.flat_map(|(key, _)| self.users_of_pod(key)));
+        // An instance that is gone is no target of anybody's any more, whether it was selected at the end or not.
+        let is_gone = before.is_some_and(|before| {
+            before.instance_id().is_some() && before.instance_id() != after.and_then(Node::instance_id)
+        });
+        let differs = |key: &&Key| {
+            let binding = self.bindings.get(*key);
+            let selector = binding.and_then(|binding| binding.spec.node_selector.as_ref());
+            let is_selected = |node: &&Node| {
+                node.usual && selector.is_none_or(|selector| desired::matches(selector, &node.labels))
+            };
+            is_gone || before.filter(is_selected).map(target) != after.filter(is_selected).map(target)
+        };
+        users.extend(self.of_instances.iter().filter(differs).cloned());
         users
+    }
+
+    /// Counts the endpoints of no pod by node, of a slice that was and is.
+    fn count_bare(&mut self, service: &Key, before: Option<&Slice>, after: Option<&Slice>) {
+        for node in after.into_iter().flat_map(Slice::bare) {
+            let services = self.bare.entry(Arc::clone(node)).or_default();
+            *services.entry(service.clone()).or_default() += 1;
+        }
+        for node in before.into_iter().flat_map(Slice::bare) {
+            let Some(services) = self.bare.get_mut(node) else { continue };
+            if let Some(count) = services.get_mut(service) {
+                *count -= 1;
+                if *count == 0 {
+                    services.remove(service);
+                }
+            }
+            if services.is_empty() {
+                self.bare.remove(node);
+            }
+        }
     }
 
     /// Takes a binding out of what is looked up by its Service and its target group.
@@ -435,6 +488,7 @@ impl Index {
         if let Some(arn) = old.claimed_arn() {
             self.by_arn.remove(&(Arc::clone(arn), old.created, key.clone()));
         }
+        self.of_instances.remove(key);
         self.change_backend(&service, |backend| backend.bindings.retain(|name| *name != key.name));
     }
 
@@ -480,6 +534,14 @@ impl Index {
         for ip in &old.ips {
             self.by_ip.remove(&(*ip, key.clone()));
         }
+        if let Some(node) = &old.node
+            && let Some(keys) = self.by_node.get_mut(node)
+        {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_node.remove(node);
+            }
+        }
         for binding in gate_bindings(key, old) {
             if let Some(keys) = self.gated.get_mut(&binding) {
                 keys.remove(key);
@@ -489,6 +551,16 @@ impl Index {
             }
         }
     }
+}
+
+/// What a node says to targets that are pods on it.
+fn place(node: &Node) -> (NodeReady, Option<&str>, Option<&str>, Option<&str>) {
+    (node.ready, node.zone(), node.instance_id(), node.compute_type())
+}
+
+/// What a node says as a target itself.
+fn target(node: &Node) -> (NodeReady, bool, &str) {
+    (node.ready, node.leaving, &node.provider_id)
 }
 
 /// The same key in the words that a table keeps, if it is there.
@@ -582,6 +654,16 @@ mod tests {
         assert!(all[0].is_owned_by_lbc() && all[0].metadata.labels.as_ref().unwrap().len() == 1);
         let said = |at: usize| &all[at].status.as_ref().unwrap().conditions[0].said;
         assert!(Arc::ptr_eq(said(0), said(1)));
+    }
+
+    #[test]
+    fn a_binding_that_cannot_be_read_is_known_until_it_is_gone() {
+        let (mut index, key) = (Index::default(), Key::new("shop", "web"));
+        index.put_unreadable(key.clone());
+        assert_eq!(index.binding_keys().collect::<Vec<_>>(), [&key]);
+        // As after a list that does not show it any more.
+        index.remove_binding(&key);
+        assert_eq!((index.binding_keys().count(), index.unreadable.len()), (0, 0));
     }
 
     fn pod(gates: &[&str], ip: &str) -> objects::Pod {

@@ -45,7 +45,8 @@ fn change(index: &mut Index, random: &mut Rng) {
             let endpoints: Vec<Value> = (0..random.usize(..3))
                 .map(|_| {
                     json!({"addresses": ["10.0.0.1"], "nodeName": format!("x{}", random.usize(..4)),
-                           "targetRef": {"kind": "Pod", "name": format!("x{}", random.usize(..4))}})
+                           "targetRef": {"kind": if random.bool() { "Pod" } else { "Machine" },
+                                         "name": format!("x{}", random.usize(..4))}})
                 })
                 .collect();
             let mut metadata = meta(namespace, &name);
@@ -164,12 +165,15 @@ fn nothing_is_left_of_what_is_gone() {
             index.pods.len(),
             index.nodes.len(),
             index.by_arn.len(),
+            index.of_instances.len(),
             index.by_ip.len(),
+            index.by_node.len(),
+            index.bare.len(),
             index.by_label.len(),
             index.by_instance.len(),
             index.gated.len(),
         ];
-        assert_eq!(left, [0; 10], "seed {seed}");
+        assert_eq!(left, [0; 13], "seed {seed}");
     }
 }
 
@@ -189,6 +193,162 @@ fn a_node_concerns_bindings_of_instances_and_those_with_endpoints_there() {
     })));
     let found = index.put_node(&read(json!({"metadata": {"name": "n1"}})));
     assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), ["n0/a", "n0/c"]);
+}
+
+/// A node of few possible states.
+fn some_node(name: &str, random: &mut Rng) -> Value {
+    let one_of = |random: &mut Rng, all: &[Value]| all[random.usize(..all.len())].clone();
+    let feature = random.u32(..9).to_string();
+    let labels = one_of(
+        random,
+        &[
+            json!({}),
+            json!({"role": "web"}),
+            json!({"role": "web", "nobody-asks": feature}),
+            json!({"role": "job", "topology.kubernetes.io/zone": "b"}),
+            json!({"node.kubernetes.io/exclude-from-external-load-balancers": "", "role": "web"}),
+        ],
+    );
+    let taints = one_of(
+        random,
+        &[json!([]), json!([]), json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}])],
+    );
+    let id = one_of(
+        random,
+        &[json!(format!("aws:///a/i-{name}")), json!(format!("aws:///a/i-{name}")), json!("other")],
+    );
+    let ready = one_of(random, &[json!("True"), json!("True"), json!("False"), json!("Unknown")]);
+    json!({"metadata": {"name": name, "labels": labels}, "spec": {"providerID": id, "taints": taints},
+           "status": {"conditions": [{"type": "Ready", "status": ready}]}})
+}
+
+/// Nodes `x0` to `x3`, three bindings of instances, one of them for nodes with `role: web`, and one of pods on `x0` and `x1`, of
+/// which one is not ready for want of its gate, and of an endpoint without a pod on `x2`.
+fn world_of_nodes() -> Index {
+    let mut index = Index::default();
+    for (name, kind, selector) in [
+        ("all", "instance", json!(null)),
+        ("web", "instance", json!({"matchLabels": {"role": "web"}})),
+        (
+            "no-job",
+            "instance",
+            json!({"matchExpressions": [{"key": "role", "operator": "NotIn", "values": ["job"]}]}),
+        ),
+        ("pods", "ip", json!(null)),
+    ] {
+        index.put_binding(read(json!({
+            "metadata": meta(0, name),
+            "spec": {"targetGroup": {"arn": name, "targetType": kind}, "serviceRef": {"name": name}, "nodeSelector": selector},
+        })));
+        index.put_service(&read(json!({
+            "metadata": meta(0, name),
+            "spec": {"type": "NodePort", "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30_080}]},
+        })));
+    }
+    let endpoint = |n: usize, ready: bool| {
+        json!({"addresses": [format!("10.0.0.{n}")], "nodeName": format!("x{n}"), "conditions": {"ready": ready},
+               "targetRef": {"kind": "Pod", "name": format!("p{n}")}})
+    };
+    let bare = json!({"addresses": ["10.0.0.2"], "nodeName": "x2", "conditions": {"ready": false}});
+    let mut metadata = meta(0, "pods-1");
+    metadata["labels"] = json!({"kubernetes.io/service-name": "pods"});
+    index.put_slice(&read(json!({
+        "metadata": metadata, "addressType": "IPv4", "ports": [{"port": 80, "protocol": "TCP"}],
+        "endpoints": [endpoint(0, true), endpoint(1, false), bare],
+    })));
+    for n in 0..2 {
+        index.put_pod(&read(json!({
+            "metadata": meta(0, &format!("p{n}")), "spec": {"nodeName": format!("x{n}"), "containers": []},
+            "status": {"podIPs": [{"ip": format!("10.0.0.{n}")}],
+                       "conditions": [{"type": "ContainersReady", "status": "True"}]},
+        })));
+    }
+    index
+}
+
+/// What every binding wants registered, and which of its targets would count as alive.
+fn wanted(index: &Index) -> BTreeMap<Key, (desired::Desired, Vec<bool>)> {
+    let switches = desired::Switches { endpoints_fail_open: true, endpoints_without_pods: true };
+    let arn = "arn:aws:elasticloadbalancing:us-west-2:123456789012:targetgroup/web/1234567890abcdef";
+    let of = |(key, binding): (&Key, &Binding)| {
+        let binding = binding.whole(key);
+        let target_type = binding.spec.target_group.target_type.unwrap();
+        let group = tgb_api::target_group::TargetGroup {
+            arn: tgb_api::arn::TargetGroupArn::parse(arn).unwrap(),
+            target_type: if target_type == TargetType::Ip { "ip" } else { "instance" }.to_owned(),
+            protocol: "HTTP".to_owned(),
+            ip_address_type: "ipv4".to_owned(),
+            vpc_id: None,
+            port: Some(80),
+            health_check_port: None,
+            load_balancer_arns: Vec::new(),
+        };
+        let ids = (0..4)
+            .map(|n| if target_type == TargetType::Ip { format!("10.0.0.{n}") } else { format!("i-x{n}") });
+        let alive =
+            ids.map(|id| desired::is_alive(index, &binding, &desired::TargetKey { id, port: 80 }, None));
+        let alive = alive.collect();
+        (key.clone(), (desired::desired(index, &binding, &group, &switches), alive))
+    };
+    index.bindings().map(of).collect()
+}
+
+#[test]
+fn a_node_concerns_every_binding_that_wants_something_else_since() {
+    for seed in 0..20 {
+        let (mut index, mut random) = (world_of_nodes(), Rng::with_seed(seed));
+        for step in 0..200 {
+            let name = format!("x{}", random.usize(..4));
+            let before = wanted(&index);
+            let found = match random.u32(..6) {
+                0 => index.remove_node(&Key::new("", &name)),
+                _ => index.put_node(&read(some_node(&name, &mut random))),
+            };
+            for (key, after) in wanted(&index) {
+                // An instance that is back, or came, revives no target that anybody still has.
+                let died = before[&key].1.iter().zip(&after.1).any(|(before, after)| *before && !after);
+                if before[&key].0 != after.0 || died {
+                    assert!(found.contains(&key), "{key} of {found:?}, seed {seed}, step {step}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_a_node_says_that_nobody_asks_for_concerns_nobody() {
+    let mut index = world_of_nodes();
+    let node = |name: &str, labels: Value, ready: &str| {
+        read::<objects::Node>(json!({
+            "metadata": {"name": name, "labels": labels}, "spec": {"providerID": format!("aws:///a/i-{name}")},
+            "status": {"conditions": [{"type": "Ready", "status": ready}]},
+        }))
+    };
+    let names = |found: Concerned| found.iter().map(|key| key.name.to_string()).collect::<Vec<_>>();
+    assert_eq!(
+        names(index.put_node(&node("x0", json!({"role": "web"}), "True"))),
+        ["all", "no-job", "pods", "web"]
+    );
+    assert!(index.put_node(&node("x0", json!({"role": "web", "feature": "2"}), "True")).is_empty());
+    assert_eq!(names(index.put_node(&node("x0", json!({"role": "job"}), "True"))), ["no-job", "web"]);
+    // No pod of a binding is on it, and only one of them selects it.
+    assert_eq!(names(index.put_node(&node("x3", json!({"role": "job"}), "True"))), ["all"]);
+    assert_eq!(names(index.put_node(&node("x3", json!({"role": "job"}), "False"))), ["all"]);
+    assert_eq!(names(index.put_node(&node("x1", json!({"role": "job"}), "False"))), ["all", "pods"]);
+    assert!(index.put_node(&node("x1", json!({"role": "job"}), "False")).is_empty());
+}
+
+#[test]
+fn a_service_whose_metadata_change_concerns_nobody() {
+    let mut index = world_of_nodes();
+    let service = |note: &str, port: u16| {
+        let mut metadata = meta(0, "all");
+        metadata["annotations"] = json!({"note": note});
+        json!({"metadata": metadata, "spec": {"type": "NodePort", "ports": [{"port": port, "protocol": "TCP", "nodePort": 30_080}]}})
+    };
+    assert!(index.put_service(&read(service("1", 80))).is_empty());
+    assert!(index.put_service(&read(service("2", 80))).is_empty());
+    assert_eq!(index.put_service(&read(service("2", 81))).len(), 1);
 }
 
 #[test]

@@ -337,6 +337,14 @@ impl Slice {
         }
     }
 
+    /// The nodes of its endpoints that are of no pod, as often as there are some.
+    pub(crate) fn bare(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.endpoints
+            .iter()
+            .filter(|endpoint| endpoint.pod.is_none())
+            .filter_map(|endpoint| endpoint.node.as_ref())
+    }
+
     /// The pods that it names.
     pub(crate) fn pods(&self) -> BTreeSet<Arc<str>> {
         self.endpoints.iter().filter_map(|endpoint| endpoint.pod.clone()).collect()
@@ -530,11 +538,13 @@ pub(crate) enum NodeReady {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Node {
     pub(crate) ready: NodeReady,
+    /// All of them: a `nodeSelector` that comes later may name any.
     pub(crate) labels: BTreeMap<String, String>,
+    /// Its labels do not exclude it from load balancers.
+    pub(crate) usual: bool,
     /// About to be taken away by cluster-autoscaler or Karpenter.
     pub(crate) leaving: bool,
     pub(crate) provider_id: String,
-    pub(crate) addresses: Vec<IpAddr>,
 }
 
 impl Node {
@@ -547,22 +557,17 @@ impl Node {
             taint.key == "ToBeDeletedByClusterAutoscaler"
                 || (taint.key == "karpenter.sh/disrupted" && taint.effect == "NoSchedule")
         });
-        let addresses =
-            node.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
+        let labels = node.metadata.labels.clone().unwrap_or_default();
         Self {
             ready: match ready.map(|condition| condition.status.as_str()) {
                 Some("True") => NodeReady::Yes,
                 Some("False") => NodeReady::No,
                 _ => NodeReady::Unknown,
             },
-            labels: node.metadata.labels.clone().unwrap_or_default(),
+            usual: is_usual(&labels),
+            labels,
             leaving,
             provider_id: spec.and_then(|spec| spec.provider_id.clone()).unwrap_or_default(),
-            addresses: addresses
-                .iter()
-                .filter(|entry| entry.type_ == "InternalIP")
-                .filter_map(|entry| entry.address.parse().ok())
-                .collect(),
         }
     }
 
@@ -575,10 +580,28 @@ impl Node {
             .then_some(id)
     }
 
+    /// `fargate`, `hybrid` and the like.
+    pub(crate) fn compute_type(&self) -> Option<&str> {
+        self.labels.get(COMPUTE_TYPE).map(String::as_str)
+    }
+
     /// The zone label.
     pub(crate) fn zone(&self) -> Option<&str> {
         self.labels.get("topology.kubernetes.io/zone").map(String::as_str)
     }
+}
+
+const COMPUTE_TYPE: &str = "eks.amazonaws.com/compute-type";
+
+/// Whether labels let a node be a target.
+fn is_usual(labels: &BTreeMap<String, String>) -> bool {
+    const EXCLUDING: [&str; 3] = [
+        "node-role.kubernetes.io/master",
+        "node.kubernetes.io/exclude-from-external-load-balancers",
+        "alpha.service-controller.kubernetes.io/exclude-balancer",
+    ];
+    !EXCLUDING.iter().any(|label| labels.contains_key(*label))
+        && !matches!(labels.get(COMPUTE_TYPE).map(String::as_str), Some("fargate" | "hybrid"))
 }
 
 /// A namespace.
