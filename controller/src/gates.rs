@@ -3,10 +3,11 @@
 use crate::context::Ctx;
 use crate::index::{Index, Key};
 use crate::kept::{GateState, PodGate};
+use crate::reason::Reason;
 use futures::StreamExt;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,8 +28,8 @@ pub(crate) struct Gate {
     pub(crate) pod: Key,
     pub(crate) uid: String,
     pub(crate) kind: String,
-    /// It was not `True` before.
-    pub(crate) opens: bool,
+    /// Its status was another one before, or none.
+    pub(crate) turns: bool,
     /// Status, reason, message.
     pub(crate) state: GateState,
 }
@@ -62,17 +63,30 @@ pub(crate) fn outdated(index: &Index, binding: &Key, state_of: impl Fn(&Key) -> 
     let kind = names::readiness_gate(&binding.name);
     let pods = index.gated_pods(binding);
     pods.filter_map(|(key, pod)| {
-        let now = &pod.gate(&kind)?.state;
+        let now = pod.gate(&kind)?.state.as_deref();
         let state = state_of(key);
-        (now.as_deref() != Some(&state)).then(|| Gate {
+        (now != Some(&state)).then(|| Gate {
             pod: key.clone(),
             uid: pod.uid.to_string(),
             kind: kind.clone(),
-            opens: state.0 == "True" && now.as_deref().is_none_or(|(status, ..)| status != "True"),
+            turns: now.is_none_or(|(status, ..)| *status != state.0),
             state,
         })
     })
     .collect()
+}
+
+/// The gates that wait for a binding of which nothing can be registered: they say why. One that is open stays so, and one that
+/// says the same in other words stays as it is.
+pub(crate) fn held_up(index: &Index, binding: &Key, reason: Reason, message: &str) -> Vec<Gate> {
+    let state = ("False".to_owned(), reason.as_str().to_owned(), message.to_owned());
+    let kind = names::readiness_gate(&binding.name);
+    let is_news = |gate: &Gate| {
+        let pod = index.pod(&gate.pod);
+        let now = pod.and_then(|(_, pod)| pod.gate(&kind)).and_then(|gate| gate.state.as_deref());
+        now.is_none_or(|(status, reason, _)| status != "True" && (status, reason) != (&state.0, &state.1))
+    };
+    outdated(index, binding, |_| state.clone()).into_iter().filter(is_news).collect()
 }
 
 /// Whether a running pod of the binding waits for its gate.
@@ -105,23 +119,11 @@ pub(crate) fn of_a_deleted_binding() -> GateState {
 pub(crate) async fn write(ctx: &Ctx, gates: Vec<Gate>) -> bool {
     let now = k8s_openapi::jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let writes = gates.into_iter().map(|gate| {
-        let now = now.clone();
+        let now = &now;
         async move {
             let api: Api<Pod> = Api::namespaced(ctx.client.clone(), &gate.pod.namespace);
-            let (status, reason, message) = &gate.state;
-            let patch = json!({
-                "metadata": {"uid": gate.uid},
-                "status": {"conditions": [{
-                    "type": gate.kind,
-                    "status": status,
-                    "reason": reason,
-                    "message": message,
-                    "lastTransitionTime": now,
-                }]},
-            });
-            let answer =
-                api.patch_status(&gate.pod.name, &PatchParams::default(), &Patch::Strategic(&patch)).await;
-            match answer {
+            let patch = Patch::Strategic(patch(&gate, now));
+            match api.patch_status(&gate.pod.name, &PatchParams::default(), &patch).await {
                 Ok(_) => true,
                 Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => true,
                 Err(error) => {
@@ -131,7 +133,22 @@ pub(crate) async fn write(ctx: &Ctx, gates: Vec<Gate>) -> bool {
             }
         }
     });
-    futures::stream::iter(writes).buffer_unordered(16).all(|written| async move { written }).await
+    all_of(writes).await
+}
+
+/// Does all of it, some at a time; whether all went well. One that fails keeps no other from being done.
+async fn all_of(writes: impl Iterator<Item = impl Future<Output = bool>>) -> bool {
+    futures::stream::iter(writes).buffer_unordered(16).fold(true, |all, one| async move { all && one }).await
+}
+
+/// The patch of a pod's status for a gate. The time stays where the status does.
+fn patch(gate: &Gate, now: &str) -> Value {
+    let (status, reason, message) = &gate.state;
+    let mut condition = serde_json::Map::new();
+    let said = [("type", &gate.kind), ("status", status), ("reason", reason), ("message", message)];
+    condition.extend(said.map(|(field, text)| (field.to_owned(), json!(text))));
+    condition.extend(gate.turns.then(|| ("lastTransitionTime".to_owned(), json!(now))));
+    json!({"metadata": {"uid": gate.uid}, "status": {"conditions": [condition]}})
 }
 
 /// Opens gates whose binding has not existed for `--orphaned-gate-grace`.
@@ -139,7 +156,10 @@ pub(crate) async fn sweep(ctx: Arc<Ctx>) {
     let patience = ctx.settings.orphaned_gate_grace;
     let period = (patience / 4).clamp(Duration::from_millis(250), Duration::from_secs(15));
     let mut since: BTreeMap<Key, Instant> = BTreeMap::new();
-    while !ctx.stop.is_cancelled() && !ctx.settings.observe {
+    if ctx.settings.observe {
+        return ctx.stop.cancelled().await;
+    }
+    while !ctx.stop.is_cancelled() {
         let orphans: BTreeSet<Key> = {
             let index = ctx.index();
             index.gated().keys().filter(|key| !index.has_binding(key)).cloned().collect()
@@ -201,5 +221,83 @@ mod tests {
         let unused = seen(TargetState::Unused, "Target.NotInUse");
         assert_eq!(short(Some(&unused), false), pair("True", "TargetGroupNotInUse"));
         assert_eq!(short(Some(&unused), true), pair("False", "Target.NotInUse"));
+    }
+
+    /// Pods with the gate of binding `web`, and what that says.
+    fn gated(pods: &[(&str, Option<GateState>)]) -> Index {
+        let mut index = Index::default();
+        let kind = names::readiness_gate("web");
+        for (name, state) in pods {
+            let conditions = state.iter().map(|(status, reason, message)| {
+                json!({"type": kind, "status": status, "reason": reason, "message": message})
+            });
+            let conditions: Vec<Value> = conditions.collect();
+            let pod = json!({
+                "metadata": {"namespace": "shop", "name": name, "uid": name},
+                "spec": {"containers": [], "readinessGates": [{"conditionType": kind}]},
+                "status": {"conditions": conditions},
+            });
+            index.put_pod(&serde_json::from_value(pod).unwrap());
+        }
+        index
+    }
+
+    fn said(status: &str, reason: &str, message: &str) -> GateState {
+        (status.to_owned(), reason.to_owned(), message.to_owned())
+    }
+
+    #[test]
+    fn the_time_of_a_gate_moves_with_its_status_only() {
+        let index = gated(&[
+            ("new", None),
+            ("worse", Some(said("False", "Elb.InitialHealthChecking", ""))),
+            ("opens", Some(said("False", "Target.Timeout", ""))),
+        ]);
+        let state = |pod: &Key| match &*pod.name {
+            "opens" => said("True", "", ""),
+            _ => said("False", "Target.Timeout", "it does not answer"),
+        };
+        let gates = outdated(&index, &Key::new("shop", "web"), state);
+        let times: Vec<(String, bool)> = gates
+            .iter()
+            .map(|gate| {
+                let patch = patch(gate, "2026-01-02T03:04:05Z");
+                (
+                    gate.pod.name.to_string(),
+                    patch["status"]["conditions"][0]["lastTransitionTime"].is_string(),
+                )
+            })
+            .collect();
+        let expected = [("new", true), ("opens", true), ("worse", false)];
+        assert_eq!(times, expected.map(|(name, moves)| (name.to_owned(), moves)));
+    }
+
+    #[test]
+    fn gates_of_a_binding_that_is_held_up_say_why_and_open_ones_stay_open() {
+        let index = gated(&[
+            ("new", None),
+            ("waits", Some(said("False", "Target.NotRegistered", ""))),
+            ("told", Some(said("False", "TargetGroupNotFound", "in other words"))),
+            ("open", Some(said("True", "", ""))),
+        ]);
+        let gates = held_up(&index, &Key::new("shop", "web"), Reason::TargetGroupNotFound, "there is none");
+        let told: Vec<(&str, &GateState)> = gates.iter().map(|gate| (&*gate.pod.name, &gate.state)).collect();
+        let state = said("False", "TargetGroupNotFound", "there is none");
+        assert_eq!(told, [("new", &state), ("waits", &state)]);
+    }
+
+    #[tokio::test]
+    async fn one_pod_whose_gate_cannot_be_written_keeps_no_other_from_being_written() {
+        let written = std::cell::Cell::new(0);
+        let writes = (0..100).map(|n| {
+            let written = &written;
+            async move {
+                tokio::task::yield_now().await;
+                written.set(written.get() + 1);
+                n != 0
+            }
+        });
+        assert!(!all_of(writes).await);
+        assert_eq!(written.get(), 100);
     }
 }

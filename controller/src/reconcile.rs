@@ -39,8 +39,8 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::warn;
 
-const BACKOFF_FIRST: Duration = Duration::from_secs(1);
-const BACKOFF_LAST: Duration = Duration::from_secs(60);
+pub(crate) const BACKOFF_FIRST: Duration = Duration::from_secs(1);
+pub(crate) const BACKOFF_LAST: Duration = Duration::from_secs(60);
 /// An event about the same reason, with other words, is sent at most this often.
 const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// A first pass that takes longer is announced.
@@ -334,7 +334,19 @@ impl Worker {
         if matches!(found, Err(Outcome::Again) | Ok(Found { outcome: Outcome::Again, .. })) {
             return Outcome::Again;
         }
+        if found.is_err() {
+            self.hold_gates(binding, report).await;
+        }
         self.networking(binding, &found, report).await
+    }
+
+    /// Says in the gates of pods that wait why nothing can be registered for them.
+    async fn hold_gates(&self, binding: &TargetGroupBinding, report: &Report) {
+        let (verdict, reason, message) = report.ready();
+        if verdict == Verdict::False && self.mode(binding) != Mode::Observes {
+            let gates = gates::held_up(&self.ctx.index(), &self.key, reason, &message);
+            gates::write(&self.ctx, gates).await;
+        }
     }
 
     // ---- targets ----
@@ -788,7 +800,7 @@ impl Worker {
             self.memory.next_poll = Some(Instant::now());
             return;
         }
-        for gate in gates.iter().filter(|gate| gate.opens) {
+        for gate in gates.iter().filter(|gate| gate.turns && gate.state.0 == "True") {
             let since = by_pod.get(&gate.pod).and_then(|key| observed.since(key));
             if let Some(since) = since {
                 self.ctx.metrics.gate_seconds.observe(since.elapsed().as_secs_f64());
