@@ -248,7 +248,7 @@ fn why_no_instance(index: &Index, binding: &TargetGroupBinding, wanted: &Desired
     let selector = binding.spec.node_selector.as_ref();
     if node.leaving {
         format!("node {name} is about to go")
-    } else if !is_usual(&node.labels) {
+    } else if !node.usual {
         format!("node {name} has a label that excludes it from load balancers")
     } else if selector.is_some_and(|selector| !matches(selector, &node.labels)) {
         format!("nodeSelector does not take node {name}")
@@ -501,7 +501,7 @@ fn why_no_nodes(index: &Index, selector: Option<&LabelSelector>) -> (Reason, Str
             Some(_) => "spec.nodeSelector takes no node",
             None => "there are no nodes",
         }
-    } else if !index.nodes.values().any(|node| taken(&node.labels) && is_usual(&node.labels)) {
+    } else if !index.nodes.values().any(|node| taken(&node.labels) && node.usual) {
         "all nodes that could be taken have labels that exclude them from load balancers"
     } else {
         "all nodes that could be taken are about to go"

@@ -1,6 +1,7 @@
 //! What we write of a binding: its status and our finalizer, by merge patch with resourceVersion, and only what changed.
 
 use crate::context::Ctx;
+use crate::reconcile::backoff;
 use crate::status::{self, Report};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
@@ -16,9 +17,8 @@ use tracing::warn;
 /// Counts are written at most this often, and other words about the same reason.
 const COUNTS_EVERY: Duration = Duration::from_secs(15);
 const WORDS_EVERY: Duration = Duration::from_secs(2);
-/// After how long a write is tried again: somebody else wrote, or the API server failed.
+/// After how long a write is tried again when somebody else wrote.
 pub(crate) const CONFLICT: Duration = Duration::from_millis(200);
-const FAILURE: Duration = Duration::from_secs(1);
 
 /// What we wrote last, which the watch may not have shown yet.
 #[derive(Debug, Default)]
@@ -26,6 +26,29 @@ pub(crate) struct Writes {
     last: Option<Last>,
     status: Option<(Status, Instant)>,
     health: Option<Awaited>,
+    refusals: Refusals,
+}
+
+/// How often in a row the API server did not write a status, and until when it is not asked again.
+#[derive(Debug, Default)]
+struct Refusals {
+    count: u32,
+    until: Option<Instant>,
+}
+
+impl Refusals {
+    /// For how much longer nothing is to be tried.
+    fn left(&self, now: Instant) -> Option<Duration> {
+        self.until?.checked_duration_since(now).filter(|left| !left.is_zero())
+    }
+
+    /// One more; in how long to try again. `random` of 0 to 1 keeps apart those that failed together.
+    fn add(&mut self, now: Instant, random: f64) -> Duration {
+        self.count = self.count.saturating_add(1);
+        let pause = backoff(self.count, random);
+        self.until = Some(now + pause);
+        pause
+    }
 }
 
 /// What people wait for after targets were changed.
@@ -93,6 +116,7 @@ impl Writes {
             seen.push(overtaken);
         }
         self.last = Some(Last { seen, now });
+        self.refusals = Refusals::default();
     }
 
     /// Targets were changed: the next change of how many are healthy is written at once, and that all are.
@@ -153,12 +177,15 @@ impl Writes {
         {
             return Some(left);
         }
+        if let Some(left) = self.refusals.left(Instant::now()) {
+            return Some(left);
+        }
         match self.write_status(ctx, binding, new).await {
             Ok(()) => None,
             Err(error) if is_conflict(&error) => Some(CONFLICT),
             Err(error) => {
                 warn!(binding = %format!("{}/{}", binding.namespace(), binding.name()), %error, "could not write the status");
-                Some(FAILURE)
+                Some(self.refusals.add(Instant::now(), fastrand::f64()))
             }
         }
     }
@@ -258,5 +285,21 @@ mod tests {
         assert_eq!((version(&writes, "5").as_str(), writes.ahead(&at("5")).is_some()), ("5", false));
         writes.wrote(&at("5"), &at("6"));
         assert_eq!(["4", "5", "7"].map(|seen| version(&writes, seen)), ["4", "6", "7"]);
+    }
+
+    #[test]
+    fn a_status_that_cannot_be_written_is_tried_again_ever_later_until_a_write_succeeds() {
+        let (mut writes, mut now) = (Writes::default(), Instant::now());
+        let mut pauses = Vec::new();
+        for _ in 0..9 {
+            let pause = writes.refusals.add(now, 0.0);
+            assert_eq!(writes.refusals.left(now), Some(pause));
+            assert_eq!(writes.refusals.left(now + pause), None);
+            pauses.push(pause.as_secs());
+            now += pause;
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        writes.wrote(&at("1"), &at("2"));
+        assert_eq!(writes.refusals.add(now, 0.0), Duration::from_secs(1));
     }
 }
