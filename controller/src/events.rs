@@ -7,10 +7,13 @@ use kube::{Client, Resource};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tgb_api::v1::TargetGroupBinding;
+use tokio::sync::Semaphore;
 use tracing::debug;
 
 /// Longest note that the API server takes, bytes.
 const LONGEST: usize = 1000;
+/// Events that wait for the API server at the same time. As many more as come while it is away are not sent.
+const MOST: usize = 1000;
 
 /// Publishes events; repeated ones become a series. The recorder takes events about the same reason for repetitions
 /// whatever they say, so there is one for each note.
@@ -18,6 +21,7 @@ const LONGEST: usize = 1000;
 pub(crate) struct Events {
     client: Client,
     reporter: Reporter,
+    places: Arc<Semaphore>,
     last: Arc<Mutex<HashMap<(String, EventReason), Last>>>,
 }
 
@@ -31,7 +35,7 @@ impl Events {
     pub(crate) fn new(client: Client) -> Self {
         let reporter =
             Reporter { controller: "tgb-controller".to_owned(), instance: std::env::var("HOSTNAME").ok() };
-        Self { client, reporter, last: Arc::default() }
+        Self { client, reporter, places: Arc::new(Semaphore::new(MOST)), last: Arc::default() }
     }
 
     /// Something went as it should.
@@ -50,6 +54,10 @@ impl Events {
     }
 
     fn publish(&self, binding: &TargetGroupBinding, kind: EventType, reason: EventReason, note: String) {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            debug!(note, "an event is left out, since the API server does not take those before");
+            return;
+        };
         let note = shortened(note);
         let reference: ObjectReference = binding.object_ref(&());
         let recorder = {
@@ -73,6 +81,7 @@ impl Events {
             secondary: None,
         };
         tokio::spawn(async move {
+            let _place = place;
             if let Err(error) = recorder.publish(&event, &reference).await {
                 debug!(%error, "could not publish an event");
             }
@@ -124,5 +133,20 @@ mod tests {
         assert_eq!(listed("target", &[1]), "1 target: 1");
         assert_eq!(listed("target", &[1, 2, 3, 4, 5, 6]), "6 targets: 1, 2, 3, 4, 5, …");
         assert!(shortened("ü".repeat(600)).len() <= LONGEST + 3);
+    }
+
+    #[tokio::test]
+    async fn events_that_the_api_server_does_not_take_are_bounded() {
+        let silent = tower::service_fn(|_: http::Request<kube::client::Body>| {
+            std::future::pending::<Result<http::Response<kube::client::Body>, tower::BoxError>>()
+        });
+        let events = Events::new(Client::new(silent, "default"));
+        for n in 0..3 * MOST {
+            events.warning(&TargetGroupBinding::default(), EventReason::ReconcileFailed, n.to_string());
+        }
+        assert_eq!(events.places.available_permits(), 0);
+        let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+        // The client has one, too.
+        assert!(tasks <= MOST + 1, "{tasks} tasks");
     }
 }
