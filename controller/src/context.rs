@@ -12,12 +12,14 @@ use crate::metrics::Metrics;
 use crate::polling;
 use crate::reason::Reason;
 use crate::security::interfaces::REMEMBERED;
+use futures::FutureExt as _;
 use ipnet::IpNet;
 use kube::Client;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 use tgb_api::target_group::TargetGroup;
 use tgb_api::v1::Role;
@@ -26,6 +28,7 @@ use tgb_aws::{Aws, AwsError};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::error;
 
 /// `--keep-last-targets`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -102,7 +105,23 @@ impl Wake {
 }
 
 /// The last answer of DescribeTargetHealth, and when it was asked for.
-type LastHealth = Arc<tokio::sync::Mutex<Option<(Instant, Vec<ObservedTarget>)>>>;
+type Health = Arc<tokio::sync::Mutex<Option<(Instant, Vec<ObservedTarget>)>>>;
+
+/// Where the health of a target group with several bindings is shared. What is kept of others goes.
+fn shared_health(
+    all: &mut HashMap<String, Health>,
+    arn: &str,
+    has_several: impl Fn(&str) -> bool,
+) -> Option<Health> {
+    if !has_several(arn) {
+        all.remove(arn);
+        return None;
+    }
+    if !all.contains_key(arn) {
+        all.retain(|other, _| has_several(other));
+    }
+    Some(Arc::clone(all.entry(arn.to_owned()).or_default()))
+}
 
 /// Who works on which binding.
 type Workers = HashMap<Key, Arc<Wake>>;
@@ -121,6 +140,93 @@ pub(crate) struct Standing {
     pub(crate) waits: bool,
 }
 
+/// A watch: the kind of object, and the namespace if it sees one only.
+pub(crate) type Watched = (&'static str, Option<Arc<str>>);
+
+/// Since when watches are broken.
+#[derive(Debug, Default)]
+pub(crate) struct Watches(BTreeMap<Watched, Break>);
+
+/// A break of a watch.
+#[derive(Debug)]
+struct Break {
+    since: Instant,
+    /// When the API server answered it again.
+    mended: Option<Instant>,
+}
+
+impl Watches {
+    /// A watch that fails again so soon after it was answered has not been mended.
+    const STEADY: Duration = Duration::from_secs(10);
+
+    /// Notes that a watch failed.
+    pub(crate) fn fail(&mut self, watch: &Watched, now: Instant) {
+        let unsteady = |broken: &Break| {
+            broken.mended.is_none_or(|mended| now.saturating_duration_since(mended) < Self::STEADY)
+        };
+        match self.0.get_mut(watch) {
+            Some(broken) if unsteady(broken) => broken.mended = None,
+            _ => drop(self.0.insert(watch.clone(), Break { since: now, mended: None })),
+        }
+    }
+
+    /// Notes that the API server answers a watch; for how long it had not, if it was broken.
+    pub(crate) fn mend(&mut self, watch: &Watched, now: Instant) -> Option<Duration> {
+        let broken = self.0.get_mut(watch).filter(|broken| broken.mended.is_none())?;
+        broken.mended = Some(now);
+        Some(now.saturating_duration_since(broken.since))
+    }
+
+    /// The watches that are broken, and for how long.
+    pub(crate) fn broken(&self, now: Instant) -> impl Iterator<Item = (&Watched, Duration)> {
+        let broken = self.0.iter().filter(|(_, broken)| broken.mended.is_none());
+        broken.map(move |(watch, broken)| (watch, now.saturating_duration_since(broken.since)))
+    }
+
+    /// Of the broken watches that see a namespace, the one that has been so for longest: its kind, and for how long.
+    pub(crate) fn blind(&self, namespace: &str, now: Instant) -> Option<(&'static str, Duration)> {
+        let sees = |watch: &Watched| watch.1.as_deref().is_none_or(|scope| scope == namespace);
+        let broken = self.broken(now).filter(|(watch, _)| sees(watch));
+        broken.map(|(watch, age)| (watch.0, age)).max_by_key(|(_, age)| *age)
+    }
+}
+
+/// The work that goes on as long as the process does.
+#[derive(Debug, Clone)]
+pub(crate) struct Vital {
+    halt: CancellationToken,
+    broken_off: Arc<OnceLock<String>>,
+}
+
+impl Vital {
+    /// For a process that comes to an orderly end when `halt` is cancelled.
+    pub(crate) fn new(halt: CancellationToken) -> Self {
+        Self { halt, broken_off: Arc::default() }
+    }
+
+    /// Does work on the side. Should it end or panic, the process ends: without it the rest would go on with what was true then.
+    pub(crate) fn keep_up(&self, what: String, work: impl Future<Output = ()> + Send + 'static) {
+        let vital = self.clone();
+        tokio::spawn(async move {
+            let panicked = AssertUnwindSafe(work).catch_unwind().await.is_err();
+            if vital.halt.is_cancelled() {
+                return;
+            }
+            let how = if panicked { "panicked" } else { "ended" };
+            let message = format!("{what} {how}, without which nothing is known to be true; see the log");
+            error!("{message}");
+            // The first one is the cause.
+            let _ = vital.broken_off.set(message);
+            vital.halt.cancel();
+        });
+    }
+
+    /// Why the process ends, if not by a signal.
+    pub(crate) fn broken_off(&self) -> Option<&str> {
+        self.broken_off.get().map(String::as_str)
+    }
+}
+
 /// What all workers share.
 pub(crate) struct Ctx {
     pub(crate) client: Client,
@@ -137,17 +243,23 @@ pub(crate) struct Ctx {
     /// The networks of a VPC's subnets.
     subnets: Lookups<String, Arc<Vec<IpNet>>>,
     /// Of target groups with several bindings.
-    health: Mutex<HashMap<String, LastHealth>>,
-    /// Since when the watch of a kind is broken.
-    broken: Mutex<BTreeMap<&'static str, Instant>>,
+    health: Mutex<HashMap<String, Health>>,
+    watches: Mutex<Watches>,
+    /// What ends the process when it ends.
+    pub(crate) vital: Vital,
     /// Whether this replica may write.
-    pub(crate) term: Term,
+    pub(crate) term: Arc<Term>,
     unsynced: AtomicUsize,
     synced: Notify,
 }
 
 impl Ctx {
-    pub(crate) fn new(client: Client, aws: Aws, settings: Settings) -> Self {
+    pub(crate) fn new(
+        client: Client,
+        aws: Aws,
+        settings: Settings,
+        (term, vital): (Arc<Term>, Vital),
+    ) -> Self {
         Self {
             events: Events::new(client.clone()),
             client,
@@ -161,8 +273,9 @@ impl Ctx {
             standings: Mutex::default(),
             subnets: Lookups::new(Duration::MAX),
             health: Mutex::default(),
-            broken: Mutex::default(),
-            term: Term::default(),
+            watches: Mutex::default(),
+            vital,
+            term,
             unsynced: AtomicUsize::new(0),
             synced: Notify::new(),
         }
@@ -187,9 +300,16 @@ impl Ctx {
         self.standings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Since when the watches of kinds are broken; those that are connected are not there.
-    pub(crate) fn broken(&self) -> MutexGuard<'_, BTreeMap<&'static str, Instant>> {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner)
+    /// How the watches fare.
+    pub(crate) fn watches(&self) -> MutexGuard<'_, Watches> {
+        self.watches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A kind of object whose watch, of all that see a namespace, has been broken for longest, and for how long: what is known
+    /// of it may not be true any more.
+    #[expect(dead_code, reason = "the plan is to hold back by it what can't be sure")]
+    pub(crate) fn blind(&self, namespace: &str) -> Option<(&'static str, Duration)> {
+        self.watches().blind(namespace, Instant::now())
     }
 
     /// How often a worker polls. A poll compares, too.
@@ -235,18 +355,13 @@ impl Ctx {
         arn: &str,
     ) -> Result<Vec<ObservedTarget>, AwsError> {
         const TICK: Duration = Duration::from_secs(1);
-        let has_several = self.index().bindings_of(arn).nth(1).is_some();
-        let cell = {
-            let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
-            if has_several {
-                Some(Arc::clone(health.entry(arn.to_owned()).or_default()))
-            } else {
-                health.remove(arn);
-                None
-            }
+        let shared = {
+            let index = self.index();
+            let mut all = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+            shared_health(&mut all, arn, |arn| index.bindings_of(arn).nth(1).is_some())
         };
-        let Some(cell) = cell else { return aws.target_health(role, arn).await };
-        let mut last = cell.lock().await;
+        let Some(shared) = shared else { return aws.target_health(role, arn).await };
+        let mut last = shared.lock().await;
         if let Some((_, answer)) = last.as_ref().filter(|(asked, _)| asked.elapsed() < TICK) {
             return Ok(answer.clone());
         }
@@ -288,13 +403,96 @@ impl Ctx {
     }
 
     /// Why `/readyz` is not well, if so.
-    pub(crate) fn unready(&self) -> Option<&'static str> {
-        if self.stop.is_cancelled() {
+    pub(crate) fn unready(&self) -> Option<&str> {
+        if let Some(why) = self.vital.broken_off() {
+            Some(why)
+        } else if self.stop.is_cancelled() {
             Some("stopping")
         } else if self.unsynced.load(Ordering::Acquire) > 0 {
             Some("the caches are not filled yet")
         } else {
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_health_of_groups_that_several_bindings_share_is_kept_and_no_other() {
+        let mut all = HashMap::new();
+        for n in 0..100 {
+            let arn = format!("arn{n}");
+            // As where each in turn has two bindings for a while.
+            assert!(shared_health(&mut all, &arn, |other| other == arn).is_some());
+            assert_eq!(all.len(), 1);
+        }
+        assert!(shared_health(&mut all, "arn1", |_| false).is_none());
+        let two = |arn: &str| ["a", "b"].contains(&arn);
+        for arn in ["a", "b", "a"] {
+            assert!(shared_health(&mut all, arn, two).is_some());
+        }
+        assert_eq!(all.len(), 2);
+    }
+
+    #[test]
+    fn a_watch_counts_as_broken_until_it_is_answered_and_stays_so() {
+        let (mut watches, begun) = (Watches::default(), Instant::now());
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let pods = ("pods", Some(Arc::from("shop")));
+        watches.fail(&pods, at(0));
+        watches.fail(&pods, at(5));
+        assert_eq!(watches.blind("shop", at(20)), Some(("pods", Duration::from_secs(20))));
+        assert_eq!(watches.mend(&pods, at(20)), Some(Duration::from_secs(20)));
+        assert_eq!((watches.blind("shop", at(20)), watches.mend(&pods, at(21))), (None, None));
+        // It broke again at once: it was never well.
+        watches.fail(&pods, at(22));
+        assert_eq!(watches.blind("shop", at(30)), Some(("pods", Duration::from_secs(30))));
+        watches.mend(&pods, at(30));
+        watches.fail(&pods, at(50));
+        assert_eq!(watches.blind("shop", at(51)), Some(("pods", Duration::from_secs(1))));
+    }
+
+    #[test]
+    fn a_namespace_whose_watch_is_well_does_not_speak_for_another() {
+        let (mut watches, now) = (Watches::default(), Instant::now());
+        let pods = |namespace: &str| ("pods", Some(Arc::from(namespace)));
+        let later = now + Duration::from_secs(9);
+        watches.fail(&pods("shop"), now);
+        watches.fail(&pods("bank"), now);
+        watches.mend(&pods("bank"), later);
+        assert_eq!(watches.blind("bank", later), None);
+        assert_eq!(watches.blind("shop", later), Some(("pods", Duration::from_secs(9))));
+        watches.fail(&("nodes", None), later);
+        assert_eq!(watches.blind("bank", later).map(|(kind, _)| kind), Some("nodes"));
+    }
+
+    #[tokio::test]
+    async fn work_that_has_to_go_on_and_ends_or_panics_ends_the_process() {
+        let panics = || async { panic!("as a test does") };
+        let works: [(&str, futures::future::BoxFuture<'static, ()>); 2] =
+            [("ended", Box::pin(async {})), ("panicked", Box::pin(panics()))];
+        for (how, work) in works {
+            let halt = CancellationToken::new();
+            let vital = Vital::new(halt.clone());
+            vital.keep_up("the watch of pods".to_owned(), work);
+            halt.cancelled().await;
+            let why = vital.broken_off().unwrap();
+            assert!(why.starts_with(&format!("the watch of pods {how}")), "{why}");
+        }
+    }
+
+    #[tokio::test]
+    async fn work_that_ends_with_the_process_is_not_why_it_ends() {
+        let halt = CancellationToken::new();
+        let (vital, (done, ended)) = (Vital::new(halt.clone()), tokio::sync::oneshot::channel::<()>());
+        vital.keep_up("a search".to_owned(), async move { drop(ended.await) });
+        halt.cancel();
+        drop(done);
+        tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
+        assert_eq!(vital.broken_off(), None);
     }
 }

@@ -15,16 +15,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use tgb_aws::values::TARGET_STATES;
 use tgb_process::server;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Serves `/livez`, `/readyz` and `/metrics` for ever.
+/// Serves `/livez`, `/readyz` and `/metrics`.
 pub(crate) fn serve(ctx: Arc<Ctx>, listener: tokio::net::TcpListener) {
     let router = Router::new()
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .with_state(ctx);
-    tokio::spawn(server::serve(listener, None, server::routed(router), CancellationToken::new()));
+        .with_state(Arc::clone(&ctx));
+    let served = server::serve(listener, None, server::routed(router), CancellationToken::new());
+    ctx.vital.keep_up("the server of probes and metrics".to_owned(), served);
 }
 
 /// `?verbose`
@@ -47,8 +49,9 @@ async fn readyz(
         Some(why) => format!("[-] {why}"),
     }];
     lines.push(if ctx.term.lasts() { "leading" } else { "standing by for the lease" }.to_owned());
-    for (kind, since) in ctx.broken().iter() {
-        lines.push(format!("the watch of {kind} has been broken for {} s", since.elapsed().as_secs()));
+    for ((kind, namespace), age) in ctx.watches().broken(Instant::now()) {
+        let place = namespace.as_ref().map(|namespace| format!(" in {namespace}")).unwrap_or_default();
+        lines.push(format!("the watch of {kind}{place} has been broken for {} s", age.as_secs()));
     }
     // As many bindings as fail for the same reason.
     let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
@@ -121,10 +124,11 @@ fn fill_in(ctx: &Ctx) {
             ("namespaces", index.namespaces.len()),
         ]
     };
-    let broken = ctx.broken();
+    let (watches, now) = (ctx.watches(), Instant::now());
     for (cache, count) in caches {
         metrics.cache_objects.get_or_create(&Cache { cache }).set(number(count));
-        let age = broken.get(cache).map_or(0.0, |since| since.elapsed().as_secs_f64());
+        let ages = watches.broken(now).filter(|((kind, _), _)| *kind == cache).map(|(_, age)| age);
+        let age = ages.max().unwrap_or_default().as_secs_f64();
         metrics.cache_age.get_or_create(&Cache { cache }).set(age);
     }
 }

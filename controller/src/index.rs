@@ -124,11 +124,6 @@ impl Index {
         self.bindings.iter().map(|(key, binding)| (key, &**binding))
     }
 
-    /// The keys of every binding, of those that can't be read, too.
-    pub(crate) fn binding_keys(&self) -> impl Iterator<Item = &Key> {
-        self.bindings.keys().chain(&self.unreadable)
-    }
-
     /// A Service.
     pub(crate) fn service(&self, key: &Key) -> Option<&Service> {
         self.backends.get(key)?.service.as_ref()
@@ -654,16 +649,6 @@ mod tests {
         assert!(all[0].is_owned_by_lbc() && all[0].metadata.labels.as_ref().unwrap().len() == 1);
         let said = |at: usize| &all[at].status.as_ref().unwrap().conditions[0].said;
         assert!(Arc::ptr_eq(said(0), said(1)));
-    }
-
-    #[test]
-    fn a_binding_that_cannot_be_read_is_known_until_it_is_gone() {
-        let (mut index, key) = (Index::default(), Key::new("shop", "web"));
-        index.put_unreadable(key.clone());
-        assert_eq!(index.binding_keys().collect::<Vec<_>>(), [&key]);
-        // As after a list that does not show it any more.
-        index.remove_binding(&key);
-        assert_eq!((index.binding_keys().count(), index.unreadable.len()), (0, 0));
     }
 
     fn pod(gates: &[&str], ip: &str) -> objects::Pod {

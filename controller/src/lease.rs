@@ -2,6 +2,8 @@
 //!
 //! Whether another's lease has run out is judged by how long *we* have seen it unchanged: clocks of other machines don't
 //! matter. The lease is given back at a clean stop.
+//!
+//! A thread of its own renews the lease, with a client and connections of its own: however much the rest computes, it is not late.
 
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
@@ -9,11 +11,12 @@ use k8s_openapi::jiff::Timestamp;
 use kube::api::{ListParams, PostParams};
 use kube::{Api, Client};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tgb_process::duration;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -78,6 +81,11 @@ impl Periods {
         CALL.min((self.lease_renew_deadline - self.lease_retry_period) / 2)
     }
 
+    /// How long after the end of a term no other replica writes.
+    pub(crate) fn margin(self) -> Duration {
+        self.lease_duration.saturating_sub(self.lease_renew_deadline)
+    }
+
     /// How often a standby looks at the lease.
     fn looks(self) -> Duration {
         LOOKS.min(self.lease_retry_period)
@@ -90,7 +98,7 @@ const CLUSTER: &str = "elbv2.k8s.aws/cluster-name";
 const OWNER: &str = "elbv2.k8s.aws/rule-owner";
 
 /// The Lease and who we are.
-pub(crate) struct Candidate {
+struct Candidate {
     client: Client,
     api: Api<Lease>,
     namespace: String,
@@ -101,23 +109,81 @@ pub(crate) struct Candidate {
     periods: Periods,
 }
 
-/// The time for which the lease is ours, by our own clock. A process that stood still for a while finds by it that its time is
-/// over, before it has heard of another leader.
-#[derive(Debug, Default)]
+/// A moment by two clocks: one stands still while the machine is suspended, the other goes on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Moment {
+    awake: Instant,
+    /// Since the machine started; `None` where the system does not tell.
+    uptime: Option<Duration>,
+}
+
+impl Moment {
+    /// Now.
+    pub(crate) fn now() -> Self {
+        let uptime = std::fs::read_to_string("/proc/uptime").ok();
+        Self { awake: Instant::now(), uptime: uptime.as_deref().and_then(seconds_in) }
+    }
+
+    fn after(self, period: Duration) -> Self {
+        Self { awake: self.awake + period, uptime: self.uptime.map(|uptime| uptime + period) }
+    }
+
+    /// The time until a later moment, by the clock that has less of it left.
+    fn until(self, end: Self) -> Duration {
+        let awake = end.awake.saturating_duration_since(self.awake);
+        let left = end.uptime.zip(self.uptime).map(|(end, now)| end.saturating_sub(now));
+        left.map_or(awake, |left| left.min(awake))
+    }
+}
+
+/// The first number of `/proc/uptime`.
+fn seconds_in(uptime: &str) -> Option<Duration> {
+    Duration::try_from_secs_f64(uptime.split_whitespace().next()?.parse().ok()?).ok()
+}
+
+/// Until when this replica may write, by its own clock. A process or a machine that stood still sees that its term is over
+/// before it has heard of another leader.
+#[derive(Debug)]
 pub(crate) struct Term {
-    end: Mutex<Option<Instant>>,
+    /// For so long after the end no other replica writes.
+    margin: Duration,
+    end: Mutex<End>,
     /// Something was left undone because it was over.
     missed: AtomicBool,
 }
 
+#[derive(Debug, Clone, Copy)]
+enum End {
+    /// It has not begun.
+    Unknown,
+    At(Moment),
+    /// It is over for good.
+    Past,
+}
+
 impl Term {
-    /// Whether this replica may write.
-    pub(crate) fn lasts(&self) -> bool {
-        let end = *self.end.lock().unwrap_or_else(PoisonError::into_inner);
-        end.is_some_and(|end| Instant::now() < end)
+    /// A term that has not begun.
+    pub(crate) fn new(margin: Duration) -> Self {
+        Self { margin, end: Mutex::new(End::Unknown), missed: AtomicBool::new(false) }
     }
 
-    /// As [`Self::lasts`], asked by work that is left undone otherwise: the next [`Self::until`] tells of it.
+    fn end_now(&self) -> MutexGuard<'_, End> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this replica may write.
+    pub(crate) fn lasts(&self) -> bool {
+        self.allows().is_some()
+    }
+
+    /// How long a write may take that begins now: it has ended before another replica writes. `None`: none may begin.
+    pub(crate) fn allows(&self) -> Option<Duration> {
+        let End::At(end) = *self.end_now() else { return None };
+        let left = Moment::now().until(end);
+        (!left.is_zero()).then(|| left + self.margin)
+    }
+
+    /// Whether this replica may write, asked by work that is left undone otherwise: the next [`Self::until`] tells of it.
     pub(crate) fn serves(&self) -> bool {
         if self.lasts() {
             return true;
@@ -127,15 +193,119 @@ impl Term {
         self.lasts()
     }
 
-    /// This replica may write until then. Whether something was left undone.
-    pub(crate) fn until(&self, end: Instant) -> bool {
-        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+    /// Lets this replica write until then, unless its term is over for good. Whether something was left undone.
+    pub(crate) fn until(&self, end: Moment) -> bool {
+        let mut known = self.end_now();
+        if matches!(*known, End::Past) {
+            return false;
+        }
+        *known = End::At(end);
         self.missed.swap(false, Ordering::SeqCst)
     }
 
-    /// This replica writes nothing any more.
+    /// Lets this replica write nothing any more.
     pub(crate) fn end(&self) {
-        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.end_now() = End::Past;
+    }
+}
+
+/// What the lease's thread tells.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// The lease is ours: work may begin.
+    Leads,
+    /// It was renewed late, is still ours, and something was left undone meanwhile.
+    Late,
+    /// It is over: after a stop, or for this reason.
+    Over(Result<(), String>),
+}
+
+/// The Lease, for whom it is held, and how.
+#[derive(Debug, Clone)]
+pub(crate) struct Post {
+    /// As for every other client of the cluster.
+    pub(crate) kubeconfig: Option<PathBuf>,
+    /// The Lease's namespace and name.
+    pub(crate) namespace: String,
+    pub(crate) name: String,
+    /// The installation: a cluster's name and an owner of rules, which may be empty.
+    pub(crate) cluster: String,
+    pub(crate) owner: String,
+    pub(crate) periods: Periods,
+}
+
+/// The thread that gets the lease and renews it.
+pub(crate) struct Keeper {
+    news: mpsc::UnboundedReceiver<News>,
+    done: CancellationToken,
+}
+
+impl Keeper {
+    /// Starts the thread. It ends when it was told to [`Self::give_back`] after `stop`, or when the lease is lost.
+    ///
+    /// # Errors
+    /// A sentence, if the system gives no thread.
+    pub(crate) fn start(post: Post, term: Arc<Term>, stop: CancellationToken) -> Result<Self, String> {
+        let ((tell, news), done) = (mpsc::unbounded_channel(), CancellationToken::new());
+        let given_back = done.clone();
+        let run = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let end =
+                runtime.map_err(|error| format!("no runtime for the lease: {error}")).and_then(|runtime| {
+                    runtime.block_on(post.hold(&term, &stop, &given_back, |news| drop(tell.send(news))))
+                });
+            term.end();
+            drop(tell.send(News::Over(end)));
+        };
+        let thread = std::thread::Builder::new().name("lease".to_owned()).spawn(run);
+        thread.map(|_| Self { news, done }).map_err(|error| format!("no thread for the lease: {error}"))
+    }
+
+    /// Waits for what there is to tell next.
+    pub(crate) async fn news(&mut self) -> News {
+        let lost = || News::Over(Err("the lease's thread broke off".to_owned()));
+        self.news.recv().await.unwrap_or_else(lost)
+    }
+
+    /// Gives the lease back, after a stop, when nothing is written any more.
+    pub(crate) async fn give_back(&mut self) -> Result<(), String> {
+        self.done.cancel();
+        loop {
+            if let News::Over(end) = self.news().await {
+                return end;
+            }
+        }
+    }
+}
+
+impl Post {
+    /// Gets the lease, renews it until `stop`, and gives it back when `done`.
+    async fn hold(
+        self,
+        term: &Term,
+        stop: &CancellationToken,
+        done: &CancellationToken,
+        tell: impl Fn(News),
+    ) -> Result<(), String> {
+        // Its connections belong to the runtime in which it is made.
+        let client = tgb_process::client(self.kubeconfig.as_deref()).await?;
+        let candidate =
+            Candidate::new(client, &self.namespace, &self.name, (&self.cluster, &self.owner), self.periods);
+        let Some(until) = candidate.acquire(stop).await else { return Ok(()) };
+        candidate.alone().await?;
+        term.until(until);
+        tell(News::Leads);
+        let holds = |until| {
+            if term.until(until) {
+                tell(News::Late);
+            }
+        };
+        if !candidate.keep(stop, holds).await {
+            return Err("the lease is lost; another replica goes on".to_owned());
+        }
+        done.cancelled().await;
+        candidate.release().await;
+        Ok(())
     }
 }
 
@@ -159,7 +329,7 @@ fn decide(spec: Option<&LeaseSpec>, me: &str, unchanged_for: Duration, own: Dura
 
 impl Candidate {
     /// For this lease, on behalf of an installation: a cluster's name and an owner of rules, which may be empty.
-    pub(crate) fn new(
+    fn new(
         client: Client,
         namespace: &str,
         name: &str,
@@ -181,14 +351,14 @@ impl Candidate {
     }
 
     /// Waits until the lease is ours; until when we may write. `None` if `stop` came first.
-    pub(crate) async fn acquire(&self, stop: &CancellationToken) -> Option<Instant> {
+    async fn acquire(&self, stop: &CancellationToken) -> Option<Moment> {
         let mut seen: Option<(Option<String>, Instant)> = None;
         loop {
-            let begun = Instant::now();
+            let begun = Moment::now();
             match timeout(self.periods.call(), self.try_acquire(&mut seen)).await {
                 Ok(Ok(true)) => {
                     info!(lease = self.name, identity = self.me, "the lease is ours");
-                    return Some(begun + self.periods.lease_renew_deadline);
+                    return Some(begun.after(self.periods.lease_renew_deadline));
                 }
                 Ok(Ok(false)) => {}
                 Ok(Err(error)) => warn!(%error, "could not read or take the lease"),
@@ -204,15 +374,15 @@ impl Candidate {
     /// Renews until `stop` (`true`) or until another one has the lease (`false`); `holds` hears until when we may write.
     /// Where the API server does not answer for long, nothing is written any more; but nobody else is told anything
     /// either, and if nobody has taken the lease when it answers again, it is still ours.
-    pub(crate) async fn keep(&self, stop: &CancellationToken, holds: impl Fn(Instant)) -> bool {
+    async fn keep(&self, stop: &CancellationToken, holds: impl Fn(Moment)) -> bool {
         loop {
             tokio::select! {
                 () = stop.cancelled() => return true,
                 () = sleep(self.periods.lease_retry_period) => {}
             }
-            let begun = Instant::now();
+            let begun = Moment::now();
             match timeout(self.periods.call(), self.renew()).await {
-                Ok(Ok(true)) => holds(begun + self.periods.lease_renew_deadline),
+                Ok(Ok(true)) => holds(begun.after(self.periods.lease_renew_deadline)),
                 Ok(Ok(false)) => {
                     warn!("another one holds the lease, or it was deleted");
                     return false;
@@ -224,7 +394,7 @@ impl Candidate {
     }
 
     /// Gives the lease back.
-    pub(crate) async fn release(&self) {
+    async fn release(&self) {
         let release = async {
             let mut lease = self.api.get(&self.name).await?;
             let spec = lease.spec.get_or_insert_default();
@@ -247,7 +417,7 @@ impl Candidate {
     ///
     /// # Errors
     /// The sentence to end with.
-    pub(crate) async fn alone(&self) -> Result<(), String> {
+    async fn alone(&self) -> Result<(), String> {
         let rivals = match timeout(CALL * 2, self.rivals()).await {
             Ok(Ok(rivals)) => rivals,
             Ok(Err(error)) => {
@@ -371,20 +541,27 @@ fn won(answer: Result<Lease, kube::Error>) -> Result<bool, kube::Error> {
     }
 }
 
-/// The same client, which writes nothing unless `may_write` says so at that moment: a process that stood still must not
-/// go on with what it had begun.
-pub(crate) fn fenced(client: Client, may_write: impl Fn() -> bool + Clone + Send + 'static) -> Client {
+/// The same client, which writes nothing unless `may_take` allows it at that moment, and gives up a write that takes longer
+/// than that: a process that stood still must not go on with what it had begun, nor repeat it when another replica leads.
+pub(crate) fn fenced(
+    client: Client,
+    may_take: impl Fn() -> Option<Duration> + Clone + Send + 'static,
+) -> Client {
     let namespace = client.default_namespace().to_owned();
     let places = Arc::new(Semaphore::new(WRITES));
     let service = tower::service_fn(move |request: ::http::Request<kube::client::Body>| {
         let writes = request.method() != ::http::Method::GET;
-        let (client, may_write, places) = (client.clone(), may_write.clone(), Arc::clone(&places));
+        let (client, may_take, places) = (client.clone(), may_take.clone(), Arc::clone(&places));
         async move {
-            let _place = if writes { places.acquire_owned().await.ok() } else { None };
-            match writes && !may_write() {
-                true => Err(kube::Error::Service("this replica may not write now".into())),
-                false => client.send(request).await,
+            if !writes {
+                return client.send(request).await;
             }
+            let _place = places.acquire_owned().await.ok();
+            let refused = |why: &'static str| kube::Error::Service(why.into());
+            let Some(most) = may_take() else { return Err(refused("this replica may not write now")) };
+            timeout(most, client.send(request))
+                .await
+                .unwrap_or_else(|_| Err(refused("the term ended before the API server answered")))
         }
     });
     Client::new(service, namespace)
@@ -400,6 +577,7 @@ pub(crate) fn own_namespace() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn held(by: &str, seconds: i32) -> LeaseSpec {
         LeaseSpec {
@@ -449,17 +627,166 @@ mod tests {
 
     #[test]
     fn what_came_while_the_lease_was_late_is_told_of_when_it_is_renewed() {
-        let (term, later) = (Term::default(), || Instant::now() + Duration::from_secs(60));
+        let term = Term::new(Duration::from_secs(5));
+        let later = || Moment::now().after(Duration::from_secs(60));
         assert!(!term.serves());
         assert!(term.until(later()), "what came before the first term");
         assert!(term.serves() && term.lasts());
-        assert!(!term.until(Instant::now()), "nothing came meanwhile");
+        assert!(!term.until(Moment::now()), "nothing came meanwhile");
         assert!(!term.lasts());
-        assert!(!term.until(Instant::now()), "nobody was turned away");
+        assert!(!term.until(Moment::now()), "nobody was turned away");
         assert!(!term.serves());
         assert!(term.until(later()));
         assert!(!term.until(later()), "it is told once");
         term.end();
+        assert!(!term.until(later()) && !term.lasts(), "a renewal that was under way does not bring it back");
+    }
+
+    #[test]
+    fn a_term_ends_while_the_machine_is_suspended() {
+        let (awake, seconds) = (Instant::now(), Duration::from_secs);
+        let at = |awake_for: u64, up_for: Option<u64>| Moment {
+            awake: awake + seconds(awake_for),
+            uptime: up_for.map(seconds),
+        };
+        let end = at(0, Some(1_000)).after(seconds(10));
+        assert_eq!(at(4, Some(1_004)).until(end), seconds(6));
+        assert_eq!(at(1, Some(5_000)).until(end), Duration::ZERO, "it slept for over an hour");
+        assert_eq!(at(4, None).until(end), seconds(6), "the system does not tell");
+        assert_eq!(seconds_in("12345.67 4444.00\n"), Some(Duration::from_millis(12_345_670)));
+        assert_eq!((seconds_in(""), seconds_in("soon 1")), (None, None));
+    }
+
+    #[test]
+    fn a_write_has_ended_before_another_replica_writes() {
+        let term = Term::new(Duration::from_secs(5));
+        assert_eq!(term.allows(), None);
+        term.until(Moment::now().after(Duration::from_secs(60)));
+        let most = term.allows().unwrap();
+        assert!(most > Duration::from_secs(5) && most <= Duration::from_secs(65), "{most:?}");
+    }
+
+    #[tokio::test]
+    async fn a_write_that_is_not_answered_by_the_end_of_the_term_is_given_up_and_a_read_is_not() {
+        use kube::client::Body;
+
+        let (read, mut reads) = mpsc::unbounded_channel();
+        let service = tower::service_fn(move |request: ::http::Request<Body>| {
+            let read = read.clone();
+            async move {
+                if request.method() == ::http::Method::GET {
+                    let _ = read.send(());
+                }
+                std::future::pending::<Result<::http::Response<Body>, tower::BoxError>>().await
+            }
+        });
+        let client = fenced(Client::new(service, "default"), || Some(Duration::from_millis(20)));
+        let send = |method: &str| {
+            let request = ::http::Request::builder().method(method).uri("/").body(Body::empty()).unwrap();
+            let client = client.clone();
+            async move { client.send(request).await }
+        };
+        let reading = tokio::spawn(send("GET"));
+        reads.recv().await.unwrap();
+        assert!(send("PATCH").await.unwrap_err().to_string().contains("the term ended"));
+        assert!(!reading.is_finished());
+    }
+
+    /// An API server that keeps one Lease, on a thread of its own; its kubeconfig, and a line for each write.
+    fn lease_server(dir: &std::path::Path) -> (PathBuf, std::sync::mpsc::Receiver<Lease>) {
+        use axum::Json;
+        use axum::http::StatusCode;
+
+        let (tell, told) = std::sync::mpsc::channel();
+        let kept: Arc<Mutex<Option<Lease>>> = Arc::default();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let get = {
+            let kept = Arc::clone(&kept);
+            move || async move {
+                let missing = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound", "code": 404});
+                match &*kept.lock().unwrap() {
+                    Some(lease) => (StatusCode::OK, Json(serde_json::to_value(lease).unwrap())),
+                    None => (StatusCode::NOT_FOUND, Json(missing)),
+                }
+            }
+        };
+        let put = move |Json(mut lease): Json<Lease>| async move {
+            let mut kept = kept.lock().unwrap();
+            let version = kept.as_ref().and_then(|lease| lease.metadata.resource_version.clone());
+            let version = version.and_then(|version| version.parse().ok()).unwrap_or(0) + 1;
+            lease.metadata.resource_version = Some(version.to_string());
+            *kept = Some(lease.clone());
+            let _ = tell.send(lease.clone());
+            Json(lease)
+        };
+        let list = || async {
+            Json(
+                json!({"kind": "LeaseList", "apiVersion": "coordination.k8s.io/v1", "metadata": {}, "items": []}),
+            )
+        };
+        let base = "/apis/coordination.k8s.io/v1";
+        let router = axum::Router::new()
+            .route(
+                &format!("{base}/namespaces/kube-system/leases/tgb"),
+                axum::routing::get(get).put(put.clone()),
+            )
+            .route(&format!("{base}/namespaces/kube-system/leases"), axum::routing::post(put))
+            .route(&format!("{base}/leases"), axum::routing::get(list));
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+                tgb_process::server::serve(
+                    listener,
+                    None,
+                    tgb_process::server::routed(router),
+                    CancellationToken::new(),
+                )
+                .await;
+            });
+        });
+        let kubeconfig = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c",
+            "clusters": [{"name": "c", "cluster": {"server": format!("http://{address}")}}],
+            "users": [{"name": "c", "user": {}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
+        });
+        let path = dir.join("kubeconfig");
+        std::fs::write(&path, kubeconfig.to_string()).unwrap();
+        (path, told)
+    }
+
+    /// The test's own thread is the whole runtime of everything else, and it is never given to it.
+    #[tokio::test]
+    async fn the_lease_is_renewed_and_given_back_however_busy_the_rest_is() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let dir = tempfile::tempdir().unwrap();
+        let (kubeconfig, writes) = lease_server(dir.path());
+        let periods = Periods {
+            lease_duration: Duration::from_secs(60),
+            lease_renew_deadline: Duration::from_secs(50),
+            lease_retry_period: Duration::from_millis(100),
+        };
+        let text = |text: &str| text.to_owned();
+        let (namespace, name, cluster) = (text("kube-system"), text("tgb"), text("main"));
+        let post =
+            Post { kubeconfig: Some(kubeconfig), namespace, name, cluster, owner: String::new(), periods };
+        let (term, stop) = (Arc::new(Term::new(periods.margin())), CancellationToken::new());
+        let mut keeper = Keeper::start(post, Arc::clone(&term), stop.clone()).unwrap();
+        let next = || writes.recv_timeout(Duration::from_secs(60)).unwrap().spec.unwrap();
+        let taken = next();
+        for renewed in [next(), next(), next()] {
+            assert_eq!(renewed.holder_identity, taken.holder_identity);
+            assert!(renewed.renew_time > taken.renew_time, "{renewed:?}");
+        }
+        assert!(term.lasts());
+        assert!(matches!(keeper.news().await, News::Leads));
+        stop.cancel();
+        keeper.give_back().await.unwrap();
+        let last = std::iter::from_fn(|| writes.try_recv().ok()).last().unwrap();
+        assert_eq!(last.spec.unwrap().holder_identity.as_deref(), Some(""));
         assert!(!term.lasts());
     }
 
@@ -480,7 +807,7 @@ mod tests {
                 Ok::<_, tower::BoxError>(::http::Response::new(Body::empty()))
             }
         });
-        let client = fenced(Client::new(service, "default"), || true);
+        let client = fenced(Client::new(service, "default"), || Some(Duration::from_secs(3_600)));
         let write = || {
             let request = ::http::Request::post("/").body(Body::empty()).unwrap();
             let client = client.clone();

@@ -46,7 +46,8 @@ use tgb_process::{Logging, duration};
 const EXIT_CODES: &str = "Exit codes: 0 done, or a clean stop after SIGTERM; 1 something is missing at start, the lease is lost, or a command \
     failed, and stderr says which; 2 wrong flags.";
 
-/// Beside the main one, which keeps the lease. Nothing takes long: lists come in pages of 500 objects, read in some milliseconds.
+/// Beside the main one, and the one that keeps the lease. Nothing takes long: lists come in pages of 50 objects, read in some
+/// milliseconds.
 const THREADS: usize = 1;
 
 /// Keeps target groups and security groups as TargetGroupBindings say.

@@ -65,6 +65,7 @@ pub(crate) struct Metrics {
     pub(crate) queue_depth: Gauge,
     pub(crate) stale_rules: Gauge,
     pub(crate) unreadable_bindings: Gauge,
+    pub(crate) broken_off: Counter,
     pub(crate) cache_objects: Family<Cache, Gauge>,
     pub(crate) cache_age: Family<Cache, Gauge<f64, AtomicU64>>,
 }
@@ -94,6 +95,7 @@ impl Metrics {
             queue_depth: Gauge::default(),
             stale_rules: Gauge::default(),
             unreadable_bindings: Gauge::default(),
+            broken_off: Counter::default(),
             cache_objects: Family::default(),
             cache_age: Family::default(),
         };
@@ -120,6 +122,8 @@ impl Metrics {
         r.register("stale_rules", help, new.stale_rules.clone());
         let help = "Bindings that can't be read, so that nothing is done for them";
         r.register("unreadable_bindings", help, new.unreadable_bindings.clone());
+        let help = "Workers that broke off and began anew, which is a defect";
+        r.register("workers_broken_off", help, new.broken_off.clone());
         r.register("cache_objects", "Objects held", new.cache_objects.clone());
         let help = "For how long the watch has not been connected; 0 while it is";
         r.register_with_unit("cache_age", help, Unit::Seconds, new.cache_age.clone());

@@ -1,27 +1,30 @@
 //! `tgb-controller run`: watches feed the index, the index wakes workers, one per binding.
 
 use crate::Flags;
-use crate::context::{Ctx, Wake};
+use crate::context::{Ctx, Vital, Wake, Watched};
 use crate::gates;
 use crate::http;
 use crate::index::{Concerned, Index, Key};
 use crate::kept::Listed;
-use crate::lease::{self, Candidate};
-use crate::reconcile;
+use crate::lease::{self, Keeper, News, Term};
+use crate::reason::EventReason;
+use crate::reconcile::{self, BACKOFF_FIRST, BACKOFF_LAST, backoff};
 use crate::security;
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::NamespaceResourceScope;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, Resource};
+use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use std::collections::HashSet;
 use std::fmt::Debug;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 use tgb_api::objects::{EndpointSlice, Namespace, Node, Pod, Service};
 use tgb_aws::Aws;
+use tokio::task::JoinError;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 /// Runs until a signal.
@@ -61,25 +64,24 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
     }
     let namespaces = flags.watch_namespaces.clone();
     // Nothing is written to AWS or to the cluster but while the lease is ours, by our own clock.
-    let leader = Arc::new(OnceLock::<Weak<Ctx>>::new());
-    let known = Arc::clone(&leader);
-    let may_write = move || known.get().and_then(Weak::upgrade).is_some_and(|ctx| ctx.term.lasts());
-    aws.fence(may_write.clone());
-    let ctx = Arc::new(Ctx::new(lease::fenced(client.clone(), may_write), aws, settings));
-    // It is set here only.
-    let _ = leader.set(Arc::downgrade(&ctx));
+    let term = Arc::new(Term::new(flags.lease.margin()));
+    let (may_write, may_take) = (Arc::clone(&term), Arc::clone(&term));
+    aws.fence(move || may_write.lasts());
+    let fenced = lease::fenced(client, move || may_take.allows());
+    let vital = Vital::new(signals.first.clone());
+    let ctx = Arc::new(Ctx::new(fenced, aws, settings, (Arc::clone(&term), vital)));
     watch(
         &ctx,
-        "nodes",
-        Api::all(client.clone()),
+        ("nodes", None),
+        Api::all,
         |index, node: Node| index.put_node(&node),
         Index::remove_node,
         |i| i.nodes.keys().map(|name| Key::new("", name)).collect(),
     );
     watch(
         &ctx,
-        "namespaces",
-        Api::all(client.clone()),
+        ("namespaces", None),
+        Api::all,
         |index, namespace: Namespace| index.put_namespace(&namespace),
         Index::remove_namespace,
         |i| i.namespaces.keys().map(|name| Key::new("", name)).collect(),
@@ -121,7 +123,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
     http::serve(Arc::clone(&ctx), tgb_process::listen(&flags.http_listen).await?);
     tokio::select! {
         () = ctx.caches_filled() => {}
-        () = stop.cancelled() => return Ok(()),
+        () = stop.cancelled() => return ended(&ctx),
     }
     if let Some(vpc) = ctx.aws.vpc_id().map(str::to_owned) {
         // So that the first registration does not wait for it.
@@ -132,39 +134,48 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
             }
         });
     }
-    let candidate = Candidate::new(
-        client,
-        &flags.lease_namespace.clone().unwrap_or_else(lease::own_namespace),
-        &flags.lease_name,
-        (&flags.cluster_name, flags.rule_owner.as_deref().unwrap_or_default()),
-        flags.lease,
-    );
-    let Some(until) = candidate.acquire(&stop).await else { return Ok(()) };
-    candidate.alone().await?;
-    ctx.term.until(until);
-    lead(&ctx);
-    let holds = |until| {
-        if ctx.term.until(until) {
-            info!("the lease was renewed late, and is still ours");
-            wake_all(&ctx);
-        }
+    let post = lease::Post {
+        kubeconfig: flags.kubeconfig.clone(),
+        namespace: flags.lease_namespace.clone().unwrap_or_else(lease::own_namespace),
+        name: flags.lease_name.clone(),
+        cluster: flags.cluster_name.clone(),
+        owner: flags.rule_owner.clone().unwrap_or_default(),
+        periods: flags.lease,
     };
-    let is_clean = candidate.keep(&stop, holds).await;
-    step_down(&ctx).await;
-    if !is_clean {
-        return Err("the lease is lost; another replica goes on".to_owned());
+    let mut lease = Keeper::start(post, term, stop.clone())?;
+    loop {
+        let news = tokio::select! {
+            () = stop.cancelled() => break,
+            news = lease.news() => news,
+        };
+        match news {
+            News::Leads => lead(&ctx),
+            News::Late => {
+                info!("the lease was renewed late, and is still ours");
+                wake_all(&ctx);
+            }
+            News::Over(end) => {
+                step_down(&ctx).await;
+                return end.and(ended(&ctx));
+            }
+        }
     }
-    candidate.release().await;
-    Ok(())
+    step_down(&ctx).await;
+    ended(&ctx).and(lease.give_back().await)
+}
+
+/// How the process ends: well after a signal, else with the reason.
+fn ended(ctx: &Ctx) -> Result<(), String> {
+    ctx.vital.broken_off().map_or(Ok(()), |why| Err(why.to_owned()))
 }
 
 /// Starts the work: every binding gets its first pass.
 fn lead(ctx: &Arc<Ctx>) {
     info!(bindings = ctx.index().bindings().len(), "leading");
     wake_all(ctx);
-    tokio::spawn(security::search(Arc::clone(ctx)));
-    tokio::spawn(recover(Arc::clone(ctx)));
-    tokio::spawn(gates::sweep(Arc::clone(ctx)));
+    ctx.vital.keep_up("the search for security group rules".to_owned(), security::search(Arc::clone(ctx)));
+    ctx.vital.keep_up("the look-out for AWS".to_owned(), recover(Arc::clone(ctx)));
+    ctx.vital.keep_up("the sweep of readiness gates".to_owned(), gates::sweep(Arc::clone(ctx)));
 }
 
 /// When AWS answers again after an outage, nobody waits for the end of a backoff.
@@ -215,17 +226,48 @@ fn wake(ctx: &Arc<Ctx>, concerned: &Concerned) {
         workers.insert(key.clone(), Arc::clone(&wake));
         let (ctx, key) = (Arc::clone(ctx), key.clone());
         tokio::spawn(async move {
-            let worker = tokio::spawn(reconcile::work(Arc::clone(&ctx), key.clone(), Arc::clone(&wake)));
-            if let Err(error) = worker.await {
-                error!(binding = %key, %error, "a worker broke off");
-            }
-            ended(&ctx, &key, &wake);
+            let work = || reconcile::work(Arc::clone(&ctx), key.clone(), Arc::clone(&wake));
+            let pause = |failures| backoff(failures, fastrand::f64());
+            again(work, pause, &ctx.stop, |error| broke_off(&ctx, &key, error)).await;
+            worker_ended(&ctx, &key, &wake);
         });
     }
 }
 
+/// Does work to its end, after a panic once more: each time later, so that what makes it panic takes no CPU from the rest.
+async fn again<F>(
+    work: impl Fn() -> F,
+    pause: impl Fn(u32) -> Duration,
+    stop: &CancellationToken,
+    broke_off: impl Fn(JoinError),
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut failures = 0;
+    loop {
+        let begun = Instant::now();
+        let Err(error) = tokio::spawn(work()).await else { return };
+        broke_off(error);
+        failures = if begun.elapsed() > BACKOFF_LAST { 1 } else { failures + 1 };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(pause(failures)) => {}
+        }
+    }
+}
+
+/// A worker has panicked.
+fn broke_off(ctx: &Ctx, key: &Key, error: JoinError) {
+    error!(binding = %key, %error, "a worker broke off; it begins anew after a backoff");
+    ctx.metrics.broken_off.inc();
+    if let Some(binding) = ctx.index().binding(key) {
+        let note = "the controller failed over this binding; its log says where. It tries again".to_owned();
+        ctx.events.warning(&binding, EventReason::ReconcileFailed, note);
+    }
+}
+
 /// A worker has ended; if its binding is back, another begins.
-fn ended(ctx: &Arc<Ctx>, key: &Key, wake: &Wake) {
+fn worker_ended(ctx: &Arc<Ctx>, key: &Key, wake: &Wake) {
     ctx.workers().remove(key);
     let is_there = ctx.index().has_binding(key);
     if !is_there {
@@ -266,18 +308,19 @@ fn watch_all<K>(
         + 'static,
 {
     if namespaces.is_empty() {
-        watch(ctx, cache, Api::<K>::all(ctx.client.clone()), put, remove, keys);
+        watch(ctx, (cache, None), Api::<K>::all, put, remove, keys);
     }
     for namespace in namespaces {
-        watch(ctx, cache, Api::<K>::namespaced(ctx.client.clone(), namespace), put, remove, keys);
+        let api = |client| Api::<K>::namespaced(client, namespace);
+        watch(ctx, (cache, Some(Arc::from(namespace.as_str()))), api, put, remove, keys);
     }
 }
 
 /// Keeps a part of the index like the cluster, for ever.
 fn watch<K>(
     ctx: &Arc<Ctx>,
-    cache: &'static str,
-    api: Api<K>,
+    watched: Watched,
+    api: impl FnOnce(Client) -> Api<K>,
     put: fn(&mut Index, K) -> Concerned,
     remove: fn(&mut Index, &Key) -> Concerned,
     keys: fn(&Index) -> Vec<Key>,
@@ -285,9 +328,20 @@ fn watch<K>(
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + 'static,
 {
     ctx.expect_cache();
+    let (cache, scope) = watched.clone();
+    let mended = {
+        let (ctx, watched) = (Arc::downgrade(ctx), watched.clone());
+        move || {
+            if let Some(ctx) = ctx.upgrade() {
+                mend(&ctx, &watched);
+            }
+        }
+    };
+    let api = api(heard(ctx.client.clone(), mended));
+    let place = scope.as_ref().map(|namespace| format!(" in {namespace}")).unwrap_or_default();
+    let vital = ctx.vital.clone();
     let ctx = Arc::clone(ctx);
-    tokio::spawn(async move {
-        let scope = api.namespace().map(str::to_owned);
+    vital.keep_up(format!("the watch of {cache}{place}"), async move {
         let mut events = watcher(api, tgb_process::watching()).default_backoff().boxed();
         // Keys would be as large as what is kept of some objects. That two have the same hash, of which one is gone, is as likely
         // as a flipped bit.
@@ -299,11 +353,10 @@ fn watch<K>(
                 Ok(None) => return,
                 Err(error) => {
                     warn!(cache, %error, "watch failed; trying again");
-                    ctx.broken().entry(cache).or_insert_with(Instant::now);
+                    ctx.watches().fail(&watched, Instant::now());
                     continue;
                 }
             };
-            ctx.broken().remove(cache);
             let concerned = {
                 let mut index = ctx.index_mut();
                 match event {
@@ -337,4 +390,90 @@ fn watch<K>(
             wake(&ctx, &concerned);
         }
     });
+}
+
+/// The same client, which tells of every answer that is not an error. A watch that is answered again says nothing itself until
+/// something changes.
+fn heard(client: Client, answered: impl Fn() + Clone + Send + 'static) -> Client {
+    let namespace = client.default_namespace().to_owned();
+    let service = tower::service_fn(move |request: ::http::Request<kube::client::Body>| {
+        let (client, answered) = (client.clone(), answered.clone());
+        async move {
+            let answer = client.send(request).await?;
+            if answer.status().is_success() {
+                answered();
+            }
+            Ok::<_, kube::Error>(answer)
+        }
+    });
+    Client::new(service, namespace)
+}
+
+/// A watch is answered again. Where it was not for a while, passes may have put off what they could not be sure of.
+fn mend(ctx: &Ctx, watched: &Watched) {
+    let broken = ctx.watches().mend(watched, Instant::now());
+    if broken.is_some_and(|broken| broken > BACKOFF_FIRST) {
+        info!(
+            cache = watched.0,
+            seconds = broken.unwrap_or_default().as_secs(),
+            "the watch is answered again"
+        );
+        let all: Concerned = ctx.index().bindings().map(|(key, _)| key.clone()).collect();
+        ctx.nudge(&all);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Mutex;
+
+    #[tokio::test]
+    async fn a_worker_that_panics_begins_anew_ever_later_until_it_ends() {
+        let starts = Arc::new(Mutex::new(0));
+        let work = || {
+            let starts = Arc::clone(&starts);
+            async move {
+                let count = {
+                    let mut starts = starts.lock().unwrap();
+                    *starts += 1;
+                    *starts
+                };
+                assert!(count >= 5, "as a worker does that fails over its binding");
+            }
+        };
+        let (panics, pauses) = (Mutex::new(0), Mutex::new(Vec::new()));
+        let pause = |failures| {
+            pauses.lock().unwrap().push(failures);
+            Duration::ZERO
+        };
+        again(work, pause, &CancellationToken::new(), |_| *panics.lock().unwrap() += 1).await;
+        let (panics, pauses) = (*panics.lock().unwrap(), pauses.lock().unwrap().clone());
+        assert_eq!((panics, pauses), (4, vec![1, 2, 3, 4]));
+    }
+
+    #[tokio::test]
+    async fn a_worker_that_panics_does_not_hold_up_the_end() {
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let work = || async { panic!("as a worker does that fails over its binding") };
+        again(work, |_| Duration::from_secs(3_600), &stop, drop).await;
+    }
+
+    #[tokio::test]
+    async fn a_watch_hears_of_answers_and_not_of_refusals() {
+        for (code, heard_of) in [(200, 1), (403, 0), (500, 0)] {
+            let service = tower::service_fn(move |_: ::http::Request<kube::client::Body>| async move {
+                let answer = ::http::Response::builder().status(code).body(kube::client::Body::empty());
+                Ok::<_, tower::BoxError>(answer.unwrap())
+            });
+            let count = Arc::new(Mutex::new(0));
+            let counted = Arc::clone(&count);
+            let client = heard(Client::new(service, "default"), move || *counted.lock().unwrap() += 1);
+            let request = ::http::Request::get("/").body(kube::client::Body::empty()).unwrap();
+            // Whether the client makes an error of it is its own business.
+            let _ = client.send(request).await;
+            assert_eq!(*count.lock().unwrap(), heard_of, "{code}");
+        }
+    }
 }
