@@ -221,6 +221,11 @@ impl Vital {
         });
     }
 
+    /// Lets the work end: the process does, too.
+    pub(crate) fn halt(&self) {
+        self.halt.cancel();
+    }
+
     /// Why the process ends, if not by a signal.
     pub(crate) fn broken_off(&self) -> Option<&str> {
         self.broken_off.get().map(String::as_str)

@@ -195,6 +195,7 @@ async fn recover(ctx: Arc<Ctx>) {
 /// No further pass begins; those under way have a moment to end.
 async fn step_down(ctx: &Ctx) {
     ctx.term.end();
+    ctx.vital.halt();
     ctx.stop.cancel();
     let deadline = Instant::now() + Duration::from_secs(5);
     while !ctx.workers().is_empty() && Instant::now() < deadline {

@@ -1437,8 +1437,8 @@ fn pods_get_gates_and_server_ids_and_changes_of_services_are_told() {
         )
         .ok()
         .unwrap();
-    space.kubectl("delete tgb nodes --timeout=30s").ok().unwrap();
-    space.kubectl("wait --for=delete tgb/web --timeout=30s").ok().unwrap();
+    space.kubectl("delete tgb nodes --timeout=60s").ok().unwrap();
+    space.kubectl("wait --for=delete tgb/web --timeout=60s").ok().unwrap();
 }
 
 #[test]

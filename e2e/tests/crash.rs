@@ -335,7 +335,7 @@ fn gated_pods_become_more_and_fewer() {
     let there = Way { change: &|| stage.scale(3), end: end(), calls: &["RegisterTargets"] };
     let back = Way { change: &|| stage.scale(1), end: end(), calls: &["DeregisterTargets"] };
     stage.walk(&there, &back);
-    stage.space.kubectl("wait pod -l app=web --for=condition=Ready --timeout=30s").ok().unwrap();
+    stage.space.kubectl("wait pod -l app=web --for=condition=Ready --timeout=60s").ok().unwrap();
 }
 
 #[test]

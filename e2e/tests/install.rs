@@ -219,7 +219,7 @@ fn the_api_server_accepts_every_object_of_the_chart_with_all_its_parts_on() {
                 "--for=condition=Established",
                 "crd",
                 &format!("{plural}.{group}"),
-                "--timeout=30s",
+                "--timeout=60s",
             ])
             .ok()
             .unwrap();
@@ -401,7 +401,7 @@ fn lbc_hands_over_storage_becomes_v1_and_all_goes_back_as_the_page_says() {
     desk.types(lbc).ok().unwrap();
     stage
         .cluster
-        .kubectl(&["wait", "--for=condition=Established", "crd", CRD, "--timeout=30s"])
+        .kubectl(&["wait", "--for=condition=Established", "crd", CRD, "--timeout=60s"])
         .ok()
         .unwrap();
     // As LBC leaves them: complete, with its finalizer, its checkpoint, its status, and its targets registered.

@@ -23,7 +23,7 @@ fn a_stopped_webhook_holds_up_no_clean_up_and_nobody_else() {
     space.kubectl_with(&["patch", "tgb", "web", "--type=merge", "-p", spec], "").undecided().unwrap();
     space.kubectl("scale deployment web --replicas=2").ok().unwrap();
     space.until_pods_are_targets(&arn, "web", 2).unwrap();
-    space.kubectl("delete tgb web --timeout=30s").ok().unwrap();
+    space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
     space.webhook().restart().unwrap();
     space.until_targets(&arn, &[].into()).unwrap();
     eventually(SOON, || space.bind("web", &arn, &json!({}))).unwrap();

@@ -1809,6 +1809,28 @@ fn a_binding_says_pending_while_its_first_pass_takes_long() {
     until(&space, "Ready", "True", "Reconciled");
 }
 
+#[test]
+fn a_watch_that_is_answered_again_is_well_also_while_nothing_changes() {
+    let space = space("seeing");
+    let until_age = |is_right: fn(f64) -> bool| {
+        eventually(SOON, || {
+            match space.controller().metric("tgb_cache_age_seconds", &["cache=\"services\""])? {
+                age if is_right(age) => Ok(()),
+                age => Err(format!("{age} s")),
+            }
+        })
+        .unwrap();
+    };
+    until_age(|age| age == 0.0);
+    let link = space.controller().link().unwrap();
+    link.cut();
+    until_age(|age| age > 1.0);
+    let said = get(space.controller().http(), "/readyz?verbose").unwrap();
+    assert!(said.contains("the watch of services in seeing has been broken for"), "{said}");
+    link.open();
+    until_age(|age| age == 0.0);
+}
+
 // ---- readiness gates ----
 
 /// Waits until so many targets are healthy and all gates are open; the time in between.
@@ -1915,6 +1937,33 @@ fn gates_open_where_no_load_balancer_is_and_when_the_binding_goes_or_never_was()
     assert_eq!(message, "Target registration is in progress");
     space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
     until_state("failing", "web", ("True", "TargetGroupBindingDeleted"));
+}
+
+#[test]
+fn the_gate_of_a_binding_that_cannot_resolve_says_why() {
+    let space = space("shut");
+    let arn = space.target_group("HTTP", 80, "ip").unwrap();
+    space.deploy("web", 0).unwrap();
+    space.bind("web", &arn, &json!({})).unwrap();
+    until(&space, "TargetGroupResolved", "True", "Resolved");
+    space.call("DeleteTargetGroup", &[("TargetGroupArn", &arn)]).unwrap();
+    let kind = "target-health.elbv2.k8s.aws/web";
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web", "labels": {"app": "web"}},
+        "spec": {"readinessGates": [{"conditionType": kind}], "containers": [{"name": "web", "image": "web"}]},
+    });
+    space.apply(&pod).ok().unwrap();
+    let gate = eventually(SOON, || {
+        let object = space.kubectl("get pod web -o json").json()?;
+        let all = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let gate = all.into_iter().find(|condition| condition["type"] == kind);
+        gate.filter(|gate| gate["reason"] == "TargetGroupNotFound").ok_or(object)
+    })
+    .unwrap();
+    assert_eq!(gate["status"], "False", "{gate}");
+    assert!(gate["message"].as_str().is_some_and(|said| said.contains("TGB110")), "{gate}");
+    // It does not keep a deletion.
+    space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
 }
 
 #[test]
