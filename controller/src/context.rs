@@ -312,7 +312,6 @@ impl Ctx {
 
     /// A kind of object whose watch, of all that see a namespace, has been broken for longest, and for how long: what is known
     /// of it may not be true any more.
-    #[expect(dead_code, reason = "the plan is to hold back by it what can't be sure")]
     pub(crate) fn blind(&self, namespace: &str) -> Option<(&'static str, Duration)> {
         self.watches().blind(namespace, Instant::now())
     }

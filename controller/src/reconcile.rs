@@ -703,9 +703,7 @@ impl Worker {
 
     /// A kind of object that has not been seen for long, and for how long.
     fn blind(&self) -> Option<(&'static str, Duration)> {
-        let broken = self.ctx.broken();
-        let since = broken.iter().map(|(kind, since)| (*kind, since.elapsed())).max_by_key(|(_, age)| *age);
-        since.filter(|(_, age)| *age >= BLIND_FOR)
+        self.ctx.blind(&self.key.namespace).filter(|(_, age)| *age >= BLIND_FOR)
     }
 
     fn plan(&mut self, binding: &TargetGroupBinding, found: &Found, now: Instant) -> Plan {
