@@ -226,7 +226,9 @@ fn the_api_server_accepts_every_object_of_the_chart_with_all_its_parts_on() {
     }
     let chart = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/targetgroupbinding");
     for (name, values) in VARIANTS {
-        let line = format!("template tgb {chart} -n tgb-system --set clusterName=c {values}");
+        // As Helm renders it where there is a cluster: with its hooks.
+        let cluster = "--api-versions apiregistration.k8s.io/v1/APIService";
+        let line = format!("template tgb {chart} -n tgb-system {cluster} --set clusterName=c {values}");
         let rendered = stage.cluster.helm(&line.split_whitespace().collect::<Vec<_>>()).ok().unwrap();
         let args = ["apply", "--server-side", "--dry-run=server", "--validate=strict", "-f", "-"];
         let answer = stage.cluster.kubectl_with(&args, &rendered);
@@ -302,7 +304,11 @@ fn restricted_pods_start_helm_test_passes_and_the_release_goes_up_and_back_and_a
         "-l",
         "app.kubernetes.io/instance=tgb",
     ]);
-    assert_eq!(left.ok().unwrap(), "");
+    assert_eq!(
+        left.ok().unwrap(),
+        "secret/tgb-targetgroupbinding-webhook-ca\n",
+        "it is kept, as its page says"
+    );
     let left = stage.cluster.kubectl(&[
         "get",
         "clusterroles,clusterrolebindings,mutatingwebhookconfigurations,validatingwebhookconfigurations",
@@ -319,8 +325,7 @@ fn an_uninstall_is_refused_while_bindings_are_held_and_leaves_nothing_behind_as_
     let (stage, _alone) = stage();
     let desk = Desk::new(&stage.cluster, &stage.aws).unwrap();
     let blocks = page("uninstall.md").unwrap();
-    let install = "helm install tgb charts/targetgroupbinding --namespace tgb-system --create-namespace --wait \
-        --take-ownership --force-conflicts --set clusterName=demo";
+    let install = "helm install tgb charts/targetgroupbinding --namespace tgb-system --create-namespace --wait --set clusterName=demo";
     let arns = stage.shop("uninstall", 1);
     let bind = || {
         let object = json!({"apiVersion": "elbv2.k8s.aws/v1", "kind": "TargetGroupBinding", "metadata": {"name": "web"},
@@ -368,18 +373,89 @@ fn an_uninstall_is_refused_while_bindings_are_held_and_leaves_nothing_behind_as_
     assert_eq!(stage.targets(&arns[0]), BTreeSet::new());
     assert_eq!(stage.bindings().unwrap(), Vec::<Value>::new());
 
+    // The same command as on a new cluster, over the CRD that was kept.
     desk.types(install).ok().unwrap_or_else(|error| panic!("{error}\n{}", stage.report(&desk)));
+    let managers =
+        stage.cluster.kubectl(&["get", "crd", CRD, "--show-managed-fields", "-o", "json"]).json().unwrap();
+    let managers: BTreeSet<String> = managers["metadata"]["managedFields"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|entry| entry["manager"].as_str().unwrap().to_owned())
+        .collect();
+    let known: BTreeSet<String> =
+        ["helm", "kube-apiserver", "tgb-controller", "tgb-webhook"].map(str::to_owned).into();
+    assert!(managers.is_subset(&known), "{managers:?}");
     let pods = bind();
     let deregistered = stage.calls("DeregisterTargets");
     desk.types(&format!("export NODE_SG={}", stage.aws.lab().node_group)).ok().unwrap();
     follow("Targets stay");
     needs_no_converter();
     assert_eq!((stage.targets(&arns[0]), stage.calls("DeregisterTargets")), (pods, deregistered));
+    // A rule as a binding leaves it that was to be retained.
+    let rule = "IpProtocol=tcp,FromPort=81,ToPort=81,IpRanges=[{CidrIp=10.9.0.0/16,\
+        Description=elbv2.k8s.aws/targetGroupBinding=shared cluster:demo retained:shop/web}]";
+    let retained = format!(
+        "export NAMESPACE=shop NAME=web; aws ec2 authorize-security-group-ingress --group-id $NODE_SG --ip-permissions '{rule}'"
+    );
+    desk.types(&retained).ok().unwrap();
+    follow("One binding goes, its traffic stays");
+    let rules = desk
+        .types("aws ec2 describe-security-group-rules --filters Name=group-id,Values=$NODE_SG")
+        .ok()
+        .unwrap();
+    assert!(!rules.contains("retained:shop/web"), "{rules}");
     let kept = stage.bindings().unwrap();
     assert_eq!((kept.len(), kept[0]["metadata"].get("finalizers")), (1, None), "{kept:?}");
     follow("What is left");
     assert_ne!(stage.cluster.kubectl(&["get", "crd", CRD]).code, 0);
-    let followed = ["Targets go too", "Targets stay", "What is left"];
+
+    // Helm's hook finds nothing to do where the CRD went first.
+    desk.types(install).ok().unwrap_or_else(|error| panic!("{error}\n{}", stage.report(&desk)));
+    let gone = "kubectl delete crd targetgroupbindings.elbv2.k8s.aws --timeout=60s
+        helm uninstall tgb --namespace tgb-system --timeout 60s";
+    desk.types(gone).ok().unwrap_or_else(|error| panic!("{error}\n{}", stage.report(&desk)));
+    assert!(desk.hook_log().contains("there is no CustomResourceDefinition"), "{}", desk.hook_log());
+    desk.types("kubectl -n tgb-system delete secret tgb-targetgroupbinding-webhook-ca").ok().unwrap();
+
+    // Rendered, and applied by something else: no Job comes along, and nothing happens before somebody says so.
+    let rendered =
+        "helm template tgb charts/targetgroupbinding --namespace tgb-system --set clusterName=demo";
+    let applied = format!("{rendered} | kubectl apply --server-side -f -");
+    desk.types(&applied).ok().unwrap();
+    stage
+        .cluster
+        .kubectl(&["wait", "--for=condition=Established", "crd", CRD, "--timeout=30s"])
+        .ok()
+        .unwrap();
+    let jobs = stage.cluster.kubectl(&[
+        "get",
+        "jobs,pods",
+        "-A",
+        "-o",
+        "name",
+        "-l",
+        "app.kubernetes.io/component=uninstall",
+    ]);
+    assert_eq!(jobs.ok().unwrap(), "");
+    let before = stage.crd()["spec"].clone();
+    let by_accident = "tgb-controller prepare-uninstall --keep-version=v1";
+    assert!(desk.types(by_accident).stderr.contains("--yes"), "it asks");
+    // What a hook would have said there.
+    let hook = "tgb-controller prepare-uninstall --release=tgb-system/tgb --keep-version=v1";
+    let said = desk.types(hook);
+    assert!(said.code == 0 && said.stderr.contains("no Helm release has installed it"), "{}", said.stderr);
+    assert_eq!(stage.crd()["spec"], before);
+    follow("Without Helm's hook");
+    needs_no_converter();
+    desk.types(&format!("{rendered} | kubectl delete --wait=false -f -")).ok().unwrap();
+    let followed = [
+        "Targets go too",
+        "Targets stay",
+        "One binding goes, its traffic stays",
+        "What is left",
+        "Without Helm's hook",
+    ];
     for block in &blocks {
         assert!(
             followed.contains(&block.heading.as_str()),
@@ -475,7 +551,38 @@ fn lbc_hands_over_storage_becomes_v1_and_all_goes_back_as_the_page_says() {
         follow(heading);
     }
     assert_eq!(stage.stored(), "v1beta1");
+    follow("Back from step 3");
+    let crd = stage.crd();
+    assert_eq!(crd["spec"]["conversion"], json!({"strategy": "None"}));
+    let after = stage.bindings().unwrap();
+    for (before, after) in before.iter().zip(&after) {
+        assert_eq!(
+            (&before["spec"], &before["metadata"]["finalizers"]),
+            (&after["spec"], &after["metadata"]["finalizers"])
+        );
+    }
+    follow("3. Install beside, watching only");
+    assert_eq!(stage.stored(), "v1beta1");
     assert_eq!(stage.calls("RegisterTargets"), registered, "it only watches: {}", stage.aws.journal());
+    // Somebody upgrades LBC's CRD all the same.
+    let over =
+        "kubectl apply -k github.com/aws/eks-charts/stable/aws-load-balancer-controller/crds?ref=master";
+    desk.types(over).ok().unwrap();
+    eventually(SOON, || {
+        let crd = stage.crd();
+        let mut versions = crd["spec"]["versions"].as_array().unwrap().iter();
+        let is_back = versions.any(|version| version["name"] == "v1" && version["served"] == true);
+        if is_back && crd["spec"]["conversion"]["strategy"] == "Webhook" {
+            Ok(())
+        } else {
+            Err(crd["spec"].clone())
+        }
+    })
+    .unwrap_or_else(|error| panic!("{error}\n{}", stage.report(&desk)));
+    let upgrade = "helm upgrade tgb charts/targetgroupbinding -n tgb-system --reuse-values --wait";
+    eventually(SOON, || desk.types(upgrade).ok())
+        .unwrap_or_else(|error| panic!("{error}\n{}", stage.report(&desk)));
+    assert_eq!(stage.stored(), "v1beta1");
     follow("LBC stays for Ingresses and Services");
     follow("4. Look at the plans");
     follow("5. Hand over");
@@ -514,7 +621,7 @@ struct Eks {
 }
 
 impl Eks {
-    fn start(vpc: &str, server: &str, ca: &str) -> Self {
+    fn start(vpc: &str, subnets: &[String], server: &str, ca: &str) -> Self {
         use base64::Engine as _;
         use std::io::{BufRead as _, Read as _, Write as _};
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -522,7 +629,7 @@ impl Eks {
         let ca = base64::engine::general_purpose::STANDARD.encode(ca);
         let cluster = json!({"cluster": {"name": "my-cluster", "arn": "arn:aws:eks:us-west-2:123456789012:cluster/my-cluster",
             "status": "ACTIVE", "endpoint": server, "certificateAuthority": {"data": ca},
-            "resourcesVpcConfig": {"vpcId": vpc},
+            "resourcesVpcConfig": {"vpcId": vpc, "subnetIds": subnets},
             "identity": {"oidc": {"issuer": "https://oidc.eks.us-west-2.amazonaws.com/id/EXAMPLE"}}}});
         let associated = std::sync::Arc::new(Mutex::new(Vec::new()));
         let asked = std::sync::Arc::clone(&associated);
@@ -574,7 +681,7 @@ fn a_new_cluster_has_its_first_binding_as_the_page_says() {
     let lab = stage.aws.lab();
     // IAM and the registry are moto's.
     let moto = Aws::moto(&stage.cluster).unwrap();
-    let eks = Eks::start(&lab.vpc, stage.cluster.server(), stage.cluster.ca_pem());
+    let eks = Eks::start(&lab.vpc, &lab.subnets, stage.cluster.server(), stage.cluster.ca_pem());
     let type_ = |commands: &str| {
         desk.types(commands).ok().unwrap_or_else(|error| panic!("{error}\n{}", stage.report(&desk)))
     };
@@ -669,6 +776,7 @@ fn a_new_cluster_has_its_first_binding_as_the_page_says() {
     let pods: BTreeSet<String> = pods.split_whitespace().map(str::to_owned).collect();
     assert_eq!((pods.len(), stage.targets(group["arn"].as_str().unwrap())), (2, pods));
     type_("kubectl delete targetgroupbinding/web service/web deployment/web --timeout=60s");
+    take("Shared clusters").into_iter().for_each(follow);
     let unread: Vec<&str> = left.iter().map(|block| block.heading.as_str()).collect();
     assert_eq!(unread, [""; 0], "nobody runs what stands below these headings");
 }
