@@ -1,15 +1,15 @@
 //! The handle on AWS: who we are, and what every call goes through: the fence, the budget, the metrics, repetition.
 
+use crate::bounded::Bounded;
 use crate::error::{AwsError, Class};
 use crate::joined::Queue;
 use crate::limits::{Budget, CallClass, Limits};
 use crate::metrics::Metrics;
-use crate::role::{self, RoleClient};
+use crate::role::{self, ASSUME_ROLE, RoleClient};
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
-use std::collections::HashMap;
 use std::error::Error;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -17,8 +17,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tgb_api::target_group::TargetGroup;
 use tgb_api::v1::Role;
-use tokio::sync::{Mutex, OnceCell, Semaphore, SemaphorePermit, watch};
-use tokio::time::Instant;
+use tokio::sync::{OnceCell, Semaphore, SemaphorePermit, watch};
+use tokio::time::{Instant, timeout};
 use tracing::Instrument as _;
 
 /// Everything that has to be known to speak to AWS; what is absent is found as AWS's SDKs find it (environment,
@@ -33,6 +33,9 @@ pub struct Settings {
     pub cluster_name: String,
     /// Our own budget of calls.
     pub limits: Limits,
+    /// The longest that an attempt to write may take: less than what is left between the end of a leader's term and the
+    /// beginning of another's. Nothing: as long as one to read.
+    pub write_timeout: Option<Duration>,
     /// Where calls are counted.
     pub metrics: Metrics,
 }
@@ -78,14 +81,15 @@ pub(crate) struct Inner {
     region: String,
     vpc_id: OnceCell<Option<String>>,
     pub(crate) cluster_name: String,
-    /// Clients with assumed roles, by (role, external id). The lock is held only to find the cell of a role.
-    assumed: Mutex<HashMap<RoleKey, RoleCell>>,
-    /// Look-ups of target groups that join, as [`Self::assumed`].
-    joined: std::sync::Mutex<HashMap<RoleKey, Arc<Queue<TargetGroup>>>>,
+    /// Look-ups of target groups that join, with our own identity.
+    joined: Arc<Queue<TargetGroup>>,
+    /// Roles that were assumed. Users name them, so that there is room for some only.
+    assumed: Bounded<RoleKey, Assumed>,
     limits: Limits,
-    budget: Arc<Budget>,
-    /// Of the accounts of assumed roles.
-    budgets: std::sync::Mutex<HashMap<String, Arc<Budget>>>,
+    write_timeout: Option<Duration>,
+    pub(crate) budget: Arc<Budget>,
+    /// Budgets of the accounts of assumed roles, as bounded.
+    budgets: Bounded<String, Arc<Budget>>,
     pub(crate) metrics: Metrics,
     fence: OnceLock<Fence>,
     /// For calls at the same time.
@@ -98,8 +102,17 @@ pub(crate) struct Inner {
 /// A role and an external id.
 type RoleKey = (String, Option<String>);
 
-/// A client that is made once, by whoever needs it first.
-type RoleCell = Arc<OnceCell<RoleClient>>;
+/// A role's client, and its look-ups that join.
+#[derive(Clone)]
+struct Assumed {
+    client: RoleClient,
+    joined: Arc<Queue<TargetGroup>>,
+}
+
+/// Bytes that roles may take, with a client of about so many for each; and budgets of accounts.
+const ROLES: usize = 16 << 20;
+const CLIENT: usize = 32 << 10;
+const ACCOUNTS: usize = 1 << 20;
 
 /// Calls at the same time; each takes a connection, which is kept for a while. At 100 ms a call that is more than AWS allows.
 const AT_ONCE: usize = 64;
@@ -191,11 +204,14 @@ impl Aws {
             region,
             vpc_id: given.map_or_else(OnceCell::new, |id| OnceCell::new_with(Some(Some(id)))),
             cluster_name: settings.cluster_name,
-            assumed: Mutex::default(),
-            joined: std::sync::Mutex::default(),
+            joined: Arc::default(),
+            assumed: Bounded::new(ROLES, |(role, external_id): &RoleKey, _| {
+                CLIENT + role.len() + external_id.as_ref().map_or(0, String::len)
+            }),
             limits: settings.limits,
+            write_timeout: settings.write_timeout,
             budget: Arc::new(Budget::new(&settings.limits)),
-            budgets: std::sync::Mutex::default(),
+            budgets: Bounded::new(ACCOUNTS, |account: &String, _| (1 << 10) + account.len()),
             metrics: settings.metrics,
             fence: OnceLock::new(),
             places: Semaphore::new(AT_ONCE),
@@ -342,18 +358,19 @@ impl Aws {
     pub(crate) async fn client_for(&self, role: Option<Role<'_>>) -> Elb {
         let budget = self.budget_for(role);
         let Some(role) = role else { return Elb { client: self.inner.own.clone(), budget, secret: None } };
-        let external_id = role.external_id.map(str::to_owned);
-        let key = (role.role_arn.to_owned(), external_id.clone());
-        let cell = self.inner.assumed.lock().await.entry(key).or_default().clone();
-        let client = cell.get_or_init(|| role::client(&self.inner, role)).await.clone();
-        Elb { client, budget, secret: external_id }
+        let client = self.assumed(role).client;
+        Elb { client, budget, secret: role.external_id.map(str::to_owned) }
+    }
+
+    fn assumed(&self, role: Role<'_>) -> Assumed {
+        let key = (role.role_arn.to_owned(), role.external_id.map(str::to_owned));
+        let make = || Assumed { client: role::client(&self.inner, role), joined: Arc::default() };
+        self.inner.assumed.get_or_insert_with(key, make)
     }
 
     /// The look-ups with our own identity or with a role.
     pub(crate) fn joined(&self, role: Option<Role<'_>>) -> Arc<Queue<TargetGroup>> {
-        let key = role.map(|role| (role.role_arn.to_owned(), role.external_id.map(str::to_owned)));
-        let mut joined = self.inner.joined.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Arc::clone(joined.entry(key.unwrap_or_default()).or_default())
+        role.map_or_else(|| Arc::clone(&self.inner.joined), |role| self.assumed(role).joined)
     }
 
     // ---- details ----
@@ -368,9 +385,8 @@ impl Aws {
         if self.inner.identity.get().is_some_and(|own| own.account == account) {
             return Arc::clone(&self.inner.budget);
         }
-        let mut budgets = self.inner.budgets.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let made = || Arc::new(Budget::new(&self.inner.limits));
-        Arc::clone(budgets.entry(account.to_owned()).or_insert_with(made))
+        self.inner.budgets.get_or_insert_with(account.to_owned(), made)
     }
 
     async fn call<T, E, F>(
@@ -396,16 +412,26 @@ impl Aws {
                 code = tracing::field::Empty
             );
             // Boxed, so that a call that waits for its turn keeps no room for what follows.
-            let answer = Box::pin(send().instrument(span.clone())).await;
-            let answer = answer.map_err(|error| failed(operation, &error));
+            let answer = Box::pin(send().instrument(span.clone()));
+            let longest = self.inner.write_timeout.filter(|_| class.writes()).unwrap_or(Duration::MAX);
+            let answer = match timeout(longest, answer).await {
+                Ok(answer) => answer.map_err(|error| failed(operation, &error)),
+                Err(_) => Err(timed_out(operation)),
+            };
             drop(place);
             let code = answer.as_ref().err().map(|error| error.code.as_str());
             span.record("code", code.unwrap_or("ok"));
             self.inner.metrics.called(class, operation, code, begun.elapsed());
-            self.note(class, answer.as_ref().err());
             let error = match answer {
-                Ok(answer) => return Ok(answer),
-                Err(error) => error,
+                // The role was not assumed, which was tried twice; the service itself was not asked.
+                Err(error) if error.operation == ASSUME_ROLE => return Err(error),
+                answer => {
+                    self.note(class, answer.as_ref().err());
+                    match answer {
+                        Ok(answer) => return Ok(answer),
+                        Err(error) => error,
+                    }
+                }
             };
             match error.class() {
                 Class::Throttled => budget.throttled(class),
@@ -564,7 +590,7 @@ where
                 .map_or_else(|| format!("Http{}", service.raw().status().as_u16()), str::to_owned),
             plain(service.err().message().unwrap_or("no message")),
         ),
-        SdkError::TimeoutError(_) => ("Timeout".to_owned(), "AWS did not answer in time".to_owned()),
+        SdkError::TimeoutError(_) => return timed_out(operation),
         SdkError::ResponseError(response) => {
             (format!("Http{}", response.raw().status().as_u16()), "an answer that cannot be read".to_owned())
         }
@@ -573,6 +599,10 @@ where
     // A server's failure without a code of its own may pass.
     let code = if code.starts_with("Http5") { "ServiceUnavailable".to_owned() } else { code };
     AwsError { operation, code, message }
+}
+
+fn timed_out(operation: &'static str) -> AwsError {
+    AwsError { operation, code: "Timeout".to_owned(), message: "AWS did not answer in time".to_owned() }
 }
 
 /// The call did not get so far as to be answered.
@@ -686,6 +716,72 @@ mod tests {
             let hosts: BTreeSet<String> = hosts.iter().map(|host| format!("https://{host}/")).collect();
             assert_eq!(asked, hosts, "{region}, FIPS {fips}, dual stack {dual_stack}");
         }
+    }
+
+    async fn unconnected(settings: Settings) -> Aws {
+        let loader = aws_config::defaults(aws_config::BehaviorVersion::latest())
+            .http_client(Recorder::default())
+            .credentials_provider(Credentials::for_tests());
+        let region = Some("eu-west-1".to_owned());
+        Aws::connect_by(loader, Settings { region, ..settings }).await.unwrap()
+    }
+
+    type Described = Sent<(), aws_sdk_elasticloadbalancingv2::operation::describe_tags::DescribeTagsError>;
+
+    #[tokio::test]
+    async fn a_role_that_can_not_be_assumed_is_no_outage_of_the_service() {
+        let aws = unconnected(Settings::default()).await;
+        let elb = aws.client_for(None).await;
+        let says = async |own: &'static str, code: &str| {
+            let attempts = AtomicU32::new(0);
+            let send = || {
+                attempts.fetch_add(1, Ordering::Relaxed);
+                let error = AwsError { operation: own, code: code.to_owned(), message: String::new() };
+                std::future::ready(Described::Err(SdkError::construction_failure(error)))
+            };
+            let error = aws.elb(&elb, CallClass::ElbDescribe, "DescribeTags", send).await.unwrap_err();
+            assert_eq!((error.operation, error.code.as_str()), (own, code));
+            attempts.into_inner()
+        };
+        for code in ["Unreachable", "Timeout", "ServiceUnavailable", "Throttling", "AccessDenied"] {
+            assert_eq!(says(ASSUME_ROLE, code).await, 1, "{code}");
+        }
+        assert!(!aws.inner.elb_health.is_out());
+        assert_eq!(says("DescribeTags", "Unreachable").await, ATTEMPTS);
+        assert!(aws.inner.elb_health.is_out());
+        // And trouble with STS does not say that the service answers again.
+        says(ASSUME_ROLE, "AccessDenied").await;
+        assert!(aws.inner.elb_health.is_out());
+    }
+
+    #[tokio::test]
+    async fn a_write_is_given_up_before_another_leader_may_write() {
+        let write_timeout = Some(Duration::from_millis(20));
+        let aws = unconnected(Settings { write_timeout, ..Settings::default() }).await;
+        let elb = aws.client_for(None).await;
+        let send = || async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            Described::Ok(())
+        };
+        assert_eq!(aws.elb(&elb, CallClass::ElbDescribe, "DescribeTags", send).await, Ok(()));
+        let written = aws.elb(&elb, CallClass::ElbTargets, "RegisterTargets", send).await;
+        assert_eq!(written.unwrap_err().code, "Timeout");
+    }
+
+    #[tokio::test]
+    async fn clients_and_budgets_are_as_many_as_are_of_use_whatever_users_name() {
+        let aws = unconnected(Settings::default()).await;
+        let role = |n: usize| format!("arn:aws:iam::{n:012}:role/tgb");
+        for n in 0..3000 {
+            let (role_arn, id) = (role(n), "x".repeat(n));
+            let role = Role { role_arn: &role_arn, external_id: Some(&id) };
+            assert_eq!(aws.client_for(Some(role)).await.secret, Some(id.clone()));
+        }
+        assert!(aws.inner.assumed.bytes() <= ROLES && aws.inner.budgets.bytes() <= ACCOUNTS);
+        // Whoever comes again finds what there is.
+        let first = Role { role_arn: &role(0), external_id: None };
+        assert!(Arc::ptr_eq(&aws.joined(Some(first)), &aws.joined(Some(first))));
+        assert!(Arc::ptr_eq(&aws.budget_for(Some(first)), &aws.budget_for(Some(first))));
     }
 
     #[test]

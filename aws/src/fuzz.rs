@@ -47,7 +47,14 @@ fn fuzz_aws_answers() {
         .http_client(http_client_fn(move |_, _| connector.clone()))
         .build();
     let all = Limit { burst: f64::MAX, rate: f64::MAX };
-    let limits = Limits { elb: all, elb_describe: all, elb_targets: all, ec2_describe: all, ec2_change: all };
+    let limits = Limits {
+        elb: all,
+        elb_describe: all,
+        elb_targets: all,
+        ec2_describe: all,
+        ec2_change: all,
+        sts: all,
+    };
     let settings = Settings { vpc_id: Some("vpc-1".to_owned()), limits, ..Settings::default() };
     let aws = Aws::over(config, "us-west-2".to_owned(), settings);
     let seeds: [&[u8]; 11] = [

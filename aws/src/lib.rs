@@ -4,8 +4,10 @@
 //!   controller work on.
 //! - [`Aws`]: the calls, each one request (or its pages) and no decision; the only place that names the AWS SDK.
 //! - [`AwsError`]: what AWS answered, with a class that says what to do about it.
+//! - [`Bounded`]: a map for what users name.
 //! - [`Limits`]: our own budget of calls; [`Metrics`]: how calls fare.
 
+mod bounded;
 mod client;
 mod ec2;
 mod elb;
@@ -18,6 +20,7 @@ mod metrics;
 mod role;
 pub mod values;
 
+pub use bounded::Bounded;
 pub use client::{Aws, Identity, Recoveries, Settings};
 pub use elb::TargetGroupQuery;
 pub use error::{AwsError, Class};

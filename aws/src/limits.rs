@@ -19,7 +19,7 @@ pub enum CallClass {
     Ec2Describe,
     /// EC2 security group changes.
     Ec2Change,
-    /// STS; it has no bucket.
+    /// STS.
     Sts,
 }
 
@@ -72,6 +72,8 @@ pub struct Limits {
     pub ec2_describe: Limit,
     /// Security group changes.
     pub ec2_change: Limit,
+    /// STS: bindings name the roles that are assumed.
+    pub sts: Limit,
 }
 
 impl Default for Limits {
@@ -84,6 +86,7 @@ impl Default for Limits {
             elb_targets: limit(20.0, 4.0),
             ec2_describe: limit(50.0, 10.0),
             ec2_change: limit(40.0, 5.0),
+            sts: limit(50.0, 10.0),
         }
     }
 }
@@ -94,8 +97,8 @@ impl Limits {
     /// # Errors
     /// A sentence that shows the form and the names.
     pub fn set(&mut self, text: &str) -> Result<(), String> {
-        const FORM: &str = "write it as NAME=BURST/RATE with NAME elb, elb-describe, elb-targets, ec2-describe or \
-                            ec2-change, as in elb-targets=20/4";
+        const FORM: &str = "write it as NAME=BURST/RATE with NAME elb, elb-describe, elb-targets, ec2-describe, \
+                            ec2-change or sts, as in elb-targets=20/4";
         let read = || {
             let (name, limit) = text.split_once('=')?;
             let (burst, rate) = limit.split_once('/')?;
@@ -110,6 +113,7 @@ impl Limits {
             "elb-targets" => &mut self.elb_targets,
             "ec2-describe" => &mut self.ec2_describe,
             "ec2-change" => &mut self.ec2_change,
+            "sts" => &mut self.sts,
             _ => return Err(format!("{text:?}: {FORM}")),
         };
         *place = limit;
@@ -125,6 +129,7 @@ pub(crate) struct Budget {
     elb_targets: Bucket,
     ec2_describe: Bucket,
     ec2_change: Bucket,
+    sts: Bucket,
 }
 
 impl Budget {
@@ -135,25 +140,24 @@ impl Budget {
             elb_targets: Bucket::new(limits.elb_targets),
             ec2_describe: Bucket::new(limits.ec2_describe),
             ec2_change: Bucket::new(limits.ec2_change),
+            sts: Bucket::new(limits.sts),
         }
     }
 
-    fn bucket(&self, class: CallClass) -> Option<&Bucket> {
+    fn bucket(&self, class: CallClass) -> &Bucket {
         match class {
-            CallClass::ElbDescribe => Some(&self.elb_describe),
-            CallClass::ElbTargets => Some(&self.elb_targets),
-            CallClass::Ec2Describe => Some(&self.ec2_describe),
-            CallClass::Ec2Change => Some(&self.ec2_change),
-            CallClass::Sts => None,
+            CallClass::ElbDescribe => &self.elb_describe,
+            CallClass::ElbTargets => &self.elb_targets,
+            CallClass::Ec2Describe => &self.ec2_describe,
+            CallClass::Ec2Change => &self.ec2_change,
+            CallClass::Sts => &self.sts,
         }
     }
 
     /// Waits until a call of this class may go out.
     pub(crate) async fn take(&self, class: CallClass, urgent: bool) {
         let urgent = urgent || class.writes();
-        if let Some(bucket) = self.bucket(class) {
-            bucket.take(urgent).await;
-        }
+        self.bucket(class).take(urgent).await;
         if matches!(class, CallClass::ElbDescribe | CallClass::ElbTargets) {
             self.elb.take(urgent).await;
         }
@@ -162,7 +166,7 @@ impl Budget {
     /// As [`Self::take`] for a call that writes, if it need not wait.
     pub(crate) fn try_take(&self, class: CallClass) -> bool {
         let now = Instant::now();
-        if !self.bucket(class).is_none_or(|bucket| bucket.take_now(now)) {
+        if !self.bucket(class).take_now(now) {
             return false;
         }
         if class == CallClass::ElbTargets && !self.elb.take_now(now) {
@@ -174,9 +178,7 @@ impl Budget {
 
     /// A call of this class that was waited for is not made.
     pub(crate) fn give_back(&self, class: CallClass) {
-        if let Some(bucket) = self.bucket(class) {
-            bucket.give_back();
-        }
+        self.bucket(class).give_back();
         if matches!(class, CallClass::ElbDescribe | CallClass::ElbTargets) {
             self.elb.give_back();
         }
@@ -184,9 +186,7 @@ impl Budget {
 
     /// AWS throttled a call of this class.
     pub(crate) fn throttled(&self, class: CallClass) {
-        if let Some(bucket) = self.bucket(class) {
-            bucket.throttled();
-        }
+        self.bucket(class).throttled();
     }
 }
 
@@ -326,7 +326,7 @@ mod tests {
         let mut limits = Limits::default();
         assert_eq!(limits.set("elb-targets=200/40"), Ok(()));
         assert_eq!(limits.elb_targets, Limit { burst: 200.0, rate: 40.0 });
-        for wrong in ["", "elb", "elb=1", "elb=0/1", "elb=1/0", "elb=1/x", "sts=1/1"] {
+        for wrong in ["", "elb", "elb=1", "elb=0/1", "elb=1/0", "elb=1/x", "iam=1/1"] {
             assert!(limits.set(wrong).is_err(), "{wrong}");
         }
     }

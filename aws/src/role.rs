@@ -1,26 +1,32 @@
 //! Credentials of assumed roles.
 
-use crate::client::{Inner, failed};
+use crate::client::{Inner, Sent, failed};
 use crate::error::{AwsError, Class};
-use crate::limits::CallClass;
+use crate::limits::{Budget, CallClass};
 use crate::metrics::Metrics;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_credential_types::provider::{ProvideCredentials, future};
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use std::sync::Arc;
 use std::time::SystemTime;
 use tgb_api::v1::Role;
 use tokio::time::Instant;
 
 pub(crate) type RoleClient = aws_sdk_elasticloadbalancingv2::Client;
 
+/// The action of STS.
+pub(crate) const ASSUME_ROLE: &str = "AssumeRole";
+
 /// A client with the credentials of a role. The SDK asks for them once at a time and ahead of their end.
-pub(crate) async fn client(inner: &Inner, role: Role<'_>) -> RoleClient {
+pub(crate) fn client(inner: &Inner, role: Role<'_>) -> RoleClient {
     let provider = AssumedRole {
         sts: aws_sdk_sts::Client::new(&inner.config),
         role: role.role_arn.to_owned(),
         external_id: role.external_id.filter(|id| !id.is_empty()).map(str::to_owned),
         session: session_name(&inner.cluster_name),
         metrics: inner.metrics.clone(),
+        budget: Arc::clone(&inner.budget),
     };
     let config = aws_sdk_elasticloadbalancingv2::config::Builder::from(&inner.config)
         .credentials_provider(provider)
@@ -34,6 +40,8 @@ struct AssumedRole {
     external_id: Option<String>,
     session: String,
     metrics: Metrics,
+    /// Of our own account, whose calls these are.
+    budget: Arc<Budget>,
 }
 
 impl std::fmt::Debug for AssumedRole {
@@ -55,25 +63,21 @@ impl ProvideCredentials for AssumedRole {
 
 impl AssumedRole {
     async fn assume(&self) -> Result<Credentials, AwsError> {
-        const OPERATION: &str = "AssumeRole";
         let call = self
             .sts
             .assume_role()
             .role_arn(&self.role)
             .role_session_name(&self.session)
             .set_external_id(self.external_id.clone());
-        let begun = Instant::now();
-        let mut answer = call.clone().send().await.map_err(|error| failed(OPERATION, &error));
+        let mut answer = self.count(call.clone().send()).await;
         if answer.as_ref().is_err_and(|error| error.class() == Class::Retry) {
-            self.metrics.repeated(CallClass::Sts, OPERATION);
-            answer = call.send().await.map_err(|error| failed(OPERATION, &error));
+            self.metrics.repeated(CallClass::Sts, ASSUME_ROLE);
+            answer = self.count(call.send()).await;
         }
-        let code = answer.as_ref().err().map(|error| error.code.as_str());
-        self.metrics.called(CallClass::Sts, OPERATION, code, begun.elapsed());
         let answer = answer?;
         let Some(given) = answer.credentials() else {
             return Err(AwsError {
-                operation: OPERATION,
+                operation: ASSUME_ROLE,
                 code: "InternalError".to_owned(),
                 message: "an answer without credentials".to_owned(),
             });
@@ -85,6 +89,31 @@ impl AssumedRole {
             SystemTime::try_from(*given.expiration()).ok(),
             "AssumeRole",
         ))
+    }
+}
+
+impl AssumedRole {
+    /// Sends a call within the budget, and counts it.
+    async fn count<T, E>(&self, send: impl Future<Output = Sent<T, E>>) -> Result<T, AwsError>
+    where
+        E: ProvideErrorMetadata + std::error::Error + 'static,
+    {
+        let begun = Instant::now();
+        self.budget.take(CallClass::Sts, true).await;
+        self.metrics.waited(CallClass::Sts, begun.elapsed());
+        let begun = Instant::now();
+        let answer = send.await.map_err(|error| failed(ASSUME_ROLE, &error));
+        let error = answer.as_ref().err();
+        if error.is_some_and(|error| error.class() == Class::Throttled) {
+            self.budget.throttled(CallClass::Sts);
+        }
+        self.metrics.called(
+            CallClass::Sts,
+            ASSUME_ROLE,
+            error.map(|error| error.code.as_str()),
+            begun.elapsed(),
+        );
+        answer
     }
 }
 

@@ -222,7 +222,7 @@ struct Flags {
     #[arg(long, env = "TGB_POLL_RATE", default_value_t = 2.0)]
     poll_rate: f64,
     /// Our own rate limits of AWS calls as NAME=BURST/RATE, RATE per second. Names and defaults: elb=36/9,
-    /// elb-describe=30/8, elb-targets=20/4, ec2-describe=50/10, ec2-change=40/5.
+    /// elb-describe=30/8, elb-targets=20/4, ec2-describe=50/10, ec2-change=40/5, sts=50/10.
     #[arg(long, env = "TGB_AWS_LIMIT", value_delimiter = ',')]
     aws_limit: Vec<String>,
     /// How often everything is compared again, as far as --poll-rate allows.

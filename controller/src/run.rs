@@ -39,7 +39,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         vpc_id: flags.aws_vpc_id.clone(),
         cluster_name: flags.cluster_name.clone(),
         limits: flags.limits()?,
-        metrics: tgb_aws::Metrics::default(),
+        ..Default::default()
     };
     let aws = Aws::connect(settings).await.map_err(|error| error.message)?;
     let mut settings = flags.settings();
