@@ -2,7 +2,7 @@
 //! the patch as well.
 
 use crate::admission::{self, Answer, Cause, Objects, Request};
-use crate::lookup::{Cluster, FRESH, KNOWN, TargetGroups};
+use crate::lookup::{Asker, Cluster, FRESH, KNOWN, TargetGroups};
 use crate::metrics::Metrics;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -272,7 +272,7 @@ impl Bindings {
         if facts.others.is_none() {
             let path = rules::path_in(request.user_version(), path);
             notes.push(format!(
-                "{path}: TGB115 not checked: the list of bindings is not complete yet; the controller decides"
+                "{path}: TGB115 not checked: the list of bindings may not be complete now; the controller decides"
             ));
         }
         if let Some(reason) = &facts.unread {
@@ -382,17 +382,18 @@ impl Bindings {
         {
             return FromAws { failure: failed(reason), ..out };
         }
+        let asker = Asker { namespace: new.namespace(), role };
         let most = if review.creates() { FRESH } else { KNOWN };
         let tags = async |arn| match review.settings.wants_tags() {
-            true => told(timeout_at(deadline, aws.tags(role, arn)).await),
+            true => told(timeout_at(deadline, aws.tags(asker, arn)).await),
             false => Ok(None),
         };
         let count = async |arn| match review.counts_targets(new) {
-            true => told(timeout_at(deadline, aws.registered(role, arn)).await),
+            true => told(timeout_at(deadline, aws.registered(asker, arn)).await),
             false => Ok(None),
         };
         let describe =
-            async |query| told(timeout_at(deadline, aws.describe(role, query, most)).await).map(looked_up);
+            async |query| told(timeout_at(deadline, aws.describe(asker, query, most)).await).map(looked_up);
         let (described, tags, count) = match group.arn() {
             Some(arn) => {
                 tokio::join!(describe(TargetGroupQuery::Arn(arn)), tags(arn), count(arn))

@@ -17,7 +17,8 @@ use tgb_api::service::Service;
 use tgb_api::target_group::{Protocol, TargetGroup, TargetType};
 use tgb_api::v1::{Role, Sharing, TargetGroupBinding};
 use tgb_api::{names, objects};
-use tgb_aws::{Aws, AwsError, TargetGroupQuery};
+use tgb_aws::{Aws, AwsError, Bounded, TargetGroupQuery};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 // ---- the cluster ----
 
@@ -193,6 +194,18 @@ impl BindingStore {
 struct Cache<S> {
     store: S,
     missing: usize,
+    /// When a watch was interrupted, unless something came since.
+    interrupted: Option<Instant>,
+}
+
+/// A watch that can't be resumed fails again within this; one that was resumed may have nothing to tell for long.
+const DOUBTFUL: Duration = Duration::from_secs(60);
+
+impl<S> Cache<S> {
+    /// Whether something may have changed unseen.
+    fn is_doubtful(&self) -> bool {
+        self.interrupted.is_some_and(|at| at.elapsed() < DOUBTFUL)
+    }
 }
 
 struct Watched<S>(Arc<RwLock<Cache<S>>>);
@@ -205,7 +218,7 @@ impl<S> Clone for Watched<S> {
 
 impl<S: Store> Watched<S> {
     fn start(client: &Client, namespaces: &[String]) -> Self {
-        let cache = Cache { store: S::default(), missing: namespaces.len().max(1) };
+        let cache = Cache { store: S::default(), missing: namespaces.len().max(1), interrupted: None };
         let watched = Self(Arc::new(RwLock::new(cache)));
         if namespaces.is_empty() {
             tokio::spawn(follow(Api::all(client.clone()), None, watched.clone()));
@@ -248,7 +261,13 @@ async fn follow<S: Store>(api: Api<DeserializeGuard<S::Source>>, scope: Option<S
     let mut first = true;
     let mut events = std::pin::pin!(watcher(api, tgb_process::watching()).default_backoff());
     loop {
-        match events.try_next().await {
+        let event = events.try_next().await;
+        match &event {
+            Err(_) => cache.write().interrupted = Some(Instant::now()),
+            Ok(_) if cache.read().interrupted.is_some() => cache.write().interrupted = None,
+            Ok(_) => {}
+        }
+        match event {
             Ok(Some(Event::Init)) => listed.clear(),
             Ok(Some(Event::InitApply(object))) => {
                 listed.insert(key(&object));
@@ -300,9 +319,13 @@ impl Cluster {
         self.namespaces.is_empty() || self.namespaces.iter().any(|watched| watched == namespace)
     }
 
-    /// A Service as last seen.
+    /// A Service as last seen; none while it may have changed unseen.
     pub(crate) fn cached_service(&self, namespace: &str, name: &str) -> Option<Arc<Service>> {
-        self.services.read().store.0.get(namespace)?.get(name).cloned()
+        let cache = self.services.read();
+        if cache.is_doubtful() {
+            return None;
+        }
+        cache.store.0.get(namespace)?.get(name).cloned()
     }
 
     /// A Service as it is now.
@@ -335,7 +358,7 @@ impl Cluster {
     }
 
     /// Other bindings that keep one of this sharing from having the target group; `None` while the list of bindings is
-    /// not complete.
+    /// not complete, or names none and may have changed unseen.
     pub(crate) fn in_the_way(
         &self,
         arn: &str,
@@ -344,7 +367,8 @@ impl Cluster {
         sharing: Sharing,
     ) -> Option<Vec<Other>> {
         let cache = self.bindings.read();
-        (cache.missing == 0).then(|| cache.store.in_the_way(arn, (namespace, name), sharing))
+        let others = cache.store.in_the_way(arn, (namespace, name), sharing);
+        (cache.missing == 0 && !(others.is_empty() && cache.is_doubtful())).then_some(others)
     }
 
     /// The bindings of a Service, by name; read live while the cache still fills.
@@ -377,7 +401,7 @@ impl Cluster {
 
     fn complete<T>(&self, namespace: &str, look: impl Fn(&BindingStore) -> T) -> Option<T> {
         let cache = self.bindings.read();
-        (cache.missing == 0 && self.watches(namespace)).then(|| look(&cache.store))
+        (cache.missing == 0 && !cache.is_doubtful() && self.watches(namespace)).then(|| look(&cache.store))
     }
 
     async fn live_bindings(&self, namespace: &str) -> Result<Vec<Arc<Bound>>, kube::Error> {
@@ -398,48 +422,95 @@ pub(crate) const KNOWN: Duration = Duration::from_secs(600);
 /// How old what can change at any time may be: both reviews of one `apply` see the same, and who repaired it is not
 /// refused out of memory.
 const MOMENT: Duration = Duration::from_secs(5);
-/// When this many are remembered, the old ones are forgotten.
-const MANY: usize = 4096;
+/// Bytes of what is remembered of each kind. Names, roles and external ids are the user's words, of any length.
+const BYTES: usize = 4 << 20;
+/// Bytes of an entry beside its text.
+const ENTRY: usize = 200;
+/// Calls of one namespace at the same time: others come in between.
+const OF_NAMESPACE: usize = 4;
 
 /// What is asked: ARN or name, role, external id.
 type Question = (String, Option<String>, Option<String>);
-type Slot<T> = Arc<tokio::sync::Mutex<Option<(Instant, T)>>>;
 
-/// Answers by question; one call at a time for each. That something does not exist is never remembered.
-struct Memory<T>(Mutex<HashMap<Question, Slot<T>>>);
+/// Answers by question, of bounded size; one call at a time for each. That something does not exist is never remembered.
+struct Memory<T> {
+    answers: Bounded<Question, Answered<T>>,
+    /// Calls that are under way.
+    asking: Mutex<HashMap<Question, Arc<tokio::sync::Mutex<()>>>>,
+}
 
-impl<T> Default for Memory<T> {
-    fn default() -> Self {
-        Self(Mutex::default())
+/// An answer, when it came, and its size.
+#[derive(Clone)]
+struct Answered<T> {
+    value: T,
+    at: Instant,
+    size: usize,
+}
+
+/// A turn to ask, that goes with the last who waits for it.
+struct Turn<'a, T> {
+    memory: &'a Memory<T>,
+    question: &'a Question,
+    one: Arc<tokio::sync::Mutex<()>>,
+}
+
+impl<T> Drop for Turn<'_, T> {
+    fn drop(&mut self) {
+        let mut asking = self.memory.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        // The map's own, and this.
+        if Arc::strong_count(&self.one) <= 2 {
+            asking.remove(self.question);
+        }
     }
 }
 
 impl<T: Clone> Memory<T> {
-    fn slot(&self, question: Question) -> Slot<T> {
-        let mut slots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if slots.len() >= MANY {
-            // A slot that is locked is in use.
-            slots.retain(|_, slot| {
-                slot.try_lock().map_or(true, |slot| slot.as_ref().is_some_and(|(at, _)| at.elapsed() < FRESH))
-            });
-        }
-        Arc::clone(slots.entry(question).or_default())
+    fn new() -> Self {
+        let size = |(what, role, id): &Question, answer: &Answered<T>| {
+            let lengths =
+                [what.len(), role.as_ref().map_or(0, String::len), id.as_ref().map_or(0, String::len)];
+            ENTRY + lengths.iter().sum::<usize>() + answer.size
+        };
+        Self { answers: Bounded::new(BYTES, size), asking: Mutex::default() }
     }
 
+    /// The answer, which is remembered as one of `size`, and not older than `most`. One that is too old for this stays for others
+    /// until there is a newer one.
     async fn get(
         &self,
         question: Question,
         most: Duration,
+        size: impl Fn(&T) -> usize,
         ask: impl Future<Output = Result<Option<T>, AwsError>>,
     ) -> Result<Option<T>, AwsError> {
-        let slot = self.slot(question);
-        let mut slot = slot.lock().await;
-        if let Some((_, value)) = slot.as_ref().filter(|(at, _)| at.elapsed() < most) {
-            return Ok(Some(value.clone()));
+        if let Some(value) = self.known(&question, most) {
+            return Ok(Some(value));
+        }
+        let one = {
+            let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(asking.entry(question.clone()).or_default())
+        };
+        let turn = Turn { memory: self, question: &question, one };
+        let _alone = turn.one.lock().await;
+        // Whoever was before may have got it.
+        if let Some(value) = self.known(&question, most) {
+            return Ok(Some(value));
         }
         let value = ask.await?;
-        *slot = value.clone().map(|value| (Instant::now(), value));
+        match &value {
+            Some(value) => self.put(question.clone(), value.clone(), size(value)),
+            None => self.answers.remove(&question),
+        }
         Ok(value)
+    }
+
+    fn put(&self, question: Question, value: T, size: usize) {
+        self.answers.insert(question, Answered { value, at: Instant::now(), size });
+    }
+
+    /// What is remembered, if it is young enough.
+    fn known(&self, question: &Question, most: Duration) -> Option<T> {
+        self.answers.get(question).filter(|answer| answer.at.elapsed() < most).map(|answer| answer.value)
     }
 }
 
@@ -458,19 +529,37 @@ pub(crate) struct TargetGroups {
     tags: Memory<Arc<BTreeMap<String, String>>>,
     counts: Memory<usize>,
     /// What AWS lately failed to describe, and how.
-    failures: Mutex<HashMap<Question, (Instant, String)>>,
+    failures: Memory<String>,
+    /// The calls of each namespace.
+    lines: Bounded<String, Arc<Semaphore>>,
+}
+
+/// Who asks: the binding's namespace, and its role.
+#[derive(Clone, Copy)]
+pub(crate) struct Asker<'a> {
+    /// The namespace, whose calls wait for each other.
+    pub(crate) namespace: &'a str,
+    /// The role.
+    pub(crate) role: Option<Role<'a>>,
 }
 
 impl TargetGroups {
-    /// Remembers nothing yet. People wait for these answers.
+    /// Starts empty. Calls are urgent: a user is waiting.
     pub(crate) fn new(aws: &Aws) -> Self {
         Self {
             aws: aws.urgent(),
-            groups: Memory::default(),
-            tags: Memory::default(),
-            counts: Memory::default(),
-            failures: Mutex::default(),
+            groups: Memory::new(),
+            tags: Memory::new(),
+            counts: Memory::new(),
+            failures: Memory::new(),
+            lines: Bounded::new(BYTES, |namespace: &String, _| ENTRY + namespace.len()),
         }
+    }
+
+    /// Waits until this namespace may call.
+    async fn turn(&self, namespace: &str) -> Option<OwnedSemaphorePermit> {
+        let line = || Arc::new(Semaphore::new(OF_NAMESPACE));
+        self.lines.get_or_insert_with(namespace.to_owned(), line).acquire_owned().await.ok()
     }
 
     /// The target group with this ARN or this name, as it was at most `most` ago.
@@ -479,7 +568,7 @@ impl TargetGroups {
     /// AWS's, but for "not found", which is `None`.
     pub(crate) async fn describe(
         &self,
-        role: Option<Role<'_>>,
+        Asker { namespace, role }: Asker<'_>,
         query: TargetGroupQuery<'_>,
         most: Duration,
     ) -> Result<Option<Arc<TargetGroup>>, AwsError> {
@@ -490,19 +579,17 @@ impl TargetGroups {
         };
         // Calls of the SDK are large futures; the usual review makes none.
         let ask = Box::pin(async {
+            let _turn = self.turn(namespace).await;
             match self.aws.target_groups(role, query).await {
                 Ok(found) => Ok(found.into_iter().next().map(Arc::new)),
                 Err(error) if error.is_target_group_not_found() => Ok(None),
                 Err(error) => Err(error),
             }
         });
-        let found = self.groups.get(question(what, role), most, ask).await?;
+        let found = self.groups.get(question(what, role), most, group_size, ask).await?;
         if let Some(found) = found.as_ref().filter(|_| by_name) {
             // The validating request of the same `apply` asks by ARN.
-            let slot = self.groups.slot(question(found.arn.as_str(), role));
-            if let Ok(mut slot) = slot.try_lock() {
-                *slot = Some((Instant::now(), Arc::clone(found)));
-            }
+            self.groups.put(question(found.arn.as_str(), role), Arc::clone(found), group_size(found));
         }
         Ok(found)
     }
@@ -513,11 +600,17 @@ impl TargetGroups {
     /// AWS's.
     pub(crate) async fn tags(
         &self,
-        role: Option<Role<'_>>,
+        Asker { namespace, role }: Asker<'_>,
         arn: &str,
     ) -> Result<Option<Arc<BTreeMap<String, String>>>, AwsError> {
-        let ask = Box::pin(async { self.aws.tags(role, arn).await.map(|tags| Some(Arc::new(tags))) });
-        self.tags.get(question(arn, role), MOMENT, ask).await
+        let ask = Box::pin(async {
+            let _turn = self.turn(namespace).await;
+            self.aws.tags(role, arn).await.map(|tags| Some(Arc::new(tags)))
+        });
+        let size = |tags: &Arc<BTreeMap<String, String>>| {
+            tags.iter().map(|(key, value)| key.len() + value.len() + 80).sum()
+        };
+        self.tags.get(question(arn, role), MOMENT, size, ask).await
     }
 
     /// How many targets are registered and not draining.
@@ -526,31 +619,30 @@ impl TargetGroups {
     /// AWS's.
     pub(crate) async fn registered(
         &self,
-        role: Option<Role<'_>>,
+        Asker { namespace, role }: Asker<'_>,
         arn: &str,
     ) -> Result<Option<usize>, AwsError> {
         let ask = Box::pin(async {
+            let _turn = self.turn(namespace).await;
             let targets = self.aws.target_health(role, arn).await?;
             Ok(Some(targets.iter().filter(|target| target.state.is_registered()).count()))
         });
-        self.counts.get(question(arn, role), MOMENT, ask).await
+        self.counts.get(question(arn, role), MOMENT, |_| 0, ask).await
     }
 
     /// Remembers that AWS failed, for the other review of the same `apply`.
     pub(crate) fn failed(&self, role: Option<Role<'_>>, group: &str, reason: &str) {
-        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        if failures.len() >= MANY {
-            failures.retain(|_, (at, _)| at.elapsed() < MOMENT);
-        }
-        failures.insert(question(group, role), (Instant::now(), reason.to_owned()));
+        self.failures.put(question(group, role), reason.to_owned(), reason.len());
     }
 
     /// How AWS failed a moment ago, if it did.
     pub(crate) fn failure(&self, role: Option<Role<'_>>, group: &str) -> Option<String> {
-        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
-        let failed = failures.get(&question(group, role));
-        failed.filter(|(at, _)| at.elapsed() < MOMENT).map(|(_, reason)| reason.clone())
+        self.failures.known(&question(group, role), MOMENT)
     }
+}
+
+fn group_size(group: &Arc<TargetGroup>) -> usize {
+    400 + group.arn.as_str().len() + group.load_balancer_arns.iter().map(String::len).sum::<usize>()
 }
 
 #[cfg(test)]
@@ -599,11 +691,11 @@ mod tests {
 
     #[tokio::test]
     async fn one_call_answers_all_who_ask_and_a_miss_is_not_remembered() {
-        let memory = Memory::<u8>::default();
+        let memory = Memory::<u8>::new();
         let calls = std::sync::atomic::AtomicUsize::new(0);
         let ask = async |answer: Option<u8>| {
             memory
-                .get(question("arn", None), FRESH, async {
+                .get(question("arn", None), FRESH, |_| 0, async {
                     calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
                     tokio::task::yield_now().await;
                     Ok(answer)
@@ -614,5 +706,112 @@ mod tests {
         assert_eq!(ask(None).await, None);
         assert_eq!(tokio::join!(ask(Some(1)), ask(Some(2)), ask(Some(3))), (Some(1), Some(1), Some(1)));
         assert_eq!(calls.load(std::sync::atomic::Ordering::Relaxed), 2);
+        assert!(memory.asking.lock().unwrap().is_empty());
+    }
+    fn failed() -> AwsError {
+        AwsError { operation: "DescribeTargetGroups", code: "Timeout".to_owned(), message: String::new() }
+    }
+
+    #[tokio::test]
+    async fn what_is_too_old_for_one_stays_for_others_when_no_newer_answer_comes() {
+        let memory = Memory::<u8>::new();
+        let old = Duration::ZERO;
+        let get = async |most, answer| {
+            memory.get(question("arn", None), most, |_| 0, std::future::ready(answer)).await
+        };
+        assert_eq!(get(FRESH, Ok(Some(1))).await, Ok(Some(1)));
+        assert_eq!(get(old, Err(failed())).await, Err(failed()));
+        assert_eq!(get(FRESH, Ok(Some(2))).await, Ok(Some(1)), "a call that failed");
+        let never = memory.get(question("arn", None), old, |_| 0, std::future::pending());
+        assert!(tokio::time::timeout(Duration::from_millis(1), never).await.is_err());
+        assert_eq!(get(FRESH, Ok(Some(2))).await, Ok(Some(1)), "a call that was given up");
+        assert_eq!(get(old, Ok(Some(3))).await, Ok(Some(3)));
+        assert_eq!(get(FRESH, Ok(Some(2))).await, Ok(Some(3)));
+        assert_eq!(get(old, Ok(None)).await, Ok(None));
+        assert_eq!(get(FRESH, Ok(Some(4))).await, Ok(Some(4)), "it was gone meanwhile");
+    }
+
+    #[tokio::test]
+    async fn names_of_a_megabyte_leave_no_more_than_the_bound_behind() {
+        let (groups, failures) = (Memory::<u8>::new(), Memory::<String>::new());
+        for n in 0..30 {
+            let name = format!("{n}{}", "x".repeat(1 << 20));
+            let asked =
+                groups.get(question(&name, None), FRESH, |_| 0, std::future::ready(Ok(Some(1)))).await;
+            assert_eq!(asked, Ok(Some(1)));
+            failures.put(question("web", None), name.clone(), name.len());
+            failures.put(question(&name, None), name.clone(), name.len());
+            assert!(groups.answers.bytes() <= BYTES && failures.answers.bytes() <= BYTES);
+        }
+        assert!(groups.asking.lock().unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn one_namespace_does_not_take_the_turns_of_others() {
+        let aws =
+            Aws::connect(tgb_aws::Settings { region: Some("eu-west-1".to_owned()), ..Default::default() });
+        let groups = TargetGroups::new(&aws.await.unwrap());
+        let mut turns = Vec::new();
+        for _ in 0..OF_NAMESPACE {
+            turns.push(groups.turn("shop").await);
+        }
+        let soon = Duration::from_millis(20);
+        assert!(tokio::time::timeout(soon, groups.turn("shop")).await.is_err(), "its fifth waits");
+        assert!(groups.turn("other").await.is_some());
+        turns.pop();
+        assert!(groups.turn("shop").await.is_some());
+    }
+
+    fn unreadable() -> DeserializeGuard<TargetGroupBinding> {
+        let object = json!({"apiVersion": "elbv2.k8s.aws/v1", "kind": "TargetGroupBinding",
+            "metadata": {"name": "a", "namespace": "shop"}, "spec": {"serviceRef": 3}});
+        serde_json::from_value(object).unwrap()
+    }
+
+    fn watched() -> Watched<BindingStore> {
+        let cache = Cache { store: BindingStore::default(), missing: 0, interrupted: None };
+        Watched(Arc::new(RwLock::new(cache)))
+    }
+
+    #[test]
+    fn an_object_that_can_not_be_read_any_more_is_not_what_it_was() {
+        let watched = watched();
+        watched.apply(DeserializeGuard(Ok(binding("a", "arn:1", "web", "Exclusive"))));
+        assert_eq!(names(&watched.read().store.of_namespace("shop")), ["a"]);
+        let object = unreadable();
+        assert!(object.0.is_err());
+        watched.apply(object);
+        assert!(watched.read().store.of_namespace("shop").is_empty());
+    }
+
+    #[tokio::test]
+    async fn while_a_watch_is_interrupted_nothing_rests_on_what_is_not_known() {
+        let client =
+            kube::Client::try_from(kube::Config::new("http://127.0.0.1:9".parse().unwrap())).unwrap();
+        let services = Watched(Arc::new(RwLock::new(Cache {
+            store: Services::default(),
+            missing: 0,
+            interrupted: None,
+        })));
+        let cluster = Cluster { client, services, bindings: watched(), namespaces: Arc::new([]) };
+        let service = json!({"metadata": {"name": "web", "namespace": "shop"}, "spec": {}});
+        cluster.services.apply(DeserializeGuard(Ok(serde_json::from_value(service).unwrap())));
+        cluster.bindings.apply(DeserializeGuard(Ok(binding("a", "arn:1", "web", "Exclusive"))));
+        let others =
+            |arn| cluster.in_the_way(arn, "shop", "b", Sharing::Exclusive).map(|others| others.len());
+        let interrupt = |at| {
+            cluster.services.write().interrupted = at;
+            cluster.bindings.write().interrupted = at;
+        };
+        for (interrupted, known, one, none) in [
+            (None, true, Some(1), Some(0)),
+            (Some(Instant::now()), false, Some(1), None),
+            (Instant::now().checked_sub(2 * DOUBTFUL), true, Some(1), Some(0)),
+        ] {
+            interrupt(interrupted);
+            assert_eq!(cluster.cached_service("shop", "web").is_some(), known, "{interrupted:?}");
+            assert_eq!((others("arn:1"), others("arn:2")), (one, none), "{interrupted:?}");
+            assert_eq!(cluster.complete("shop", |_| ()).is_some(), known, "{interrupted:?}");
+        }
     }
 }
