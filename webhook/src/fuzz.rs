@@ -37,9 +37,11 @@ fn fuzz_admission_review() {
 
 #[test]
 fn fuzz_conversion_review() {
-    fuzz("conversion-review", &[CONVERSION], &WORDS, |input| match convert::review(input) {
-        Ok(_) => String::new(),
-        Err(message) => words(&message),
+    fuzz("conversion-review", &[CONVERSION], &WORDS, |input| {
+        match convert::review(&axum::body::Bytes::copy_from_slice(input)) {
+            Ok(_) => String::new(),
+            Err(message) => words(&message),
+        }
     });
 }
 

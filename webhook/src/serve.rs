@@ -14,7 +14,6 @@ use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use clap::{Args, ValueEnum};
 use futures::FutureExt as _;
-use hyper::body::Incoming;
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -23,8 +22,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tgb_api::rules::Settings;
 use tgb_certs::Serving;
+use tgb_process::server::{Held, Place, Room, Unread};
 use tgb_process::{Logging, Signals, duration, listen, server};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use tracing::field::Empty;
@@ -41,14 +41,15 @@ const PATHS: [&str; 6] = [CONVERT, MUTATE, VALIDATE, SERVICE, POD, SERVER_ID];
 /// Bytes of a body.
 const ADMISSION_BODY: usize = 8 << 20;
 const CONVERSION_BODY: usize = 64 << 20;
-/// A body that is larger takes of [`App::room`].
-const SMALL_BODY: usize = 64 << 10;
-/// KiB of larger bodies at the same time.
-const ROOM: u32 = 160 << 10;
+/// Bytes of larger bodies at the same time, with what is made of them. The chart's limit is 256 MiB: less than half of it is
+/// taken, connections and the program included.
+const ADMISSION_ROOM: usize = 24 << 20;
+const CONVERSION_ROOM: usize = 72 << 20;
 /// Work on more bytes is not done where other requests wait for it.
 const LONG_WORK: usize = 256 << 10;
-/// Requests at the same time.
+/// Requests at the same time, and those of one address.
 const REQUESTS: usize = 2000;
+const OF_PEER: usize = 1000;
 /// Nothing takes longer: neither the way of a body here nor its answer.
 const LONGEST: Duration = Duration::from_secs(30);
 /// What the API server waits where the request does not say.
@@ -259,7 +260,8 @@ async fn run(options: Options, settings: Settings) -> Result<(), String> {
         serving: Arc::clone(&serving),
         health,
         stop: stop.clone(),
-        room: Arc::new(Semaphore::new(usize::try_from(ROOM).unwrap_or(Semaphore::MAX_PERMITS))),
+        admission: Room::new(ADMISSION_ROOM, ADMISSION_BODY, admission_cost),
+        conversion: Room::new(CONVERSION_ROOM, CONVERSION_BODY, convert::cost),
         places: Semaphore::new(REQUESTS),
     });
 
@@ -344,13 +346,19 @@ struct App {
     serving: Arc<Serving>,
     health: Arc<Health>,
     stop: Signals,
-    /// For larger bodies, in KiB.
-    room: Arc<Semaphore>,
-    /// For requests.
+    /// For larger bodies.
+    admission: Room,
+    conversion: Room,
+    /// For requests whose body is there.
     places: Semaphore,
 }
 
-type Asked = hyper::Request<Incoming>;
+/// Bytes that a review of so many takes, with the objects that are read from it.
+fn admission_cost(body: usize) -> usize {
+    body.saturating_mul(3)
+}
+
+type Asked = hyper::Request<server::Body>;
 
 /// Its path, if it is one of ours.
 fn known(request: &Asked) -> Option<&'static str> {
@@ -370,20 +378,11 @@ where
         let version = request.version();
         let (app, answer) = (Arc::clone(&app), route(Arc::clone(&app), request));
         Box::pin(async move {
-            let mut response = match app.places.try_acquire() {
-                Ok(_place) => {
-                    let answer = AssertUnwindSafe(answer).catch_unwind();
-                    match tokio::time::timeout(LONGEST, answer).await {
-                        Ok(Ok(response)) => response,
-                        Ok(Err(_)) => {
-                            (StatusCode::INTERNAL_SERVER_ERROR, "the request went wrong").into_response()
-                        }
-                        Err(_) => (StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response(),
-                    }
-                }
-                Err(_) => {
-                    (StatusCode::SERVICE_UNAVAILABLE, "too many requests at the same time").into_response()
-                }
+            let answer = AssertUnwindSafe(answer).catch_unwind();
+            let mut response = match tokio::time::timeout(LONGEST, answer).await {
+                Ok(Ok(response)) => response,
+                Ok(Err(_)) => (StatusCode::INTERNAL_SERVER_ERROR, "the request went wrong").into_response(),
+                Err(_) => (StatusCode::REQUEST_TIMEOUT, "the request took too long").into_response(),
             };
             app.metrics.request(path, response.status().as_u16());
             if app.stop.first.is_cancelled() && version < axum::http::Version::HTTP_2 {
@@ -407,60 +406,50 @@ async fn answer(app: Arc<App>, request: Asked) -> Response {
     };
     // Boxed, so that each takes the room that it needs and no more is moved.
     let answer: Pin<Box<dyn Future<Output = Result<Response, String>> + Send>> = match path {
-        CONVERT => Box::pin(converted(&app, &body)),
+        CONVERT => Box::pin(std::future::ready(converted(&app, &body))),
         MUTATE => Box::pin(binding(&app, &body, true, left)),
         VALIDATE => Box::pin(binding(&app, &body, false, left)),
         SERVICE => Box::pin(service(&app, &body, left)),
         POD => Box::pin(pod(&app, &body, left)),
         _ => Box::pin(server_id(&app, &body)),
     };
-    let answered = aside(body.bytes.len(), answer).await;
     // It is no review.
-    answered.unwrap_or_else(|message| (StatusCode::BAD_REQUEST, message).into_response())
+    answer.await.unwrap_or_else(|message| (StatusCode::BAD_REQUEST, message).into_response())
 }
 
-/// A whole body, and the room that it takes until it is dropped.
-struct Body {
+/// A whole body, and the place that its request takes.
+struct Body<'a> {
     bytes: Bytes,
-    _room: Option<OwnedSemaphorePermit>,
+    held: Held,
+    _places: (Place, SemaphorePermit<'a>),
 }
 
-impl Body {
+impl<'a> Body<'a> {
     /// Reads it.
     ///
     /// # Errors
-    /// What to answer where it is too large or does not come.
-    async fn read(app: &App, path: &str, request: Asked) -> Result<Self, Response> {
-        let most = if path == CONVERT { CONVERSION_BODY } else { ADMISSION_BODY };
-        let too_large = || {
-            let message = format!("the body is larger than {} MiB", most >> 20);
-            (StatusCode::PAYLOAD_TOO_LARGE, message).into_response()
-        };
-        let length = request.headers().get(header::CONTENT_LENGTH);
-        // Without a length it may be of any.
-        let length = length.and_then(|length| length.to_str().ok()?.parse::<usize>().ok()).unwrap_or(most);
-        if length > most {
-            return Err(too_large());
-        }
-        let room = match u32::try_from(length >> 10) {
-            Ok(kib) if length > SMALL_BODY => {
-                let closed = |_| StatusCode::SERVICE_UNAVAILABLE.into_response();
-                Some(Arc::clone(&app.room).acquire_many_owned(kib).await.map_err(closed)?)
+    /// The answer where it is too large or does not come, or where there are too many requests.
+    async fn read(app: &'a App, path: &str, request: Asked) -> Result<Self, Response> {
+        let room = if path == CONVERT { &app.conversion } else { &app.admission };
+        let whole = request.into_body().read(room).await.map_err(|error| {
+            tracing::debug!(%error, path, "a body was not read");
+            match error {
+                Unread::TooLarge => {
+                    let message = format!("the body is larger than {} MiB", room.most() >> 20);
+                    (StatusCode::PAYLOAD_TOO_LARGE, message).into_response()
+                }
+                Unread::Late => (StatusCode::REQUEST_TIMEOUT, error.to_string()).into_response(),
+                Unread::Broken => (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
             }
-            _ => None,
-        };
-        let bytes = axum::body::to_bytes(axum::body::Body::new(request.into_body()), length).await.map_err(
-            |error| {
-                tracing::debug!(%error, "a body did not come");
-                (StatusCode::BAD_REQUEST, "the body did not come as a whole").into_response()
-            },
-        )?;
-        Ok(Self { bytes, _room: room })
+        })?;
+        let places = whole.place(OF_PEER).zip(app.places.try_acquire().ok());
+        let full = || (StatusCode::SERVICE_UNAVAILABLE, "too many requests at the same time").into_response();
+        Ok(Self { _places: places.ok_or_else(full)?, bytes: whole.bytes, held: whole.held })
     }
 }
 
-fn json(bytes: Vec<u8>) -> Response {
-    ([(header::CONTENT_TYPE, "application/json")], bytes).into_response()
+fn json(body: impl Into<axum::body::Body>) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], body.into()).into_response()
 }
 
 /// The time for a review, by its query: `timeout=10s`, as the API server sends it.
@@ -471,30 +460,28 @@ fn time_left(query: &str) -> Duration {
     whole.saturating_sub(RESERVE).max(whole / 2)
 }
 
-/// Does work on so many bytes; what takes long, aside: other requests go on.
-async fn aside<T>(bytes: usize, work: impl Future<Output = T>) -> T {
-    if bytes <= LONG_WORK {
-        return work.await;
-    }
-    tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(work))
+/// Does work on so many bytes; what takes long, aside: other requests go on. Nothing is waited for there, since each that waits
+/// would take a thread.
+pub(crate) fn aside<T>(bytes: usize, work: impl FnOnce() -> T) -> T {
+    if bytes <= LONG_WORK { work() } else { tokio::task::block_in_place(work) }
 }
 
-async fn converted(app: &App, body: &Body) -> Result<Response, String> {
+fn converted(app: &App, body: &Body<'_>) -> Result<Response, String> {
     let begun = Instant::now();
-    let (review, counts) = convert::review(&body.bytes)?;
+    let (answer, counts) = aside(body.bytes.len(), || convert::review(&body.bytes))?;
     app.metrics.converted(&counts, begun.elapsed());
-    Ok(json(review))
+    Ok(json(answer.with(body.held.clone())))
 }
 
-async fn binding(app: &App, body: &Body, mutating: bool, left: Duration) -> Result<Response, String> {
-    let (request, objects) = Request::read_bindings(&body.bytes)?;
+async fn binding(app: &App, body: &Body<'_>, mutating: bool, left: Duration) -> Result<Response, String> {
+    let (request, objects) = aside(body.bytes.len(), || Request::read_bindings(&body.bytes))?;
     let webhook = if mutating { "mtargetgroupbinding" } else { "vtargetgroupbinding" };
     let review = Box::pin(app.bindings.review(&request, objects, mutating, left));
     Ok(reviewed(app, webhook, &request, review).await)
 }
 
-async fn service(app: &App, body: &Body, left: Duration) -> Result<Response, String> {
-    let (request, objects) = Request::read(&body.bytes)?;
+async fn service(app: &App, body: &Body<'_>, left: Duration) -> Result<Response, String> {
+    let (request, objects) = aside(body.bytes.len(), || Request::read(&body.bytes))?;
     let review = async {
         let settings = Arc::clone(&app.bindings.settings.borrow());
         let review = services::review(&request, objects, &app.bindings.cluster, &settings);
@@ -507,14 +494,14 @@ async fn service(app: &App, body: &Body, left: Duration) -> Result<Response, Str
     Ok(reviewed(app, "vservice", &request, review).await)
 }
 
-async fn pod(app: &App, body: &Body, left: Duration) -> Result<Response, String> {
-    let (request, objects) = Request::read(&body.bytes)?;
+async fn pod(app: &App, body: &Body<'_>, left: Duration) -> Result<Response, String> {
+    let (request, objects) = aside(body.bytes.len(), || Request::read(&body.bytes))?;
     let gates = in_time(left, pods::gates(&request, objects, &app.bindings.cluster));
     Ok(reviewed(app, "mpod", &request, gates).await)
 }
 
-async fn server_id(app: &App, body: &Body) -> Result<Response, String> {
-    let (request, objects) = Request::read(&body.bytes)?;
+async fn server_id(app: &App, body: &Body<'_>) -> Result<Response, String> {
+    let (request, objects) = aside(body.bytes.len(), || Request::read(&body.bytes))?;
     Ok(reviewed(app, "quicid", &request, async { pods::server_ids(&request, objects) }).await)
 }
 
@@ -543,7 +530,7 @@ async fn reviewed(
         match answer.and_then(|answer| answer.review(request)) {
             Ok(review) => json(review),
             Err(message) => {
-                tracing::error!(message, uid, object = %format_args!("{namespace}/{name}"), "a review failed");
+                tracing::error!(error = message, uid, object = %format_args!("{namespace}/{name}"), "a review failed");
                 (StatusCode::INTERNAL_SERVER_ERROR, message).into_response()
             }
         }
@@ -624,6 +611,8 @@ mod tests {
         authority: tgb_certs::Authority,
         state: Arc<App>,
         go_on: Arc<Notify>,
+        /// AWS is being looked for as long as this is there.
+        _connected: tokio::sync::watch::Sender<Connection>,
     }
 
     async fn guarded_server() -> Guarded {
@@ -636,9 +625,10 @@ mod tests {
         let authority = tgb_certs::Authority::make(now, HOUR).unwrap();
         let serving = Arc::new(Serving::default());
         serving.swap(tgb_certs::Leaf::issue(&authority, &names, now, HOUR).unwrap().pair);
+        let (_connected, aws) = tokio::sync::watch::channel(Connection::Looking);
         let bindings = Bindings {
             cluster: Cluster::watch(client, &["nowhere".to_owned()]),
-            aws: tokio::sync::watch::channel(Connection::Looking).1,
+            aws,
             settings: tokio::sync::watch::channel(Arc::default()).1,
             admit_without_aws: true,
             metrics: Arc::clone(&metrics),
@@ -649,7 +639,8 @@ mod tests {
             serving: Arc::clone(&serving),
             health: Arc::default(),
             stop: Signals { first: CancellationToken::new(), second: CancellationToken::new() },
-            room: Arc::new(Semaphore::new(1024)),
+            admission: Room::new(ADMISSION_ROOM, ADMISSION_BODY, admission_cost),
+            conversion: Room::new(CONVERSION_ROOM, CONVERSION_BODY, convert::cost),
             places: Semaphore::new(2),
         });
         let go_on = Arc::new(Notify::new());
@@ -658,8 +649,12 @@ mod tests {
             let waited_for = Arc::clone(&waited_for);
             async move {
                 match request.uri().path() {
-                    PANICS => panic!("a test asked for it"),
+                    PANICS => {
+                        let _whole = Body::read(&app, PANICS, request).await;
+                        panic!("a test asked for it")
+                    }
                     WAITS => {
+                        let _whole = Body::read(&app, WAITS, request).await;
                         waited_for.notified().await;
                         StatusCode::OK.into_response()
                     }
@@ -672,7 +667,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let tls = Arc::new(tgb_certs::server_config(serving).unwrap());
         tokio::spawn(server::serve(listener, Some(tls), app, CancellationToken::new()));
-        Guarded { address, authority, state, go_on }
+        Guarded { address, authority, state, go_on, _connected }
     }
 
     impl Guarded {
@@ -751,8 +746,42 @@ mod tests {
         let long = tokio::spawn(async move {
             // Where the long one stays on the only thread, this one never gets its turn.
             tokio::spawn(async move { asked.send("another review").unwrap() });
-            aside(LONG_WORK + 1, async move { answered.recv_timeout(Duration::from_secs(60)) }).await
+            aside(LONG_WORK + 1, || answered.recv_timeout(Duration::from_secs(60)))
         });
         assert_eq!(long.await.unwrap(), Ok("another review"));
+    }
+    #[test]
+    fn large_reviews_that_wait_for_aws_take_no_thread_from_others() {
+        // Three threads in all. A review of more than LONG_WORK bytes that waited aside would keep one each.
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).max_blocking_threads(2).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let server = guarded_server().await;
+            let note = "x".repeat(LONG_WORK);
+            let body = format!(
+                r#"{{"kind":"AdmissionReview","apiVersion":"admission.k8s.io/v1","request":{{"uid":"u","operation":"CREATE","namespace":"shop","object":{{"apiVersion":"elbv2.k8s.aws/v1","kind":"TargetGroupBinding","metadata":{{"name":"web","annotations":{{"note":"{note}"}}}},"spec":{{"targetGroup":{{"arn":"arn:aws:elasticloadbalancing:eu-west-1:123456789012:targetgroup/web/1ce5b7da835c9ffb"}},"serviceRef":{{"name":"web","port":80}}}}}}}}}}"#
+            );
+            let io = server.connect("h2").await;
+            let (mut many, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+            tokio::spawn(connection);
+            let uri = format!("https://{NAME}{MUTATE}?timeout=60s");
+            let mut waiting = Vec::new();
+            for _ in 0..2 {
+                let body = axum::body::Body::from(body.clone());
+                let request = hyper::Request::post(&uri).header(header::HOST, NAME).body(body).unwrap();
+                waiting.push(tokio::spawn(many.send_request(request)));
+            }
+            // Both are there, and wait for AWS.
+            while server.state.places.available_permits() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let (mut one, connection) = http1::handshake(server.connect("http/1.1").await).await.unwrap();
+            tokio::spawn(connection);
+            let asked = one.send_request(server.request(CONVERT));
+            let (code, text) = read(tokio::time::timeout(SOON, asked).await.unwrap().unwrap()).await;
+            assert_eq!(code, 503, "it is answered, and there are two places: {text}");
+            assert!(waiting.iter().all(|review| !review.is_finished()));
+        });
+        runtime.shutdown_background();
     }
 }
