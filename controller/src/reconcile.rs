@@ -596,7 +596,6 @@ impl Worker {
                     }
                     Empty::Unready => {
                         report.ok(Kind::BackendResolved, Reason::Resolved, format!("{service} has the port"));
-                        report.bad(Kind::TargetsRegistered, reason, message);
                         None
                     }
                 };

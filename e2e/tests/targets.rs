@@ -538,6 +538,8 @@ fn a_quic_target_has_its_pods_id_and_a_changed_one_is_registered_anew() {
     };
     let right = vec![Some("0x0102030405060708".to_owned())];
     assert_eq!(ids(), right);
+    annotate(&space, "tgb web", "elbv2.k8s.aws/paused=true");
+    until(&space, "TargetsRegistered", "False", "Paused");
     space
         .seed(|aws| {
             for target in aws.target_groups.get_mut(&arn).unwrap().targets.values_mut() {
@@ -545,6 +547,14 @@ fn a_quic_target_has_its_pods_id_and_a_changed_one_is_registered_anew() {
             }
         })
         .unwrap();
+    // What a paused binding would do is looked at as often as anything else.
+    until_message(&space, "TargetsRegistered", "paused: would deregister 1 target");
+    let passes = || space.controller().metric("tgb_reconcile_total", &[]).unwrap();
+    let (before, looks) = (passes(), space.count("DescribeTargetHealth"));
+    until_calls(&space, "DescribeTargetHealth", looks + 3);
+    let more = passes() - before;
+    assert!(more < 50.0, "{more} passes in the time of three polls");
+    space.kubectl("annotate tgb web elbv2.k8s.aws/paused-").ok().unwrap();
     eventually(SOON, || if ids() == right { Ok(()) } else { Err(ids()) }).unwrap();
 }
 

@@ -2,7 +2,7 @@
 
 use super::{Found, Mode, Worker};
 use crate::context::Standing;
-use crate::desired::TargetKey;
+use crate::desired::{Nothing, TargetKey};
 use crate::events::{counted, first_few, listed};
 use crate::gates;
 use crate::index::Key;
@@ -112,6 +112,8 @@ impl Worker {
         } else if targets.is_empty() && !wanted.unready.is_empty() {
             let running = counted(wanted.unready.len(), "endpoint");
             report.bad(kind, Reason::BackendUnready, format!("none is ready of {running}{more}"));
+        } else if let Some(Nothing { reason: Reason::BackendUnready, message }) = &wanted.nothing {
+            report.bad(kind, Reason::BackendUnready, format!("{message}{more}"));
         }
         let message =
             format!("{} of {} registered{more}", counts.registered, counted(targets.len(), "target"));
