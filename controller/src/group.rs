@@ -5,7 +5,7 @@
 //! opens nothing to a living binding that no other rule opens. A binding of which little is known claims all that its spec
 //! could ask for ([`Claim::keep`]).
 
-use crate::network::Claim;
+use crate::network::{Claim, is_retained};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use tgb_api::names;
 use tgb_aws::values::{Permission, Rule, RuleProtocol, SecurityGroupRules, Source};
@@ -106,7 +106,8 @@ pub(crate) struct State {
 pub(crate) struct Known {
     /// How many IPv4 and IPv6 rules fit, once AWS has refused another one.
     quota: [Option<usize>; 2],
-    /// Rules that we took away or changed (to what, with which description): readings may lag behind.
+    /// Rules that we took away or changed (to what, with which description), and those that were ever seen to be retained:
+    /// readings may lag behind.
     written: VecDeque<(String, Option<(Permission, String)>)>,
     /// Refused when tried alone; they are kept apart from good ones.
     suspects: BTreeSet<Permission>,
@@ -138,7 +139,13 @@ impl Known {
             .iter()
             .map(|rule| (rule.id.as_str(), (&rule.permission, rule.description.as_str())))
             .collect();
+        for rule in read.rules.iter().filter(|rule| is_retained(&rule.description)) {
+            self.wrote(&rule.id, Some((rule.permission.clone(), rule.description.clone())));
+        }
         self.written.retain(|(id, to)| {
+            if to.as_ref().is_some_and(|(_, description)| is_retained(description)) {
+                return true;
+            }
             let expected = to.as_ref().map(|(permission, description)| (permission, description.as_str()));
             expected.is_none() || expected != shown.get(id.as_str()).copied()
         });

@@ -374,3 +374,18 @@ fn labels_of_many_pods_are_kept_once_and_forgotten_with_the_last() {
         index.pools.labels.len()
     );
 }
+
+#[test]
+fn a_binding_that_cannot_be_read_is_forgotten_when_it_goes_or_is_mended() {
+    let mut index = Index::default();
+    let keys = |index: &Index| index.binding_keys().map(ToString::to_string).collect::<Vec<_>>();
+    let key = Key::new("n0", "x0");
+    index.put_unreadable(key.clone(), BTreeSet::new());
+    // A list that lacks it has it taken away.
+    assert_eq!(keys(&index), ["n0/x0"]);
+    index.remove_binding(&key);
+    assert!(keys(&index).is_empty() && index.unreadable.is_empty());
+    index.put_unreadable(key, BTreeSet::new());
+    index.put_binding(read(json!({"metadata": meta(0, "x0"), "spec": {}})));
+    assert_eq!((keys(&index), index.unreadable.len()), (vec!["n0/x0".to_owned()], 0));
+}

@@ -634,6 +634,28 @@ mod tests {
     use serde_json::json;
 
     #[test]
+    fn a_binding_that_cannot_be_read_is_known_by_its_name_and_the_sources_that_it_names() {
+        let object = |port: Value| {
+            json!({
+                "metadata": {"namespace": "shop", "name": "web", "uid": "u"},
+                "spec": {
+                    "targetGroup": {"arn": "arn:1"}, "serviceRef": {"name": "web"},
+                    "networking": {"ingress": [{"from": [{"securityGroup": {"groupID": "sg-1"}}], "ports": [{"port": port}]}]},
+                },
+            })
+        };
+        let keeps = |port: Value| -> (bool, Vec<(u16, u16)>) {
+            let listed: Listed = serde_json::from_value(object(port)).unwrap();
+            assert_eq!(listed.key(), Key::new("shop", "web"));
+            let ranges = listed.keeps().iter().map(|rule| (rule.from_port, rule.to_port)).collect();
+            (matches!(listed, Listed::Read(_)), ranges)
+        };
+        assert_eq!(keeps(json!(80)), (true, vec![(80, 80)]));
+        // TCP and UDP.
+        assert_eq!(keeps(json!({"from": 80, "to": 90})), (false, vec![(0, 65535), (0, 65535)]));
+    }
+
+    #[test]
     fn a_binding_is_given_back_as_it_was() {
         let condition = |kind: &str| {
             json!({"type": kind, "status": "True", "reason": "Reconciled", "message": "as it says", "observedGeneration": 3,

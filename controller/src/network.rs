@@ -70,6 +70,11 @@ pub(crate) fn retained_marker(marker: &str, binding: &str) -> String {
     text.chars().take(LONGEST_DESCRIPTION).collect()
 }
 
+/// Whether a rule has a description by [`retained_marker`].
+pub(crate) fn is_retained(description: &str) -> bool {
+    description.starts_with(names::RULE_DESCRIPTION) && description.contains(" retained:")
+}
+
 /// The named ports of a pod.
 pub(crate) type Ports = Arc<[PodPort]>;
 
@@ -292,6 +297,7 @@ mod tests {
         let long =
             retained_marker(&marker(&"c".repeat(100), Some("owner")), &format!("shop/{}", "n".repeat(253)));
         assert_eq!(long.len(), LONGEST_DESCRIPTION);
+        assert!(is_retained(&retained) && is_retained(&long) && !is_retained(&marker("prod", Some("a"))));
     }
 
     #[test]

@@ -455,6 +455,280 @@ fn the_interface_is_found_by_prefix_or_by_address_and_hybrid_nodes_have_none() {
     }
 }
 
+/// Makes a Deployment of one pod and a Service of it whose pod, by its annotation, has this interface.
+fn deploy_at(space: &Space<'_>, name: &str, eni: &str) {
+    space.deploy(name, 0).unwrap();
+    let annotation = json!([{"eniId": eni}]).to_string();
+    let patch = json!({"spec": {"replicas": 1, "template": {"metadata": {"annotations": {"vpc.amazonaws.com/pod-eni": annotation}}}}});
+    space.kubectl_with(&["patch", "deployment", name, "-p", &patch.to_string()], "").ok().unwrap();
+}
+
+/// The notes of the events on a binding for a reason.
+fn notes(space: &Space<'_>, binding: &str, reason: &str) -> Result<Vec<String>> {
+    let all = space.kubectl("get events.events.k8s.io -o json").json()?;
+    let all = all["items"].as_array().cloned().unwrap_or_default();
+    let of_it = all.iter().filter(|event| event["regarding"]["name"] == binding && event["reason"] == reason);
+    Ok(of_it.filter_map(|event| event["note"].as_str().map(str::to_owned)).collect())
+}
+
+fn until_note(space: &Space<'_>, binding: &str, reason: &str, parts: &[&str]) {
+    eventually(SOON, || {
+        let all = notes(space, binding, reason)?;
+        let is_meant = |note: &String| parts.iter().all(|part| note.contains(part));
+        if all.iter().any(is_meant) { Ok(()) } else { Err(format!("{all:?}")) }
+    })
+    .unwrap();
+}
+
+/// Has another controller take over at once.
+fn restart(space: &Space<'_>) {
+    space.controller().kill().unwrap();
+    give_lease_back(space);
+    space.controller().restart().unwrap();
+}
+
+#[test]
+fn a_binding_that_cannot_be_resolved_keeps_its_own_rules_and_holds_up_nobody_else() {
+    let space = World::shared().unwrap().prepare("sick").controller("--resync=3s").start().unwrap();
+    let nodes = space.aws().lab().node_group.clone();
+    let (sick, well) = (
+        space.served_target_group("HTTP", 80, "ip").unwrap(),
+        space.served_target_group("HTTP", 80, "ip").unwrap(),
+    );
+    let (first, second) = (peer_of(&space), space.security_group("second", &[]).unwrap());
+    let ports = |peer: &str, ports: &[u16]| {
+        let ports: Vec<Value> = ports.iter().map(|port| json!({"port": port})).collect();
+        networking(&json!([{"securityGroup": {"groupID": peer}}]), &json!(ports))
+    };
+    space.deploy("sick", 1).unwrap();
+    space.deploy("well", 1).unwrap();
+    space.bind("sick", &sick, &ports(&first, &[1000])).unwrap();
+    space.bind("well", &well, &ports(&second, &[2000, 3000])).unwrap();
+    let opened = |rules: &[(u16, &str)]| {
+        let rules: Vec<String> =
+            rules.iter().map(|(port, peer)| format!("tcp {port}-{port} {peer}")).collect();
+        until_ours(&space, &nodes, &rules.iter().map(String::as_str).collect::<Vec<_>>());
+    };
+    opened(&[(1000, &first), (2000, &second), (3000, &second)]);
+
+    // To the next controller nothing is known of it but its spec.
+    space.fault(Fault::new(Effect::Deny).action("DescribeTargetHealth").contains(&sick)).unwrap();
+    restart(&space);
+    space.until_condition("tgb/sick", "TargetsRegistered", "False").unwrap();
+    space.bind("well", &well, &ports(&second, &[2000])).unwrap();
+    opened(&[(1000, &first), (2000, &second)]);
+    space.kubectl("delete tgb well --timeout=60s").ok().unwrap();
+    opened(&[(1000, &first)]);
+    space.clear_faults().unwrap();
+    space.kubectl("delete tgb sick --timeout=60s").ok().unwrap();
+    opened(&[]);
+}
+
+#[test]
+fn a_revocation_that_is_denied_is_told_and_holds_up_only_the_deletion_of_who_had_the_rule() {
+    let space = World::shared().unwrap().prepare("stuck").controller("--resync=3s").start().unwrap();
+    let lab = space.aws().lab().clone();
+    let (nodes, peer) = (lab.node_group.clone(), peer_of(&space));
+    let own = space.security_group("own", &[]).unwrap();
+    let eni = space
+        .seed(|aws| add_interface(aws, &lab, Eni { groups: vec![own.clone()], ..Eni::default() }))
+        .unwrap();
+    let (web, stuck) = (
+        space.served_target_group("HTTP", 80, "ip").unwrap(),
+        space.served_target_group("HTTP", 80, "ip").unwrap(),
+    );
+    let ports = |ports: &[u16]| {
+        let ports: Vec<Value> = ports.iter().map(|port| json!({"port": port})).collect();
+        networking(&json!([{"securityGroup": {"groupID": peer}}]), &json!(ports))
+    };
+    let opened = |port: u16| format!("tcp {port}-{port} {peer}");
+    space.deploy("web", 1).unwrap();
+    space.bind("web", &web, &ports(&[8080])).unwrap();
+    deploy_at(&space, "stuck", &eni);
+    space.bind("stuck", &stuck, &ports(&[1000, 2000])).unwrap();
+    until_ours(&space, &nodes, &[&opened(8080)]);
+    until_ours(&space, &own, &[&opened(1000), &opened(2000)]);
+
+    space.fault(Fault::new(Effect::Deny).action("RevokeSecurityGroupIngress").contains(&own)).unwrap();
+    space.bind("stuck", &stuck, &ports(&[1000])).unwrap();
+    let told = || {
+        eventually(SOON, || {
+            let (status, said) = (
+                space.condition("tgb/stuck", "NetworkingReady")?.0,
+                message(&space, "stuck", "NetworkingReady"),
+            );
+            let parts = [own.as_str(), "tcp 2000", "RevokeSecurityGroupIngress", "UnauthorizedOperation"];
+            let is_told = status == "True" && parts.iter().all(|part| said.contains(part));
+            if is_told { Ok(()) } else { Err(format!("{status}: {said}")) }
+        })
+        .unwrap();
+    };
+    told();
+    until_note(&space, "stuck", "NetworkingFailed", &["AccessDenied", &own, "RevokeSecurityGroupIngress"]);
+    assert_eq!(space.controller().metric("tgb_stale_rules", &[]).unwrap(), 1.0);
+
+    // A controller that knows no claim yet waits for no group but those with rules of the binding.
+    restart(&space);
+    told();
+    space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
+    until_ours(&space, &nodes, &[]);
+    space.kubectl("delete tgb stuck --wait=false").ok().unwrap();
+    space.until_condition("tgb/stuck", "CleanupFailed", "True").unwrap();
+    let said = message(&space, "stuck", "CleanupFailed");
+    assert!(said.contains(&own) && said.contains("RevokeSecurityGroupIngress"), "{said}");
+    space.clear_faults().unwrap();
+    space.kubectl("wait --for=delete tgb/stuck --timeout=120s").ok().unwrap();
+    until_ours(&space, &own, &[]);
+}
+
+#[test]
+fn rules_of_a_binding_that_is_deleted_with_retain_stay_for_good() {
+    let space = World::shared().unwrap().prepare("retained").controller("--resync=3s").start().unwrap();
+    let (nodes, peer) = (space.aws().lab().node_group.clone(), peer_of(&space));
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    let ports = |ports: &[u16]| {
+        let ports: Vec<Value> = ports.iter().map(|port| json!({"port": port})).collect();
+        networking(&json!([{"securityGroup": {"groupID": peer}}]), &json!(ports))
+    };
+    let opened = |port: u16| format!("tcp {port}-{port} {peer}");
+    space.deploy("web", 1).unwrap();
+    space.bind("web", &arn, &ports(&[8080])).unwrap();
+    until_ours(&space, &nodes, &[&opened(8080)]);
+    space.until_pods_are_targets(&arn, "web", 1).unwrap();
+    // What can't be described so would go with the next search.
+    space.fault(Fault::new(Effect::Deny).action("ModifySecurityGroupRules")).unwrap();
+    space.kubectl("annotate tgb web elbv2.k8s.aws/on-delete=retain").ok().unwrap();
+    space.kubectl("delete tgb web --wait=false").ok().unwrap();
+    space.until_condition("tgb/web", "CleanupFailed", "True").unwrap();
+    space.clear_faults().unwrap();
+    space.kubectl("wait --for=delete tgb/web --timeout=120s").ok().unwrap();
+    let description = format!("{} retained:{}/web", marker(&space), space.name());
+    let retained = || -> Vec<String> {
+        let rules = space.rules(&nodes).unwrap();
+        rules.iter().filter(|rule| rule.description.as_deref() == Some(&description)).map(shown).collect()
+    };
+    assert_eq!((retained(), ours(&space, &nodes)), (vec![opened(8080)], BTreeSet::new()));
+    until_note(&space, "web", "RulesRetained", &[&nodes, &description, "revoke-security-group-ingress"]);
+    space.until_pods_are_targets(&arn, "web", 1).unwrap();
+
+    // Neither the search at the next start takes it, nor the end of a binding for which it counted as there.
+    restart(&space);
+    space.bind("web", &arn, &ports(&[8080, 9090])).unwrap();
+    space.until_condition("tgb/web", "Ready", "True").unwrap();
+    until_ours(&space, &nodes, &[&opened(9090)]);
+    space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
+    assert_eq!((retained(), ours(&space, &nodes)), (vec![opened(8080)], BTreeSet::new()));
+}
+
+#[test]
+fn a_port_name_that_no_container_has_is_told_and_native_sidecars_have_names_too() {
+    let space = space("names");
+    let (nodes, peer) = (space.aws().lab().node_group.clone(), peer_of(&space));
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    space.deploy("web", 0).unwrap();
+    let port = |name: &str, number: u16| json!([{"name": name, "containerPort": number}]);
+    let spec = json!({
+        "containers": [
+            {"name": "web", "image": "web", "ports": port("http", 8080)},
+            {"name": "exporter", "image": "exporter", "ports": port("http", 9100)},
+        ],
+        "initContainers": [
+            {"name": "proxy", "image": "proxy", "restartPolicy": "Always", "ports": port("admin", 15000)},
+        ],
+    });
+    let patch = json!({"spec": {"replicas": 1, "template": {"spec": spec}}});
+    space.kubectl_with(&["patch", "deployment", "web", "-p", &patch.to_string()], "").ok().unwrap();
+    let named =
+        |name: &str| networking(&json!([{"securityGroup": {"groupID": peer}}]), &json!([{"port": name}]));
+    space.bind("web", &arn, &named("web")).unwrap();
+    space.until_pods_are_targets(&arn, "web", 1).unwrap();
+    eventually(SOON, || match space.condition("tgb/web", "NetworkingReady")? {
+        (status, reason) if status == "False" && reason == "PortNotFound" => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .unwrap();
+    let said = message(&space, "web", "NetworkingReady");
+    for part in ["\"web\" (TCP)", "\"http\" (TCP)", "\"admin\" (TCP)"] {
+        assert!(said.contains(part), "{part} is not in: {said}");
+    }
+    assert!(ours(&space, &nodes).is_empty());
+    for (name, number) in [("admin", 15000), ("http", 8080)] {
+        space.bind("web", &arn, &named(name)).unwrap();
+        until_ours(&space, &nodes, &[&format!("tcp {number}-{number} {peer}")]);
+        space.until_condition("tgb/web", "NetworkingReady", "True").unwrap();
+    }
+}
+
+#[test]
+fn an_interface_that_shows_up_late_is_looked_for_again_before_the_next_poll() {
+    let space = World::shared().unwrap().prepare("late").controller("--health-poll=10m").start().unwrap();
+    let lab = space.aws().lab().clone();
+    let peer = peer_of(&space);
+    let own = space.security_group("own", &[]).unwrap();
+    let eni = "eni-0abcdef0123456789";
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    deploy_at(&space, "web", eni);
+    let peers = json!([{"securityGroup": {"groupID": peer}}]);
+    space.bind("web", &arn, &networking(&peers, &json!([{"port": 8080}]))).unwrap();
+    let reason = space.until_condition("tgb/web", "NetworkingReady", "False").unwrap();
+    assert_eq!(reason, "SecurityGroupNotFound");
+    space.until_pods_are_targets(&arn, "web", 1).unwrap();
+    space
+        .seed(|aws| {
+            let (vpc, subnet) = (lab.vpc.clone(), lab.subnets[0].clone());
+            let late = Eni { id: eni.to_owned(), vpc, subnet, groups: vec![own.clone()], ..Eni::default() };
+            aws.enis.insert(eni.to_owned(), late);
+        })
+        .unwrap();
+    until_ours(&space, &own, &[&format!("tcp 8080-8080 {peer}")]);
+    space.until_condition("tgb/web", "NetworkingReady", "True").unwrap();
+}
+
+#[test]
+fn rules_of_a_shared_binding_stay_where_its_old_targets_drain() {
+    let space = World::shared()
+        .unwrap()
+        .prepare("moves")
+        .controller("--resync=3s")
+        .controller("--health-poll=2s")
+        .start()
+        .unwrap();
+    let lab = space.aws().lab().clone();
+    let (nodes, peer) = (lab.node_group.clone(), peer_of(&space));
+    let own = space.security_group("own", &[]).unwrap();
+    let eni = space
+        .seed(|aws| add_interface(aws, &lab, Eni { groups: vec![own.clone()], ..Eni::default() }))
+        .unwrap();
+    let arn = space.served_target_group("HTTP", 80, "ip").unwrap();
+    space.attribute(&arn, "deregistration_delay.timeout_seconds", "3600").unwrap();
+    let rule = format!("tcp 8080-8080 {peer}");
+    let shared = json!({
+        "targetGroup": {"arn": arn, "sharing": "Shared"},
+        "networking": {"ingress": [{"from": [{"securityGroup": {"groupID": peer}}], "ports": [{"port": 8080}]}]},
+    });
+    space.deploy("web", 1).unwrap();
+    space.bind("web", &arn, &shared).unwrap();
+    until_ours(&space, &nodes, &[&rule]);
+    space.until_pods_are_targets(&arn, "web", 1).unwrap();
+    space.until_condition("tgb/web", "Ready", "True").unwrap();
+    space.kubectl("scale deployment web --replicas=0").ok().unwrap();
+    space.until_targets(&arn, &BTreeSet::new()).unwrap();
+    deploy_at(&space, "web", &eni);
+    until_ours(&space, &own, &[&rule]);
+    // Both groups are compared again, and the old rule is still there.
+    let reads = || {
+        let calls = space.calls();
+        let of_it = |call: &&awsim::Call| call.parameters.values().any(|value| *value == nodes);
+        calls.iter().filter(|call| call.action == "DescribeSecurityGroupRules").filter(of_it).count()
+    };
+    let before = reads();
+    eventually(SOON, || if reads() >= before + 2 { Ok(()) } else { Err(reads()) }).unwrap();
+    assert_eq!(ours(&space, &nodes), BTreeSet::from([rule.clone()]));
+    space.advance(Duration::from_secs(3700)).unwrap();
+    until_ours(&space, &nodes, &[]);
+    assert_eq!(ours(&space, &own), BTreeSet::from([rule]));
+}
+
 /// The account of what the tests of this binary share, which no space has.
 fn shared_account(_: &Cluster) -> Result<Aws> {
     Ok(World::shared()?.aws.clone())

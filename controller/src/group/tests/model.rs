@@ -79,6 +79,8 @@ struct Cluster {
     pass: Pass,
     /// The last reading that was confirmed showed the truth, and nobody wrote since.
     accurate: bool,
+    /// How the last pass ended that began after a binding was deleted.
+    last: Option<State>,
 }
 
 /// What the description of retained rules ends with.
@@ -116,6 +118,7 @@ impl World {
             known: Known::default(),
             pass: Pass::default(),
             accurate: false,
+            last: None,
         };
         let clusters = vec![cluster("a"), cluster("b")];
         Self { denied: 0, room, rules: Vec::new(), others: 0, next: 0, history: Vec::new(), clusters }
@@ -229,6 +232,7 @@ impl World {
                 Fate::Answered => Pass::remembering(&cluster.known),
                 _ => Pass::default(),
             };
+            cluster.last = Some(state.clone());
             return Some(state);
         }
         let answer = match (&step, fate) {
@@ -278,6 +282,7 @@ impl World {
                 let description = format!("{}{RETAINED_SUFFIX}", cluster.marker);
                 cluster.claims[binding].retained_as = Some(description);
                 cluster.seen[binding] = cluster.claims[binding].clone();
+                (cluster.pass, cluster.last) = (Pass::default(), None);
             }
             Op::Retained(cluster, binding) => self.end_retained(cluster, binding),
             Op::Deny(kind) => self.denied = kind,
@@ -289,8 +294,10 @@ impl World {
                 }
             }
             Op::Restart(cluster) => {
+                // Readings do not lag behind for as long as a start takes.
+                self.history.clear();
                 let cluster = &mut self.clusters[cluster];
-                (cluster.known, cluster.pass) = (Known::default(), Pass::default());
+                (cluster.known, cluster.pass, cluster.last) = (Known::default(), Pass::default(), None);
                 (0..BINDINGS).for_each(|binding| cluster.forget(binding));
             }
             Op::Add(port, source) => {
@@ -319,11 +326,10 @@ impl World {
 
     /// The binding goes whose rules are to stay, once none of ours is left that it uses; another one may take its place.
     fn end_retained(&mut self, cluster: usize, binding: usize) {
-        let Cluster { marker, claims, seen, .. } = &mut self.clusters[cluster];
-        let ours = self.rules.iter().filter(|rule| rule.description == *marker);
-        let left =
-            overlap(claims[binding].used("sg-n"), ours.map(|rule| &rule.permission).collect::<Vec<_>>());
-        if claims[binding].retained_as.is_some() && !left {
+        let Cluster { claims, seen, last, .. } = &mut self.clusters[cluster];
+        let ours = last.as_ref().filter(|state| state.error.is_none()).and_then(|state| state.ours.as_ref());
+        let is_done = ours.is_some_and(|ours| !overlap(claims[binding].used("sg-n"), ours));
+        if claims[binding].retained_as.is_some() && is_done {
             (claims[binding], seen[binding]) = (claim(&[]), claim(&[]));
         }
     }
