@@ -71,7 +71,7 @@ e2e: control-plane ## scenarios on a real control plane
 	@$(CACHE)/venv/bin/python e2e/awsim/tests/fidelity.py --replay target/awsim/*.jsonl
 
 .PHONY: bench
-bench: control-plane ## figures of the release binaries, also in target/bench.json; FULL=1 with 5,000 bindings, ONLY=webhook|controller|scale|rolling|nodes, PEER=PATH of an AWS Load Balancer Controller beside ours
+bench: control-plane ## figures of the release binaries, also in target/bench.json; FULL=1 with 5,000 bindings, ONLY=webhook|controller|scale|rolling|nodes|networking, PEER=PATH of an AWS Load Balancer Controller beside ours
 	@echo '== building for release (the AWS SDK takes about ten minutes and 8 GB the first time)'
 	@cargo build --release $(WORKSPACE) --bins
 	@FULL=$(FULL) ONLY=$(ONLY) PEER="$(PEER)" target/release/bench

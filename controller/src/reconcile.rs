@@ -141,6 +141,8 @@ struct Memory {
     /// Since when there are endpoints whose pods are not known.
     unknown_since: Option<Instant>,
     failures: u32,
+    /// How often in a row the security groups of its targets could not be found.
+    networking_failures: u32,
     writes: Writes,
     /// Events that stand for what is wrong now, when they were sent, and their words.
     told: BTreeMap<(EventReason, Reason), (Instant, String)>,

@@ -115,7 +115,7 @@ pub(crate) async fn bring(
         Standing::Pending(message) => report.unknown(Kind::NetworkingReady, Reason::Pending, message),
         Standing::Authorized { widened, stale } => {
             report.stale_rules.clone_from(&stale);
-            match otherwise.filter(|_| groups.is_empty()).or((!groups.is_empty()).then_some("")) {
+            match if groups.is_empty() { otherwise } else { Some("") } {
                 None => report.unknown(Kind::NetworkingReady, Reason::Pending, unknown),
                 Some(words) => {
                     let message = authorized(groups.len(), words, widened, stale);

@@ -81,6 +81,7 @@ async fn measure(table: &mut Table, stage: &Stage, all: bool) -> Result<()> {
             return bench.rolling(table).await;
         }
         Ok("nodes") => return bench.nodes(table).await,
+        Ok("networking") => return bench.networking(table).await,
         _ => {}
     }
     let full = std::env::var("FULL").is_ok_and(|value| !value.is_empty());
@@ -108,6 +109,7 @@ async fn measure(table: &mut Table, stage: &Stage, all: bool) -> Result<()> {
     if full {
         bench.rolling(table).await?;
     }
+    bench.networking(table).await?;
     bench.nodes(table).await
 }
 
@@ -496,6 +498,63 @@ impl Scale<'_> {
         // with what follows a registration
         settled(self.server, Duration::from_secs(3), Duration::from_secs(60)).await?;
         Ok(times)
+    }
+
+    /// 1,000 bindings with `networking`, each with a port of its own in one of 20 security groups.
+    async fn networking(&mut self, table: &mut Table) -> Result<()> {
+        const BINDINGS: usize = 1_000;
+        const GROUPS: usize = 20;
+        self.grow(0).await?;
+        self.fleet.networking(&self.stage.aws, GROUPS)?;
+        let ec2 = |server: &Server| -> BTreeMap<String, usize> {
+            let mut calls = BTreeMap::new();
+            for call in server.journal().into_iter().filter(|call| call.service == awsim::Service::Ec2) {
+                *calls.entry(call.action).or_default() += 1;
+            }
+            eprintln!("      {calls:?}");
+            calls
+        };
+        let what = format!("{BINDINGS} bindings with networking over {GROUPS} security groups");
+        let controller = self.stage.controller();
+        self.server.clear_journal(None);
+        self.grow(BINDINGS).await?;
+        let made = ec2(self.server);
+        let writes = made.get("AuthorizeSecurityGroupIngress").copied().unwrap_or_default();
+        let words = format!("{what}: calls that open, one per binding if they come one by one");
+        table.add("networking-opens", &words, writes as f64, "calls", Limit::Most(BINDINGS as f64));
+        let reads = made.values().sum::<usize>() - writes;
+        let words = format!("{what}: other EC2 calls while they are made");
+        table.add("networking-made", &words, reads as f64, "calls", Limit::Most(3.0 * GROUPS as f64));
+
+        self.server.clear_journal(None);
+        self.stage.restart(controller)?;
+        let groups = compared(self.server, BINDINGS, Duration::from_secs(600)).await;
+        if groups < BINDINGS {
+            return Err(format!("{groups} groups of {BINDINGS} were compared in 10 minutes"));
+        }
+        settled(self.server, Duration::from_secs(8), Duration::from_secs(600)).await?;
+        let calls = ec2(self.server).values().sum::<usize>();
+        let words = format!("{what}: EC2 calls of a start with nothing to do, subnets and search included");
+        table.add("networking-start", &words, calls as f64, "calls", Limit::Most(3.0 * GROUPS as f64));
+
+        let pid = self.stage.pid(controller.name);
+        let (cpu, before) = (machine::cpu(pid), self.passes()?);
+        // Every binding is touched, and has nothing to do.
+        for n in 0..BINDINGS {
+            let path = format!(
+                "/apis/elbv2.k8s.aws/{}/namespaces/{NAMESPACE}/targetgroupbindings/web-{n}",
+                self.fleet.version()
+            );
+            let patch = json!({"metadata": {"annotations": {"touched": "1"}}});
+            self.api.json("PATCH", &path, MERGE, &patch).await?;
+        }
+        settled(self.server, Duration::from_secs(3), Duration::from_secs(60)).await?;
+        let used = (machine::cpu(pid) - cpu).as_secs_f64();
+        let count = (self.passes()? - before).max(1.0);
+        let words = format!("{what}: CPU per pass that has nothing to do");
+        table.add("networking-pass", &words, used * 1e6 / count, "µs", Limit::None);
+        self.grow(1).await?;
+        self.fleet.networking(&self.stage.aws, 0)
     }
 
     async fn strangers(&mut self, table: &mut Table) -> Result<()> {

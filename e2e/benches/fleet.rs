@@ -25,6 +25,11 @@ pub(crate) struct Fleet {
     changes: Vec<(&'static str, Value)>,
     /// The target groups, by number of the binding.
     pub arns: Vec<String>,
+    /// Interfaces, each with a security group of its own: those of the pods of bindings with `networking`, in turn. Without
+    /// any, no binding has it.
+    interfaces: Vec<String>,
+    /// The load balancer's security group.
+    peer: String,
 }
 
 /// The address of a pod, by its number below 65,000: 10.244.0.0/16 is the pods' subnet.
@@ -42,7 +47,37 @@ impl Fleet {
         }
         let etcd = Place::plain(cluster.etcd()).connect().await?;
         let vpc = stage.aws.lab().vpc.clone();
-        Ok(Self { etcd, side: stage.side(), vpc, changes: Vec::new(), arns: Vec::new() })
+        let (changes, arns, interfaces) = (Vec::new(), Vec::new(), Vec::new());
+        Ok(Self { etcd, side: stage.side(), vpc, changes, arns, interfaces, peer: String::new() })
+    }
+
+    /// Bindings that are made from now on open a port of their own to the load balancer in one of so many security groups.
+    pub(crate) fn networking(&mut self, aws: &Aws, groups: usize) -> Result<()> {
+        let server = aws.server().ok_or("this needs awsim")?;
+        let lab = aws.lab().clone();
+        self.interfaces = server.seed(awsim::DEFAULT_ACCOUNT, "us-west-2", |account| {
+            let one = |account: &mut awsim::Aws| {
+                let (eni, group) = (account.new_id("eni"), account.new_id("sg"));
+                account.add_security_group(&group, &lab.vpc, &format!("bench-{group}"), BTreeMap::new());
+                let interface = awsim::Eni {
+                    id: eni.clone(),
+                    vpc: lab.vpc.clone(),
+                    subnet: lab.subnets[0].clone(),
+                    groups: vec![group],
+                    ..awsim::Eni::default()
+                };
+                account.enis.insert(eni.clone(), interface);
+                eni
+            };
+            (0..groups).map(|_| one(account)).collect()
+        });
+        self.peer = lab.lb_group;
+        Ok(())
+    }
+
+    /// The interface of a binding's pods.
+    fn interface(&self, n: usize) -> Option<&str> {
+        self.interfaces.get(n % self.interfaces.len().max(1)).map(String::as_str)
     }
 
     /// Target groups up to `count`, each behind a listener of a load balancer.
@@ -98,7 +133,12 @@ impl Fleet {
             self.put(&format!("services/specs/{NAMESPACE}/web-{n}"), &service(n)).await?;
             let serials: Vec<usize> = (0..pods).map(|k| n * pods + k).collect();
             for serial in &serials {
-                self.put(&format!("pods/{NAMESPACE}/web-{n}-{serial}"), &pod(n, *serial)).await?;
+                let mut pod = pod(n, *serial);
+                if let Some(eni) = self.interface(n) {
+                    let annotation = json!([{"eniId": eni}]).to_string();
+                    pod["metadata"]["annotations"]["vpc.amazonaws.com/pod-eni"] = json!(annotation);
+                }
+                self.put(&format!("pods/{NAMESPACE}/web-{n}-{serial}"), &pod).await?;
             }
             self.put(&format!("endpointslices/{NAMESPACE}/web-{n}"), &slice(n, &serials)).await?;
             let key = format!("elbv2.k8s.aws/targetgroupbindings/{NAMESPACE}/web-{n}");
@@ -190,6 +230,11 @@ impl Fleet {
             }),
         };
         object["spec"]["serviceRef"] = json!({"name": format!("web-{n}"), "port": 80});
+        if self.interface(n).is_some() {
+            let from = json!([{"securityGroup": {"groupID": self.peer}}]);
+            object["spec"]["networking"] =
+                json!({"ingress": [{"from": from, "ports": [{"port": 10_000 + n, "protocol": "TCP"}]}]});
+        }
         object
     }
 

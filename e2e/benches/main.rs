@@ -8,7 +8,7 @@
 //! - [`stage`]: what everything is measured on; [`peer`]: the AWS Load Balancer Controller in our place;
 //! - [`fleet`]: thousands of bindings; [`http`]: the client; [`machine`]: CPU and memory of processes; [`table`].
 //!
-//! `ONLY=webhook|controller|scale|rolling|nodes` runs one part, `FULL=1` adds 5,000 bindings and the rolling change of 20,000 pods,
+//! `ONLY=webhook|controller|scale|rolling|nodes|networking` runs one part, `FULL=1` adds 5,000 bindings and the rolling change of 20,000 pods,
 //! `PEER=<path of an AWS Load Balancer Controller>` measures that one, too, each part after ours, where it does the same.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::as_conversions)]
@@ -61,7 +61,7 @@ async fn bench() -> Result<()> {
     binaries(&mut table, peer.as_deref())?;
     let parts = [
         ("webhook", wanted("webhook")),
-        ("controller", ["controller", "scale", "rolling", "nodes"].into_iter().any(wanted)),
+        ("controller", ["controller", "scale", "rolling", "nodes", "networking"].into_iter().any(wanted)),
     ];
     for (part, _) in parts.iter().filter(|(_, wanted)| *wanted) {
         for side in sides {

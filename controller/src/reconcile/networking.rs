@@ -1,6 +1,6 @@
 //! What a pass has to do with security groups.
 
-use super::{Found, Memory, Mode, Outcome, Worker};
+use super::{Found, Memory, Mode, Outcome, Worker, backoff};
 use crate::desired::TargetKey;
 use crate::security::{self, Sight};
 use crate::status::Report;
@@ -30,10 +30,17 @@ impl Worker {
             Err(Outcome::Failed) if self.memory.group_is_gone => Sight::Nothing,
             Err(Outcome::Failed | Outcome::Again) => Sight::Unknown,
         };
-        let sight = (sight, self.changed.is_some());
-        match security::bring(&self.ctx, &self.key, binding, sight, report).await {
-            true => outcome,
-            false => Outcome::Failed,
+        let is_changed = self.changed.is_some();
+        let is_done = security::bring(&self.ctx, &self.key, binding, (sight, is_changed), report).await;
+        let failures = if is_done || is_changed { 0 } else { self.memory.networking_failures };
+        self.memory.networking_failures = failures.saturating_add(u32::from(!is_done));
+        match outcome {
+            // Polls that somebody waits for are not put off by it.
+            Outcome::Done(again) if !is_done => {
+                let soon = backoff(self.memory.networking_failures, fastrand::f64());
+                Outcome::Done(Some(again.map_or(soon, |again| again.min(soon))))
+            }
+            outcome => outcome,
         }
     }
 
