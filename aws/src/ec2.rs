@@ -37,7 +37,7 @@ impl Aws {
     /// DescribeSubnets of a VPC. For AWS, "inside the VPC" means inside one of these.
     ///
     /// # Errors
-    /// What AWS answered.
+    /// The error of AWS.
     pub async fn subnets(&self, vpc_id: &str) -> Answer<Vec<Subnet>> {
         let mut found = Vec::new();
         let call = self.inner.ec2.describe_subnets().filters(filter("vpc-id", vec![vpc_id.to_owned()]));
@@ -57,7 +57,7 @@ impl Aws {
     /// DescribeInstances: the network interfaces of instances. Instances that do not exist are simply missing.
     ///
     /// # Errors
-    /// What AWS answered.
+    /// The error of AWS.
     pub async fn interfaces_of_instances(&self, instance_ids: &[String]) -> Answer<Vec<NetworkInterface>> {
         let mut found = Vec::new();
         // By filter and not by id: one unknown id would fail the whole call.
@@ -83,7 +83,7 @@ impl Aws {
     /// DescribeNetworkInterfaces by id. Those that do not exist are simply missing.
     ///
     /// # Errors
-    /// What AWS answered.
+    /// The error of AWS.
     pub async fn interfaces(&self, ids: &[String]) -> Answer<Vec<NetworkInterface>> {
         let mut found = Vec::new();
         // By filter, as above.
@@ -97,7 +97,7 @@ impl Aws {
     /// DescribeNetworkInterfaces by private address (Fargate). Addresses in delegated prefixes are not found so.
     ///
     /// # Errors
-    /// What AWS answered.
+    /// The error of AWS.
     pub async fn interfaces_by_address(
         &self,
         vpc_id: &str,
@@ -118,7 +118,7 @@ impl Aws {
     /// DescribeSecurityGroups by id; those that do not exist are simply missing.
     ///
     /// # Errors
-    /// What AWS answered.
+    /// The error of AWS.
     pub async fn security_groups(&self, ids: &[String]) -> Answer<Vec<SecurityGroup>> {
         let mut found = Vec::new();
         for ids in ids.chunks(FILTER_VALUES) {
@@ -131,7 +131,7 @@ impl Aws {
     /// DescribeSecurityGroups: the VPC's groups that have inbound rules whose description `is_ours`, and these.
     ///
     /// # Errors
-    /// What AWS answered.
+    /// The error of AWS.
     pub async fn security_groups_with_rules(
         &self,
         vpc_id: &str,
@@ -153,7 +153,7 @@ impl Aws {
     /// DescribeSecurityGroupRules: the inbound rules of one group, with their ids.
     ///
     /// # Errors
-    /// What AWS answered.
+    /// The error of AWS.
     pub async fn security_group_rules(&self, group_id: &str) -> Answer<SecurityGroupRules> {
         let mut found = SecurityGroupRules::default();
         let call = self.inner.ec2.describe_security_group_rules();
@@ -185,7 +185,7 @@ impl Aws {
     /// AuthorizeSecurityGroupIngress: all of them or none.
     ///
     /// # Errors
-    /// What AWS answered; `InvalidPermission.Duplicate` if any is there already, whatever its description.
+    /// The error of AWS; `InvalidPermission.Duplicate` if any is there already, whatever its description.
     pub async fn authorize(
         &self,
         group_id: &str,
@@ -202,7 +202,7 @@ impl Aws {
     /// RevokeSecurityGroupIngress by rule id, which is exact in every kind of VPC.
     ///
     /// # Errors
-    /// What AWS answered; `InvalidSecurityGroupRuleId.NotFound` if any is gone.
+    /// The error of AWS; `InvalidSecurityGroupRuleId.NotFound` if any is gone.
     pub async fn revoke(&self, group_id: &str, rule_ids: &[String]) -> Answer<()> {
         let call = self.inner.ec2.revoke_security_group_ingress().group_id(group_id);
         let call = call.set_security_group_rule_ids(Some(rule_ids.to_vec()));
@@ -214,7 +214,7 @@ impl Aws {
     /// of them or none.
     ///
     /// # Errors
-    /// What AWS answered; `InvalidPermission.Duplicate` if another rule is so already, `InvalidSecurityGroupRuleId.NotFound` if
+    /// The error of AWS; `InvalidPermission.Duplicate` if another rule is so already, `InvalidSecurityGroupRuleId.NotFound` if
     /// one is gone.
     pub async fn modify_rules(&self, group_id: &str, rules: &[Rule]) -> Answer<()> {
         let updates = rules.iter().map(|Rule { id, permission, description }| {
@@ -239,7 +239,7 @@ impl Aws {
 
     // ---- details ----
 
-    /// Whether EC2 answers; what it says does not matter.
+    /// Asks EC2 for anything; only if it answers matters.
     pub(crate) async fn probe_ec2(&self) {
         let call = self.inner.ec2.describe_security_group_rules().max_results(5);
         // The answer is noted on the way.

@@ -1,4 +1,4 @@
-//! What is remembered of security groups and of what bindings claim there. [`crate::security`] works on it.
+//! The memory of security groups and of what bindings claim there. [`crate::security`] works on it.
 
 use crate::group::State;
 use crate::index::Key;
@@ -14,7 +14,7 @@ use tokio::sync::watch;
 /// Network interfaces that have an instance, an id or an address in common.
 pub(crate) type Interfaces = Arc<[NetworkInterface]>;
 
-/// What is known of security groups.
+/// The claims, the writers of groups, and the look-ups.
 pub(crate) struct SecurityGroups {
     pub(crate) claims: Mutex<BTreeMap<Key, Held>>,
     pub(crate) groups: Mutex<BTreeMap<String, Arc<Group>>>,
@@ -50,7 +50,7 @@ pub(crate) struct Held {
     pub(crate) claim: Arc<Claim>,
     /// Groups that it claimed something in before, and no longer does.
     pub(crate) left: BTreeSet<String>,
-    /// What it claimed when its clean-up began.
+    /// The claim at the time its clean-up began.
     pub(crate) dropped: Option<Arc<Claim>>,
 }
 
@@ -61,20 +61,20 @@ pub(crate) struct Group {
     pub(crate) progress: watch::Sender<Progress>,
 }
 
-/// How often a writer was asked for a pass.
+/// The number of times that a writer was asked for a pass.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Asked {
     pub(crate) times: u64,
-    /// Of these, for one that reads the group afresh.
+    /// The number of those for a pass that reads the group afresh.
     pub(crate) afresh: u64,
 }
 
-/// How far a writer is.
+/// The progress of a writer.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Progress {
     /// The [`Asked::times`] that are done.
     pub(crate) done: u64,
-    /// How the last pass ended.
+    /// The end of the last pass.
     pub(crate) state: Option<Arc<State>>,
     /// The rules of ours that were last seen there.
     pub(crate) ours: BTreeSet<Permission>,

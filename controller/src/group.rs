@@ -1,7 +1,7 @@
 //! One security group: which rules all claims together want of it, and the steps that bring it there. Pure: whoever
 //! drives a [`Pass`] makes the calls and hands back the answers ([`crate::security`], and the model in the tests).
 //!
-//! What keeps this safe: rules are added before any is taken away; one that is taken away was read afresh, is ours, and
+//! Three laws keep this safe: rules are added before any is taken away; one that is taken away was read afresh, is ours, and
 //! opens nothing to a living binding that no other rule opens. A binding of which little is known claims all that its spec
 //! could ask for ([`Claim::keep`]).
 
@@ -14,18 +14,18 @@ use tgb_aws::{AwsError, Class};
 /// `--rule-overflow`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum RuleOverflow {
-    /// What has no room is reported; the newest bindings are those that have none.
+    /// Rules without room are reported; they are those of the newest bindings.
     Fail,
     /// The closest ranges are merged, which opens ports in between.
     Widen,
 }
 
-/// What is wanted of a group.
+/// The wishes about a group.
 #[derive(Debug, Clone)]
 pub(crate) struct Wish<'a> {
     /// `sg-…`
     pub(crate) group: &'a str,
-    /// What of every binding's claim concerns this group, the oldest binding first.
+    /// The claims as far as they concern this group, that of the oldest binding first.
     pub(crate) claims: &'a [Claim],
     /// The description of our rules.
     pub(crate) marker: &'a str,
@@ -67,7 +67,7 @@ pub(crate) struct Retained {
     pub(crate) description: String,
 }
 
-/// What a call answered.
+/// The answer to a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// To [`Step::Read`] and [`Step::Confirm`].
@@ -78,16 +78,16 @@ pub(crate) enum Answer {
     Failed(AwsError),
 }
 
-/// How a group stood at the end of a pass.
+/// The state of a group at the end of a pass.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct State {
-    /// What is open.
+    /// The rules that are there, whoever's they are.
     pub(crate) rules: BTreeSet<Permission>,
-    /// What could not be added, and why.
+    /// Rules that could not be added, and why.
     pub(crate) failed: BTreeMap<Permission, AwsError>,
     /// Ranges that open more than was asked for.
     pub(crate) widened: Vec<Permission>,
-    /// What broke the pass off, or kept rules that nobody wants any more.
+    /// The error that broke the pass off, or that kept rules which nobody wants any more.
     pub(crate) error: Option<AwsError>,
     /// A wanted rule is somebody else's, who may take it away.
     pub(crate) leans_on_others: bool,
@@ -97,14 +97,14 @@ pub(crate) struct State {
     pub(crate) stale: BTreeSet<Permission>,
     /// Rules that were to be retained and could not be described so, and why.
     pub(crate) unretained: Option<(BTreeSet<Permission>, AwsError)>,
-    /// How many rules would be added and taken away, where nothing may be written.
+    /// The numbers of rules that would be added and taken away, where nothing may be written.
     pub(crate) withheld: Option<(usize, usize)>,
 }
 
-/// What is remembered of a group from pass to pass; losing it costs calls, no rule.
+/// The memory of a group from pass to pass; losing it costs calls, no rule.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Known {
-    /// How many IPv4 and IPv6 rules fit, once AWS has refused another one.
+    /// The numbers of IPv4 and IPv6 rules that fit, once AWS has refused another one.
     quota: [Option<usize>; 2],
     /// Rules that we took away or changed (to what, with which description), and those that were ever seen to be retained:
     /// readings may lag behind.
@@ -113,7 +113,7 @@ pub(crate) struct Known {
     suspects: BTreeSet<Permission>,
     /// The rules as they were at the end of the last pass. Additions need no fresh reading, only what is taken away does.
     there: Option<SecurityGroupRules>,
-    /// What could not be added then, want of room apart: it is tried again with the next reading.
+    /// Rules that could not be added then, want of room apart: they are tried again with the next reading.
     failed: BTreeMap<Permission, AwsError>,
 }
 
@@ -167,7 +167,7 @@ impl Known {
 /// One pass over a group. Ask [`Self::next`], do it, tell [`Self::answered`], until [`Step::Done`].
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Pass {
-    /// As read, plus what was acknowledged since.
+    /// The rules as read, plus what was acknowledged since.
     there: Option<SecurityGroupRules>,
     /// Nothing was written since the last [`Step::Confirm`].
     confirmed: bool,
@@ -197,7 +197,7 @@ impl Pass {
         Self { there: known.there.clone(), failed: known.failed.clone(), ..Self::default() }
     }
 
-    /// What to do next.
+    /// The next step.
     pub(crate) fn next(&mut self, wish: &Wish<'_>, known: &mut Known) -> Step {
         self.calls += 1;
         if self.error.is_some() || self.calls > MOST_CALLS {
@@ -317,7 +317,7 @@ impl Pass {
         }
     }
 
-    /// How the group stands, at the end.
+    /// The state of the group at the end.
     pub(crate) fn state(&self, wish: &Wish<'_>, known: &mut Known) -> State {
         let empty = SecurityGroupRules::default();
         let there = self.there.as_ref().unwrap_or(&empty);
@@ -354,7 +354,7 @@ impl Pass {
         }
     }
 
-    /// What this pass would add and take away if it went on from its reading.
+    /// The numbers of rules that this pass would add and take away if it went on from its reading.
     pub(crate) fn outlook(&self, wish: &Wish<'_>, known: &mut Known) -> (usize, usize) {
         let Some(there) = &self.there else { return (0, 0) };
         let view = View::new(wish, there, known);
@@ -476,14 +476,14 @@ pub(crate) fn union<'a>(asked: impl IntoIterator<Item = &'a Permission>) -> BTre
     found
 }
 
-/// Whether everything that `asked` opens is opened by `there`, by one rule or by several side by side.
+/// Tells if everything that `asked` opens is opened by `there`, by one rule or by several side by side.
 pub(crate) fn is_open<'a>(asked: &Permission, there: impl IntoIterator<Item = &'a Permission>) -> bool {
     let ranges = there.into_iter().filter(|rule| is_akin(rule, asked));
     let ranges = joined(ranges.map(|rule| (rule.from_port, rule.to_port)).collect());
     ranges.iter().any(|(from, to)| *from <= asked.from_port && *to >= asked.to_port)
 }
 
-/// Whether two sets of rules open something in common.
+/// Tells if two sets of rules open something in common.
 pub(crate) fn overlap<'a, 'b>(
     ones: impl IntoIterator<Item = &'a Permission>,
     others: impl IntoIterator<Item = &'b Permission> + Clone,
@@ -523,7 +523,7 @@ fn common(one: &Permission, other: &Permission) -> Option<Permission> {
     (is_akin(one, other) && from_port <= to_port).then(|| Permission { from_port, to_port, ..one.clone() })
 }
 
-/// Whether a source counts against the quota of IPv4 rules, and of IPv6 rules. A security group counts against both.
+/// The quotas, of IPv4 rules and of IPv6 rules, that a source counts against. A security group counts against both.
 fn families(source: &Source) -> [bool; 2] {
     match source {
         Source::SecurityGroup(_) => [true, true],
@@ -558,7 +558,7 @@ struct View<'a> {
     present: BTreeSet<&'a Permission>,
     /// Rules that count as IPv4 and as IPv6.
     counts: [usize; 2],
-    /// What living bindings may use: what they ask for here, and what they may have anywhere.
+    /// The rules that living bindings may use: what they ask for here, and what they may have anywhere.
     used: BTreeSet<Permission>,
 }
 
@@ -654,7 +654,7 @@ impl<'a> View<'a> {
         over.find(|(_, (count, quota))| quota.is_some_and(|quota| *count > quota)).map(|(family, _)| family)
     }
 
-    /// Whether a living binding would miss something if this were no longer open and only `left` were.
+    /// Tells if a living binding would miss something when only `left` remained of the rules.
     fn is_missed<'b>(&self, gone: &Permission, left: impl Iterator<Item = &'b Permission> + Clone) -> bool {
         let mut parts = self.used.iter().filter_map(|used| common(used, gone));
         parts.any(|part| !is_open(&part, left.clone()))
@@ -674,7 +674,7 @@ impl<'a> View<'a> {
         found
     }
 
-    /// Whether there are such rules of ours whose ids are not known yet.
+    /// Tells if there are such rules of ours whose ids are not known yet.
     fn has_unnumbered(&self, is_meant: impl Fn(&Permission) -> bool) -> bool {
         let mut rules = self.there.rules.iter();
         rules.any(|rule| rule.id.is_empty() && self.wish.is_ours(rule) && is_meant(&rule.permission))
@@ -705,7 +705,7 @@ impl<'a> View<'a> {
         })
     }
 
-    /// How to make room for one more rule.
+    /// Makes room for one more rule.
     fn room_for(
         &self,
         permission: &Permission,

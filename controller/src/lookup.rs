@@ -8,18 +8,18 @@ use std::time::Duration;
 use tgb_aws::AwsError;
 use tokio::time::Instant;
 
-/// Answers by key. What AWS does not show has the default answer.
+/// Answers by key. A key that AWS does not show has the default answer.
 pub(crate) struct Lookups<K, V> {
     kept_for: Duration,
     answers: Mutex<HashMap<K, Answer<V>>>,
-    /// What is looked for by those that wait for their turn.
+    /// Keys that are looked for by those that wait for their turn.
     waiting: Mutex<BTreeSet<K>>,
     /// Held during a call.
     turn: tokio::sync::Mutex<()>,
 }
 
 struct Answer<V> {
-    /// When the call began that gave it.
+    /// The time at which the call began that gave it.
     asked: Instant,
     answer: Result<V, AwsError>,
 }
@@ -43,7 +43,7 @@ impl<K: Clone + Ord + Hash, V: Clone + Default> Lookups<K, V> {
     /// others wait for.
     ///
     /// # Errors
-    /// What AWS answered.
+    /// The error of AWS.
     pub(crate) async fn get<F>(
         &self,
         keys: BTreeSet<K>,

@@ -14,7 +14,7 @@ use tgb_aws::values::{Permission, RuleProtocol, Source};
 
 const LAST_PORT: u16 = u16::MAX;
 
-/// What a binding asks of security groups.
+/// The wishes of a binding about security groups.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Claim {
     /// The rules to have, by security group.
@@ -43,7 +43,7 @@ impl Claim {
         self.rules.get(group).into_iter().flatten().chain(&self.keep)
     }
 
-    /// What of the claim concerns a security group; `None` if nothing does.
+    /// The part of the claim that concerns a security group, if there is one.
     pub(crate) fn within(&self, group: &str) -> Option<Self> {
         let here = self.rules.get_key_value(group);
         (here.is_some() || !self.keep.is_empty()).then(|| Self {
@@ -70,7 +70,7 @@ pub(crate) fn retained_marker(marker: &str, binding: &str) -> String {
     text.chars().take(LONGEST_DESCRIPTION).collect()
 }
 
-/// Whether a rule has a description by [`retained_marker`].
+/// Tells a description that [`retained_marker`] made.
 pub(crate) fn is_retained(description: &str) -> bool {
     description.starts_with(names::RULE_DESCRIPTION) && description.contains(" retained:")
 }

@@ -28,14 +28,14 @@ use tgb_aws::{AwsError, Class};
 use tokio::time::Instant;
 use tracing::{error, info, warn};
 
-/// How often a group is looked at that leans on somebody else's rule; one that failed or can't hold all, sooner at first.
+/// The period at which a group is read that leans on somebody else's rule; one that failed is tried again sooner.
 const AGAIN: Duration = Duration::from_secs(60);
-/// How often the VPC is searched for rules of ours that nobody wants.
+/// The period of the search for rules of ours that no binding wants.
 const SEARCH: Duration = Duration::from_secs(3600);
 /// Bindings per page of a list.
 const PAGE: u32 = 500;
 
-/// How a binding's rules stand.
+/// The state of a binding's rules.
 #[derive(Debug, PartialEq)]
 enum Standing {
     /// All are there; `widened` ranges open more than it asked for, and `stale` tells of rules that could not be taken away.
@@ -47,15 +47,15 @@ enum Standing {
     Failed(Reason, String),
 }
 
-/// What is known of a binding's targets when its rules are looked at.
+/// The knowledge of a binding's targets at the time its rules are looked at.
 pub(crate) enum Sight<'a> {
-    /// These; `lingers` if others of it are still registered or draining.
+    /// The targets; `lingers` if others of the binding are still registered or draining.
     Targets { wanted: &'a BTreeMap<TargetKey, Wanted>, vpc: Option<&'a str>, lingers: bool },
-    /// None for now, or it is sick: it keeps the rules that it had.
+    /// No target for now, or the binding can't be resolved for good: it keeps the rules that it had.
     Nothing,
     /// Not known for want of data.
     Unknown,
-    /// Nobody wants anything written for it.
+    /// The binding is paused: nothing is written for it.
     Paused,
 }
 
@@ -176,7 +176,7 @@ pub(crate) fn put_claim(ctx: &Arc<Ctx>, key: &Key, claim: Claim, assumed: &BTree
     }
 }
 
-/// What became of a binding's rules when it ended.
+/// The end of a binding's rules.
 pub(crate) struct Dropped {
     /// The groups in which rules stay, and their description.
     pub(crate) retained: Option<(Vec<String>, String)>,
@@ -186,7 +186,7 @@ pub(crate) struct Dropped {
 /// described as retained. Only groups that hold such rules are waited for.
 ///
 /// # Errors
-/// What AWS answered about the first group that could not be done.
+/// The answer of AWS about the first group that could not be done.
 pub(crate) async fn drop_claim(
     ctx: &Arc<Ctx>,
     key: &Key,
@@ -227,8 +227,8 @@ pub(crate) async fn drop_claim(
     })
 }
 
-/// What keeps a group from being done for a binding that ends: an error that leaves rules of ours there which nobody but it
-/// used, or that leaves open whether there are any.
+/// The error that keeps a group from being done for a binding that ends: one that leaves rules of ours there which no other
+/// binding wants, or after which it is not known if there are any.
 fn hindered(progress: &Progress, id: &str, had: &Claim, retains: bool) -> Option<AwsError> {
     let state = progress.state.as_ref()?;
     if let Some((rules, error)) = &state.unretained
@@ -302,7 +302,7 @@ pub(crate) async fn search(ctx: Arc<Ctx>) {
     }
 }
 
-/// How many rules of ours nobody wants, that could not be taken away.
+/// The number of rules of ours that no binding wants and that could not be taken away.
 pub(crate) fn stale_rules(ctx: &Ctx) -> usize {
     let groups = lock(&ctx.security.groups);
     let of = |group: &Arc<Group>| {
@@ -314,10 +314,10 @@ pub(crate) fn stale_rules(ctx: &Ctx) -> usize {
 
 // ---- what a binding asks for ----
 
-/// What was found for the targets of a binding.
+/// The rules that the targets of a binding need.
 struct Rules {
     rules: BTreeMap<String, BTreeSet<Permission>>,
-    /// What is wrong, for `NetworkingReady=False`.
+    /// The reason and sentence of `NetworkingReady=False`.
     problem: Option<(Reason, String)>,
     /// Something was not found at EC2 that may be there soon.
     lost: bool,
@@ -378,7 +378,7 @@ fn holders<'a>(ctx: &Ctx, permissions: impl IntoIterator<Item = &'a Permission> 
 
 // ---- how it stands ----
 
-/// Whether what a binding wants is there.
+/// The state of a binding's rules in all groups.
 fn standing(ctx: &Ctx, key: &Key) -> Standing {
     let (claim, left) = {
         let claims = lock(&ctx.security.claims);
@@ -402,7 +402,7 @@ fn standing(ctx: &Ctx, key: &Key) -> Standing {
     pending.map_or(Standing::Authorized { widened, stale }, Standing::Pending)
 }
 
-/// Whether what a claim wants of a group is there.
+/// The state of a claim's rules in one group.
 fn standing_in(claim: &Claim, id: &str, state: Option<&State>) -> Standing {
     let not_yet = || Standing::Pending("the security groups are not done yet".to_owned());
     let mut wanted = claim.wanted(id).peekable();
@@ -464,7 +464,7 @@ fn authorized(
     message
 }
 
-/// What `NetworkingReady` says of an error.
+/// The reason that `NetworkingReady` gives for an error.
 fn reason_of(error: &AwsError) -> Reason {
     match error.code.as_str() {
         "RulesPerSecurityGroupLimitExceeded" => Reason::RuleLimitExceeded,
@@ -510,7 +510,7 @@ fn ask(ctx: &Arc<Ctx>, id: &str, afresh: bool) -> (Arc<Group>, u64) {
     (group, number)
 }
 
-/// As [`ask`], and waits until the pass is done.
+/// Asks a group's writer for a pass, as [`ask`] does, and waits until it is done.
 async fn settled(ctx: &Arc<Ctx>, id: &str, afresh: bool) -> Progress {
     let (group, number) = ask(ctx, id, afresh);
     let mut progress = group.progress.subscribe();
@@ -687,8 +687,8 @@ fn told(step: &Step) -> String {
     }
 }
 
-/// What of all claims concerns a group, that of the oldest binding first. A binding that was not looked at yet, or that can't
-/// be read, keeps what its spec could ask for.
+/// The claims as far as they concern a group, that of the oldest binding first. A binding that was not looked at yet, or
+/// that can't be read, keeps what its spec could ask for.
 fn claims_in(ctx: &Ctx, id: &str) -> Vec<Claim> {
     let index = ctx.index();
     let claims = lock(&ctx.security.claims);

@@ -18,7 +18,7 @@ fn space(name: &str) -> Space<'static> {
     World::shared().unwrap().space(name).unwrap()
 }
 
-/// What the installation of a test writes at its rules.
+/// The description of the rules of a test's installation.
 fn marker(space: &Space<'_>) -> String {
     format!("{DESCRIPTION} cluster:demo owner:{}", space.name())
 }
@@ -689,6 +689,7 @@ fn rules_of_a_shared_binding_stay_where_its_old_targets_drain() {
     let space = World::shared()
         .unwrap()
         .prepare("moves")
+        .value("sharedTargets.namespaces={moves}")
         .controller("--resync=3s")
         .controller("--health-poll=2s")
         .start()

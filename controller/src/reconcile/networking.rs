@@ -1,4 +1,4 @@
-//! What a pass has to do with security groups.
+//! The part of a pass that has to do with security groups.
 
 use super::{Found, Memory, Mode, Outcome, Worker, backoff};
 use crate::desired::TargetKey;
@@ -44,8 +44,8 @@ impl Worker {
         }
     }
 
-    /// Whether targets of the binding that are not wanted any more still serve or drain: the rules that let traffic through to
-    /// them stay as long.
+    /// Tells if targets of the binding that are not wanted any more still serve or drain: the rules that let traffic through
+    /// to them stay as long.
     fn lingers(&mut self, binding: &TargetGroupBinding, found: &Found) -> bool {
         let Memory { observed, tracking, served, .. } = &mut self.memory;
         let there = observed.targets();

@@ -15,10 +15,10 @@ use tgb_aws::values::NetworkInterface;
 
 /// Interfaces and tags change rarely; what is not found is looked up again sooner.
 pub(crate) const REMEMBERED: Duration = Duration::from_secs(600);
-/// How old an answer may be that did not hold what was looked for.
+/// The greatest age of an answer that did not hold what was looked for.
 const LOOKED: Duration = Duration::from_secs(5);
 
-/// Where a target is.
+/// The place of a target.
 pub(crate) struct Site {
     target: TargetKey,
     ip: Option<IpAddr>,

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 const BINDINGS: usize = 4;
 const SOURCES: [&str; 4] = ["sg-a", "10.0.0.0/8", "fd00::/8", "sg-bad"];
 
-/// What happens to a call.
+/// The fate of a call.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Fate {
     Answered,
@@ -26,7 +26,7 @@ enum Op {
     Go(usize, Fate),
     /// A binding asks for other ports.
     Wish(usize, usize, Vec<(u16, u16, usize)>),
-    /// Of a binding only its spec is known for now.
+    /// Only the spec of a binding is known for now.
     Forget(usize, usize),
     /// A binding has no endpoints.
     Empty(usize, usize),
@@ -71,19 +71,19 @@ fn op() -> impl Strategy<Value = Op> {
 struct Cluster {
     marker: String,
     overflow: RuleOverflow,
-    /// What its bindings want.
+    /// The claims of its bindings.
     claims: Vec<Claim>,
-    /// What its controller knows of that.
+    /// The claims as its controller knows them.
     seen: Vec<Claim>,
     known: Known,
     pass: Pass,
     /// The last reading that was confirmed showed the truth, and nobody wrote since.
     accurate: bool,
-    /// How the last pass ended that began after a binding was deleted.
+    /// The end of the last pass that began after a binding was deleted.
     last: Option<State>,
 }
 
-/// What the description of retained rules ends with.
+/// The end of the description of retained rules.
 const RETAINED_SUFFIX: &str = " retained:shop/web";
 
 struct World {
@@ -130,14 +130,14 @@ impl World {
         counts.iter().any(|count| *count > self.room)
     }
 
-    /// What a binding of the cluster needs and has.
+    /// The rules that bindings of the cluster need and have.
     fn met(&self, cluster: usize) -> BTreeSet<Permission> {
         let open: Vec<&Permission> = self.rules.iter().map(|rule| &rule.permission).collect();
         let asked = self.clusters[cluster].claims.iter().flat_map(|claim| claim.used("sg-n"));
         asked.filter(|asked| is_open(asked, open.iter().copied())).cloned().collect()
     }
 
-    /// What AWS does with a call; invariants that hold at every single one are checked here.
+    /// Does with a call what AWS does; invariants that hold at every single one are checked here.
     fn perform(&mut self, cluster: usize, step: &Step) -> Result<(), String> {
         let ours = self.clusters[cluster].marker.clone();
         let (before, met) = (self.rules.clone(), self.met(cluster));
@@ -358,7 +358,7 @@ impl World {
         last
     }
 
-    /// What must hold once all is settled.
+    /// Checks what must hold once all is settled.
     fn check(&self, states: &[State]) {
         for (at, state) in states.iter().enumerate() {
             let cluster = &self.clusters[at];
