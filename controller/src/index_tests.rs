@@ -288,7 +288,10 @@ fn wanted(index: &Index) -> BTreeMap<Key, (desired::Desired, Vec<bool>)> {
         let alive =
             ids.map(|id| desired::is_alive(index, &binding, &desired::TargetKey { id, port: 80 }, None));
         let alive = alive.collect();
-        (key.clone(), (desired::desired(index, &binding, &group, &switches), alive))
+        // What is said where there is no node may wait for the next poll: nodes of Fargate come and go with each pod.
+        let desired =
+            desired::Desired { nothing: None, ..desired::desired(index, &binding, &group, &switches) };
+        (key.clone(), (desired, alive))
     };
     index.bindings().map(of).collect()
 }
