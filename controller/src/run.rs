@@ -39,6 +39,8 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
         vpc_id: flags.aws_vpc_id.clone(),
         cluster_name: flags.cluster_name.clone(),
         limits: flags.limits()?,
+        // One that begins at the end of a term has ended before another leader writes.
+        write_timeout: Some(flags.lease.margin()),
         ..Default::default()
     };
     let aws = Aws::connect(settings).await.map_err(|error| error.message)?;
