@@ -107,7 +107,7 @@ impl Wake {
 /// The last answer of DescribeTargetHealth, and when it was asked for.
 type Health = Arc<tokio::sync::Mutex<Option<(Instant, Vec<ObservedTarget>)>>>;
 
-/// Where the health of a target group with several bindings is shared. What is kept of others goes.
+/// The shared health of a target group, if it has several bindings. The health of other groups is forgotten.
 fn shared_health(
     all: &mut HashMap<String, Health>,
     arn: &str,
@@ -183,7 +183,7 @@ impl Watches {
         broken.map(move |(watch, broken)| (watch, now.saturating_duration_since(broken.since)))
     }
 
-    /// Of the broken watches that see a namespace, the one that has been so for longest: its kind, and for how long.
+    /// The broken watch of a namespace that has been so for longest: its kind, and for how long.
     pub(crate) fn blind(&self, namespace: &str, now: Instant) -> Option<(&'static str, Duration)> {
         let sees = |watch: &Watched| watch.1.as_deref().is_none_or(|scope| scope == namespace);
         let broken = self.broken(now).filter(|(watch, _)| sees(watch));
@@ -199,7 +199,7 @@ pub(crate) struct Vital {
 }
 
 impl Vital {
-    /// For a process that comes to an orderly end when `halt` is cancelled.
+    /// Begins for a process that comes to an orderly end when `halt` is cancelled.
     pub(crate) fn new(halt: CancellationToken) -> Self {
         Self { halt, broken_off: Arc::default() }
     }
@@ -250,7 +250,7 @@ pub(crate) struct Ctx {
     /// Of target groups with several bindings.
     health: Mutex<HashMap<String, Health>>,
     watches: Mutex<Watches>,
-    /// What ends the process when it ends.
+    /// The work that ends the process when it ends.
     pub(crate) vital: Vital,
     /// Whether this replica may write.
     pub(crate) term: Arc<Term>,
@@ -305,7 +305,7 @@ impl Ctx {
         self.standings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How the watches fare.
+    /// The state of the watches.
     pub(crate) fn watches(&self) -> MutexGuard<'_, Watches> {
         self.watches.lock().unwrap_or_else(PoisonError::into_inner)
     }

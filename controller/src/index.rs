@@ -548,12 +548,12 @@ impl Index {
     }
 }
 
-/// What a node says to targets that are pods on it.
+/// The part of a node that targets depend on which are pods on it.
 fn place(node: &Node) -> (NodeReady, Option<&str>, Option<&str>, Option<&str>) {
     (node.ready, node.zone(), node.instance_id(), node.compute_type())
 }
 
-/// What a node says as a target itself.
+/// The part of a node that decides over it as a target.
 fn target(node: &Node) -> (NodeReady, bool, &str) {
     (node.ready, node.leaving, &node.provider_id)
 }

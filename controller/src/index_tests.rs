@@ -266,7 +266,7 @@ fn world_of_nodes() -> Index {
     index
 }
 
-/// What every binding wants registered, and which of its targets would count as alive.
+/// The targets that every binding wants registered, and which of them would count as alive.
 fn wanted(index: &Index) -> BTreeMap<Key, (desired::Desired, Vec<bool>)> {
     let switches = desired::Switches { endpoints_fail_open: true, endpoints_without_pods: true };
     let arn = "arn:aws:elasticloadbalancing:us-west-2:123456789012:targetgroup/web/1234567890abcdef";

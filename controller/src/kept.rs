@@ -593,7 +593,7 @@ impl Node {
 
 const COMPUTE_TYPE: &str = "eks.amazonaws.com/compute-type";
 
-/// Whether labels let a node be a target.
+/// True if labels let a node be a target.
 fn is_usual(labels: &BTreeMap<String, String>) -> bool {
     const EXCLUDING: [&str; 3] = [
         "node-role.kubernetes.io/master",

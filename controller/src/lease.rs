@@ -81,7 +81,7 @@ impl Periods {
         CALL.min((self.lease_renew_deadline - self.lease_retry_period) / 2)
     }
 
-    /// How long after the end of a term no other replica writes.
+    /// The time after the end of a term in which no other replica writes.
     pub(crate) fn margin(self) -> Duration {
         self.lease_duration.saturating_sub(self.lease_renew_deadline)
     }
@@ -141,11 +141,11 @@ fn seconds_in(uptime: &str) -> Option<Duration> {
     Duration::try_from_secs_f64(uptime.split_whitespace().next()?.parse().ok()?).ok()
 }
 
-/// Until when this replica may write, by its own clock. A process or a machine that stood still sees that its term is over
+/// The time for which this replica may write, by its own clock. A process or a machine that stood still sees that its term is over
 /// before it has heard of another leader.
 #[derive(Debug)]
 pub(crate) struct Term {
-    /// For so long after the end no other replica writes.
+    /// The time after the end in which no other replica writes.
     margin: Duration,
     end: Mutex<End>,
     /// Something was left undone because it was over.
@@ -171,19 +171,20 @@ impl Term {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether this replica may write.
+    /// True if this replica may write.
     pub(crate) fn lasts(&self) -> bool {
         self.allows().is_some()
     }
 
-    /// How long a write may take that begins now: it has ended before another replica writes. `None`: none may begin.
+    /// The longest that a write may take which begins now, so that it has ended before another replica writes. `None`: none
+    /// may begin.
     pub(crate) fn allows(&self) -> Option<Duration> {
         let End::At(end) = *self.end_now() else { return None };
         let left = Moment::now().until(end);
         (!left.is_zero()).then(|| left + self.margin)
     }
 
-    /// Whether this replica may write, asked by work that is left undone otherwise: the next [`Self::until`] tells of it.
+    /// True if this replica may write; asked by work that is left undone otherwise: the next [`Self::until`] tells of it.
     pub(crate) fn serves(&self) -> bool {
         if self.lasts() {
             return true;
@@ -209,7 +210,7 @@ impl Term {
     }
 }
 
-/// What the lease's thread tells.
+/// News from the lease's thread.
 #[derive(Debug)]
 pub(crate) enum News {
     /// The lease is ours: work may begin.
@@ -223,7 +224,7 @@ pub(crate) enum News {
 /// The Lease, for whom it is held, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct Post {
-    /// As for every other client of the cluster.
+    /// The kubeconfig, as every other client of the cluster has it.
     pub(crate) kubeconfig: Option<PathBuf>,
     /// The Lease's namespace and name.
     pub(crate) namespace: String,

@@ -166,7 +166,7 @@ pub(crate) async fn run(flags: Flags) -> Result<(), String> {
     ended(&ctx).and(lease.give_back().await)
 }
 
-/// How the process ends: well after a signal, else with the reason.
+/// The end of the process: well after a signal, else with the reason.
 fn ended(ctx: &Ctx) -> Result<(), String> {
     ctx.vital.broken_off().map_or(Ok(()), |why| Err(why.to_owned()))
 }

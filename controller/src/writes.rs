@@ -29,7 +29,7 @@ pub(crate) struct Writes {
     refusals: Refusals,
 }
 
-/// How often in a row the API server did not write a status, and until when it is not asked again.
+/// Failures in a row of writing a status, and the time until which it is not tried again.
 #[derive(Debug, Default)]
 struct Refusals {
     count: u32,
@@ -37,7 +37,7 @@ struct Refusals {
 }
 
 impl Refusals {
-    /// For how much longer nothing is to be tried.
+    /// The time for which nothing is to be tried any more.
     fn left(&self, now: Instant) -> Option<Duration> {
         self.until?.checked_duration_since(now).filter(|left| !left.is_zero())
     }

@@ -577,7 +577,7 @@ impl Scale<'_> {
         Ok(())
     }
 
-    /// What a change of one of 1,000 nodes costs, with 200 bindings that have all of them as targets.
+    /// Measures a change of one of 1,000 nodes, with 200 bindings that have all of them as targets.
     async fn nodes(&mut self, table: &mut Table) -> Result<()> {
         const NODES: usize = 1_000;
         const BINDINGS: usize = 200;
@@ -618,7 +618,7 @@ impl Scale<'_> {
         Ok(())
     }
 
-    /// How many passes the controller has done.
+    /// The number of passes that the controller has done.
     fn passes(&self) -> Result<f64> {
         let text = tgb_e2e::get(self.stage.controller().probes, "/metrics")?;
         let of_passes = text.lines().filter(|line| line.starts_with("tgb_reconcile_total{"));
