@@ -24,6 +24,9 @@ pub enum ConvertError {
     /// Not even a JSON object.
     #[error("an object to convert is not a JSON object")]
     NotAnObject,
+    /// A patch removes or replaces this as a whole.
+    #[error("{0} is removed or replaced as a whole, which the other version can't say; name each field")]
+    Whole(&'static str),
     /// No JSON, or deeper than is read.
     #[error("an object to convert can't be read: {0}")]
     Unreadable(String),
@@ -41,14 +44,51 @@ pub fn convert(object: Value, to: Version) -> Result<Value, ConvertError> {
         if !object.get("metadata").is_some_and(Value::is_object) {
             object.insert("metadata".into(), json!({}));
         }
-        match (from, to) {
-            (Version::V1, _) => hub_to_old(&mut object),
-            (_, Version::V1) => old_to_hub(&mut object),
-            (Version::V1Beta1 | Version::V1Alpha1, _) => {}
-        }
-        object.insert("apiVersion".into(), to.api_version().into());
+        move_fields(&mut object, from, to);
     }
     Ok(Value::Object(object))
+}
+
+/// Converts a merge patch of an object, as Kustomize's strategic merge patches of bindings are: its nulls, which remove
+/// members, and its directives (`$patch`) stay.
+///
+/// # Errors
+/// If the patch's version or kind is unknown, or if it removes or replaces as a whole what the other version has in
+/// several places.
+pub fn convert_patch(patch: Value, to: Version) -> Result<Value, ConvertError> {
+    let Value::Object(mut patch) = patch else { return Err(ConvertError::NotAnObject) };
+    let from = version_of(&patch)?;
+    let has_directive =
+        |members: &Map<String, Value>| members.keys().any(|key| key.starts_with('$') && key != "$patch");
+    if let Some(spec) = spec(&mut patch).filter(|_| from != to) {
+        if has_directive(spec) {
+            return Err(ConvertError::Whole("spec"));
+        }
+        let group = spec.get(GROUP);
+        let role = group.and_then(|group| group.get(ROLE));
+        for (path, member) in [("spec.targetGroup", group), ("spec.targetGroup.assumeRole", role)] {
+            let is_whole = |value: &Value| {
+                value
+                    .as_object()
+                    .is_none_or(|members| has_directive(members) || members.contains_key("$patch"))
+            };
+            if from == Version::V1 && member.is_some_and(is_whole) {
+                return Err(ConvertError::Whole(path));
+            }
+        }
+    }
+    move_fields(&mut patch, from, to);
+    Ok(Value::Object(patch))
+}
+
+fn move_fields(object: &mut Map<String, Value>, from: Version, to: Version) {
+    match (from, to) {
+        (Version::V1, Version::V1) => {}
+        (Version::V1, _) => hub_to_old(object),
+        (_, Version::V1) => old_to_hub(object),
+        (Version::V1Beta1 | Version::V1Alpha1, _) => {}
+    }
+    object.insert("apiVersion".into(), to.api_version().into());
 }
 
 /// Converts one object from text to text, which is appended to `out`; tells the version that it had. Parts that stay as
@@ -203,104 +243,118 @@ pub fn drop_nulls(object: &mut Map<String, Value>) {
 
 // v1beta1 and v1alpha1 ⇄ v1
 
-/// Fields of v1beta1's `spec` and where they are in v1's `spec.targetGroup`.
-const MOVED: [(&str, &str); 6] = [
-    ("targetGroupARN", "arn"),
-    ("targetGroupName", "name"),
-    ("targetType", "targetType"),
-    ("targetGroupProtocol", "protocol"),
-    ("ipAddressType", "ipAddressType"),
-    ("vpcID", "vpcID"),
-];
-/// The same for v1's `spec.targetGroup.assumeRole`.
-const MOVED_ROLE: [(&str, &str); 2] =
-    [("iamRoleArnToAssume", "roleARN"), ("assumeRoleExternalId", "externalID")];
 const MULTI_CLUSTER: &str = "multiClusterTargetGroup";
+const GROUP: &str = "targetGroup";
+const ROLE: &str = "assumeRole";
+
+/// Fields that v1 has elsewhere: below `spec` in v1beta1 and v1alpha1, and below `spec` in v1. All but
+/// `multiClusterTargetGroup`, a boolean there and a word here, keep their value.
+pub const MOVED: [(&str, &str); 9] = [
+    ("targetGroupARN", "targetGroup.arn"),
+    ("targetGroupName", "targetGroup.name"),
+    ("targetType", "targetGroup.targetType"),
+    ("targetGroupProtocol", "targetGroup.protocol"),
+    ("ipAddressType", "targetGroup.ipAddressType"),
+    ("vpcID", "targetGroup.vpcID"),
+    (MULTI_CLUSTER, "targetGroup.sharing"),
+    ("iamRoleArnToAssume", "targetGroup.assumeRole.roleARN"),
+    ("assumeRoleExternalId", "targetGroup.assumeRole.externalID"),
+];
 
 /// Tells whether a conversion looks at a member of `spec`.
 fn is_moved(name: &str) -> bool {
-    [MULTI_CLUSTER, "targetGroup"].contains(&name)
-        || MOVED.iter().chain(&MOVED_ROLE).any(|(old, _)| *old == name)
+    name == GROUP || MOVED.iter().any(|(old, _)| *old == name)
+}
+
+/// v1's `targetGroup` and its `assumeRole`, the latter taken out of the former.
+struct Group {
+    members: Map<String, Value>,
+    role: Map<String, Value>,
+}
+
+impl Group {
+    /// Takes it out of a spec; empty where it is absent or not an object.
+    fn take(spec: &mut Map<String, Value>) -> Self {
+        let mut members = into_map(spec.remove(GROUP));
+        let role = into_map(members.remove(ROLE));
+        Self { members, role }
+    }
+
+    fn put(mut self, spec: &mut Map<String, Value>) {
+        if !self.role.is_empty() {
+            self.members.insert(ROLE.into(), Value::Object(self.role));
+        }
+        if !self.members.is_empty() {
+            spec.insert(GROUP.into(), Value::Object(self.members));
+        }
+    }
+
+    /// The object that holds a field of [`MOVED`], and the field's name there.
+    fn place<'a>(&mut self, path: &'a str) -> (&mut Map<String, Value>, &'a str) {
+        match path.rsplit_once('.') {
+            Some((GROUP, name)) => (&mut self.members, name),
+            Some((_, name)) => (&mut self.role, name),
+            None => (&mut self.members, path),
+        }
+    }
 }
 
 fn old_to_hub(object: &mut Map<String, Value>) {
     let Some(spec) = spec(object) else { return };
-    // What an old object holds at v1's paths is nobody's; the rest there is unknown to both and stays.
-    let (mut group, mut role) = take_group(spec);
-    MOVED.iter().for_each(|(_, new)| drop(group.remove(*new)));
-    MOVED_ROLE.iter().for_each(|(_, new)| drop(role.remove(*new)));
-    group.remove("sharing");
-
-    for (old, new) in MOVED {
-        relocate(spec, old, &mut group, new);
+    let mut group = Group::take(spec);
+    // A value of an old object at v1's paths belongs to nobody; the rest there is unknown to both and stays.
+    for (_, path) in MOVED {
+        let (members, name) = group.place(path);
+        members.remove(name);
     }
-    for (old, new) in MOVED_ROLE {
-        relocate(spec, old, &mut role, new);
+    for (old, path) in MOVED {
+        if let Some(value) = spec.remove(old) {
+            let (members, name) = group.place(path);
+            members.insert(name.to_owned(), if old == MULTI_CLUSTER { sharing(value) } else { value });
+        }
     }
-    if let Some(shared) = spec.remove(MULTI_CLUSTER) {
-        let sharing = match shared {
-            Value::Bool(true) => "Shared".into(),
-            Value::Bool(false) => "Exclusive".into(),
-            other => other,
-        };
-        group.insert("sharing".into(), sharing);
-    }
-    put_group(spec, group, role);
+    group.put(spec);
 }
 
 fn hub_to_old(object: &mut Map<String, Value>) {
     let Some(spec) = spec(object) else { return };
-    MOVED.iter().chain(&MOVED_ROLE).for_each(|(old, _)| drop(spec.remove(*old)));
-    spec.remove(MULTI_CLUSTER);
+    MOVED.iter().for_each(|(old, _)| drop(spec.remove(*old)));
+    let mut group = Group::take(spec);
+    for (old, path) in MOVED {
+        let (members, name) = group.place(path);
+        if let Some(value) = members.remove(name) {
+            spec.insert(old.to_owned(), if old == MULTI_CLUSTER { multi_cluster(value) } else { value });
+        }
+    }
+    group.put(spec);
+}
 
-    let (mut group, mut role) = take_group(spec);
-    for (old, new) in MOVED {
-        relocate(&mut group, new, spec, old);
+/// v1's `sharing` for a `multiClusterTargetGroup`; another value than a boolean stays.
+pub fn sharing(multi_cluster: Value) -> Value {
+    match multi_cluster {
+        Value::Bool(true) => "Shared".into(),
+        Value::Bool(false) => "Exclusive".into(),
+        other => other,
     }
-    for (old, new) in MOVED_ROLE {
-        relocate(&mut role, new, spec, old);
+}
+
+/// The `multiClusterTargetGroup` for v1's `sharing`; another value than its words stays.
+pub fn multi_cluster(sharing: Value) -> Value {
+    match sharing.as_str() {
+        Some("Shared") => true.into(),
+        Some("Exclusive") => false.into(),
+        _ => sharing,
     }
-    if let Some(sharing) = group.remove("sharing") {
-        let shared = match sharing.as_str() {
-            Some("Shared") => true.into(),
-            Some("Exclusive") => false.into(),
-            _ => sharing,
-        };
-        spec.insert(MULTI_CLUSTER.into(), shared);
-    }
-    put_group(spec, group, role);
 }
 
 fn spec(object: &mut Map<String, Value>) -> Option<&mut Map<String, Value>> {
     object.get_mut("spec").and_then(Value::as_object_mut)
 }
 
-/// `targetGroup` and its `assumeRole`; empty where they are absent or no objects.
-fn take_group(spec: &mut Map<String, Value>) -> (Map<String, Value>, Map<String, Value>) {
-    let mut group = into_map(spec.remove("targetGroup"));
-    let role = into_map(group.remove("assumeRole"));
-    (group, role)
-}
-
-fn put_group(spec: &mut Map<String, Value>, mut group: Map<String, Value>, role: Map<String, Value>) {
-    if !role.is_empty() {
-        group.insert("assumeRole".into(), Value::Object(role));
-    }
-    if !group.is_empty() {
-        spec.insert("targetGroup".into(), Value::Object(group));
-    }
-}
-
 fn into_map(value: Option<Value>) -> Map<String, Value> {
     match value {
         Some(Value::Object(map)) => map,
         _ => Map::new(),
-    }
-}
-
-fn relocate(from: &mut Map<String, Value>, key: &str, to: &mut Map<String, Value>, new_key: &str) {
-    if let Some(value) = from.remove(key) {
-        to.insert(new_key.to_owned(), value);
     }
 }
 

@@ -432,6 +432,26 @@ fn every_field_of_v1beta1_has_its_place_in_v1() {
 }
 
 #[test]
+fn a_patch_keeps_its_nulls_and_directives_and_says_what_it_cannot_say() {
+    let patch = |version: &str, spec: Value| json!({"apiVersion": format!("elbv2.k8s.aws/{version}"), "kind": "TargetGroupBinding", "spec": spec});
+    let old = json!({"targetGroupName": null, "targetGroupARN": "a", "multiClusterTargetGroup": true,
+        "networking": null, "$patch": "replace"});
+    let new = json!({"targetGroup": {"name": null, "arn": "a", "sharing": "Shared"}, "networking": null,
+        "$patch": "replace"});
+    assert_eq!(convert_patch(patch("v1beta1", old.clone()), Version::V1), Ok(patch("v1", new.clone())));
+    assert_eq!(convert_patch(patch("v1", new), Version::V1Beta1), Ok(patch("v1beta1", old)));
+    for (spec, whole) in [
+        (json!({"targetGroup": null}), "spec.targetGroup"),
+        (json!({"targetGroup": {"$patch": "delete"}}), "spec.targetGroup"),
+        (json!({"targetGroup": {"assumeRole": null}}), "spec.targetGroup.assumeRole"),
+        (json!({"$retainKeys": ["serviceRef"]}), "spec"),
+    ] {
+        let refused = convert_patch(patch("v1", spec), Version::V1Beta1);
+        assert_eq!(refused, Err(ConvertError::Whole(whole)));
+    }
+}
+
+#[test]
 fn the_other_versions_paths_cannot_be_smuggled_in() {
     let mut old = v1(json!({"targetGroupARN": "mine", "targetGroup": {"arn": "a"}}));
     assert_eq!(convert(old.clone(), Version::V1Beta1).unwrap()["spec"], json!({"targetGroupARN": "a"}));

@@ -4,6 +4,7 @@
 //! its v1 form. Services and other bindings of the same input take part, and of the cluster with `--cluster`. Findings
 //! name the file's line and the path in the version that the file speaks.
 
+use crate::kustomize;
 use crate::rewrite::{Document, Node, Unusable, documents, is_binding, read_file, read_text};
 use crate::surroundings::{self, Answers, Described, Question, Stored, question};
 use clap::ValueEnum;
@@ -83,6 +84,23 @@ enum FailOn {
 
 /// What a finding of the schema, which has no rule, is called.
 const SCHEMA: &str = "schema";
+/// The message about a missing field.
+const REQUIRED: &str = "is required";
+
+/// What `refuses` of a text's bindings the schema and the rules about shape say: all but what may be missing, since a
+/// manifest may be the base that something else completes.
+pub(crate) fn refusals(text: &str) -> Vec<String> {
+    let mut input = Input::default();
+    input.add("", Ok(text.to_owned()));
+    let is_shape =
+        |rule: &str| rule == SCHEMA || rules::rule(rule).is_some_and(|rule| rule.kind == rules::Kind::Shape);
+    let found = input.check(&Settings::default()).into_iter();
+    found
+        .filter(|each| each.severity == Severity::Deny && is_shape(each.rule))
+        .filter(|each| each.rule != "TGB101" && each.message != REQUIRED)
+        .map(|each| format!("{}: {} {}", each.path, each.rule, each.message))
+        .collect()
+}
 
 /// Runs the command.
 pub(crate) fn main(options: &Options) -> ExitCode {
@@ -382,6 +400,12 @@ impl Input {
             return;
         }
         let mut sent = node.value.value();
+        for patch in kustomize::patches(&sent) {
+            let line = document.line_of(node.referenced.line());
+            self.skipped.push(format!(
+                "{file}:{line}: {patch} is for bindings and not applied here: lint what kubectl kustomize prints"
+            ));
+        }
         if let (Some((api_version, kind)), Value::Object(object)) = (of_list, &mut sent) {
             object.entry("apiVersion").or_insert_with(|| api_version.into());
             object.entry("kind").or_insert_with(|| kind.into());
@@ -690,7 +714,7 @@ fn misnamed(object: &Value) -> Option<String> {
     let (name, rest) = match (given("/metadata/name"), given("/metadata/generateName")) {
         (Some(name), _) => (name, ""),
         (None, Some(start)) => (start, "a"),
-        (None, None) => return Some("is required".to_owned()),
+        (None, None) => return Some(REQUIRED.to_owned()),
     };
     let Value::String(name) = name else {
         return Some(format!("must be a string, is {}", schema::describe(name)));
@@ -932,6 +956,18 @@ mod tests {
         let input = read(&format!("a: [\n---\n{}", beta("a", "  serviceRef: {name: web, port: 80}\n")));
         assert_eq!((input.unusable.len(), input.bindings.len()), (1, 1));
         assert!(input.unusable[0].starts_with("a.yaml:"), "{:?}", input.unusable);
+    }
+
+    #[test]
+    fn a_patch_of_a_binding_is_not_passed_over_in_silence() {
+        let patch = |target: &str| format!("patches:\n- target: {{{target}}}\n  path: patch.yaml\n");
+        let skipped = read(&patch("kind: TargetGroupBinding")).skipped;
+        assert_eq!(skipped.len(), 1);
+        assert!(skipped[0].starts_with("a.yaml:1: patches[0] is for bindings"), "{skipped:?}");
+        assert_eq!(read(&patch("kind: Deployment")).skipped, [""; 0]);
+        let inline =
+            format!("patchesStrategicMerge:\n- |\n  {}\n", beta("a", "").trim_end().replace('\n', "\n  "));
+        assert_eq!(read(&inline).skipped.len(), 1);
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod certificates;
 mod convert;
 #[cfg(test)]
 mod fuzz;
+mod kustomize;
 mod lint;
 mod lookup;
 mod metrics;

@@ -1,21 +1,23 @@
 //! `tgb-webhook convert`: rewrites manifests on disk to another version.
 //!
-//! - [`main`]: the command.
+//! - [`main`]: the command. Kustomize patches of bindings are converted with them ([`kustomize`]).
 //! - [`documents`], [`Document::parse`], [`Node`]: YAML (and JSON, which is YAML) with the lines of its fields; `lint`
 //!   reads with them too.
 //!
 //! The text is split at its document markers, and only documents that hold a binding of another version are written anew.
 
+use crate::kustomize::{self, Ours, PatchFile};
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde::ser::{Serialize, SerializeMap as _, SerializeSeq as _, Serializer};
 use serde_json::{Number, Value};
 use serde_saphyr::granit_parser::{Event, Parser};
 use serde_saphyr::{MessageFormatter as _, Spanned, UserMessageFormatter};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use tgb_api::convert::convert;
+use tgb_api::convert::{MOVED, convert, convert_patch};
 use tgb_api::crd::Version;
 use tgb_api::names;
 
@@ -34,7 +36,7 @@ pub(crate) struct Options {
     /// Write the files; without it, what would change is shown as a diff.
     #[arg(long, env = "TGB_IN_PLACE")]
     in_place: bool,
-    /// Manifests: YAML or JSON, several documents each.
+    /// Manifests: YAML or JSON, several documents each; kustomizations and the files of their patches.
     #[arg(required = true)]
     files: Vec<PathBuf>,
 }
@@ -73,19 +75,29 @@ pub(crate) fn main(options: &Options) -> ExitCode {
         To::V1 => Version::V1,
         To::V1beta1 => Version::V1Beta1,
     };
-    let mut all = Vec::new();
-    let mut unusable = false;
+    let (mut texts, mut unusable) = (Vec::new(), Vec::new());
     for file in &options.files {
         let name = file.display().to_string();
-        match read_file(file).and_then(|text| Ok((rewrite(&text, to)?, text))) {
-            Ok((rewritten, text)) => all.push((file, name, rewritten, text)),
-            Err(problem) => {
-                unusable = true;
-                eprintln!("error: {}", problem.of(&name));
-            }
+        match read_file(file) {
+            Ok(text) => texts.push((file, name, text)),
+            Err(problem) => unusable.push(problem.of(&name)),
         }
     }
-    if unusable {
+    let used: Vec<Used> = texts.iter().flat_map(|(file, name, text)| used(file, name, text, to)).collect();
+    let patches = |path: &Path| {
+        let path = path.canonicalize().ok()?;
+        used.iter().filter(|used| used.path == path).map(|used| used.ours).max()
+    };
+    let mut all = Vec::new();
+    for (file, name, text) in &texts {
+        match rewrite(text, to, patches(file)) {
+            Ok(rewritten) => all.push((file, name, rewritten, text)),
+            Err(problem) => unusable.push(problem.of(name)),
+        }
+    }
+    unusable.extend(left_out(&used, &options.files, to));
+    unusable.iter().for_each(|problem| eprintln!("error: {problem}"));
+    if !unusable.is_empty() {
         eprintln!("error: nothing was written");
         return ExitCode::from(2);
     }
@@ -94,8 +106,11 @@ pub(crate) fn main(options: &Options) -> ExitCode {
         for remark in &rewritten.remarks {
             eprintln!("{name}:{remark}");
         }
-        if rewritten.text == *text {
+        if rewritten.text == **text {
             continue;
+        }
+        for refusal in crate::lint::refusals(&rewritten.text) {
+            eprintln!("{name}: warning: {} refuses this in a new object: {refusal}", to.name());
         }
         if !options.in_place {
             let changes = similar::TextDiff::from_lines(text.as_str(), rewritten.text.as_str());
@@ -108,6 +123,57 @@ pub(crate) fn main(options: &Options) -> ExitCode {
         }
     }
     crate::print(&diff)
+}
+
+/// A file that a document uses as a patch.
+#[derive(Debug)]
+struct Used {
+    /// Canonical, if it is there.
+    path: PathBuf,
+    /// As the document names it.
+    file: PatchFile,
+    /// The document's file.
+    by: String,
+    ours: Ours,
+}
+
+/// The files that a text's documents use as patches.
+fn used(file: &Path, name: &str, text: &str, to: Version) -> Vec<Used> {
+    let folder = file.parent().unwrap_or(Path::new(""));
+    let parsed =
+        documents(text).into_iter().filter(|document| mentions(document.text)).filter_map(|document| {
+            let mut value = document.parse().ok()??.value.value();
+            // What can't be converted is told when the file itself is.
+            kustomize::convert(&mut value, to).ok().map(|(_, files)| files)
+        });
+    let of = |file: PatchFile| {
+        let path = folder.join(&file.path);
+        Used { path: path.canonicalize().unwrap_or(path), ours: file.ours, by: name.to_owned(), file }
+    };
+    parsed.flatten().map(of).collect()
+}
+
+/// Files that are used as patches of bindings and would have to change, but are not to be converted.
+fn left_out(used: &[Used], given: &[PathBuf], to: Version) -> Vec<String> {
+    let given: Vec<PathBuf> = given.iter().filter_map(|path| path.canonicalize().ok()).collect();
+    let mut problems = BTreeMap::new();
+    for each in used.iter().filter(|used| !given.contains(&used.path)) {
+        let Used { file: PatchFile { path, .. }, by, .. } = each;
+        let problem = match read_file(&each.path) {
+            Err(problem) if each.ours == Ours::Yes => {
+                format!("{by} patches a binding with {}", problem.of(path))
+            }
+            Err(_) => continue,
+            Ok(text) => match rewrite(&text, to, Some(each.ours)) {
+                Ok(rewritten) if rewritten.text == text => continue,
+                _ => format!(
+                    "{by} patches a binding with {path}, which has to be converted as well: name it, too"
+                ),
+            },
+        };
+        problems.insert(&each.path, problem);
+    }
+    problems.into_values().collect()
 }
 
 /// Reads a file as text.
@@ -311,27 +377,46 @@ struct Rewritten {
     remarks: Vec<String>,
 }
 
-fn rewrite(text: &str, to: Version) -> Result<Rewritten, Unusable> {
+/// Whether a document may hold a binding, or a patch of one. What does not is not even parsed: it may be a template.
+fn mentions(text: &str) -> bool {
+    let other = [names::GROUP, names::KIND, "patches", "replacements"];
+    other.into_iter().chain(MOVED.iter().map(|(old, _)| *old)).any(|word| text.contains(word))
+}
+
+/// Rewrites a text; `patch` says whether it is the file of a patch, and for what.
+fn rewrite(text: &str, to: Version, patch: Option<Ours>) -> Result<Rewritten, Unusable> {
     let mut out = Rewritten { text: String::with_capacity(text.len()), converted: 0, remarks: Vec::new() };
     for document in documents(text) {
-        // What can't hold a binding is not even parsed: it may be a template.
-        let node = if document.text.contains(names::GROUP) { document.parse()? } else { None };
+        let node = match document.parse() {
+            _ if patch.is_none() && !mentions(document.text) => None,
+            Err(_) if patch.is_none() && !document.text.contains(names::GROUP) => None,
+            parsed => parsed?,
+        };
         let Some(node) = node else {
             out.text.push_str(document.text);
             continue;
         };
+        let line = document.line_of(node.referenced.line());
+        let unusable = |message: String| Unusable { line: Some(line), message };
         let mut new = node.value.value();
-        let count = convert_within(&mut new, to).map_err(|error| Unusable {
-            line: Some(document.line_of(node.referenced.line())),
-            message: error,
-        })?;
+        let count = convert_document(&mut new, to, patch).map_err(unusable)?;
         if count == 0 {
+            let other = Version::ALL.into_iter().filter(|version| *version != to);
+            let other = other.map(Version::api_version).find(|version| {
+                let ends = |rest: &str| !rest.starts_with(|next: char| next.is_ascii_alphanumeric());
+                document
+                    .text
+                    .match_indices(version)
+                    .any(|(at, _)| document.text.get(at + version.len()..).is_some_and(ends))
+            });
+            if let Some(version) = other {
+                let what = "and is neither a binding, nor a list of them, nor a patch";
+                out.remarks.push(format!("{line}: skipped: mentions {version}, {what}"));
+            }
             out.text.push_str(document.text);
             continue;
         }
-        let line = document.line_of(node.referenced.line());
-        let (text, lost) =
-            render(document, &new).map_err(|message| Unusable { line: Some(line), message })?;
+        let (text, lost) = write(document, &new, to).map_err(unusable)?;
         if lost > 0 {
             out.remarks.push(format!("{line}: warning: comments inside this document are lost ({lost})"));
         }
@@ -339,6 +424,94 @@ fn rewrite(text: &str, to: Version) -> Result<Rewritten, Unusable> {
         out.converted += count;
     }
     Ok(out)
+}
+
+/// Converts what a document holds; says how much changed.
+fn convert_document(value: &mut Value, to: Version, patch: Option<Ours>) -> Result<usize, String> {
+    if let Some(ours) = patch {
+        let place = kustomize::in_file("this file");
+        let new =
+            kustomize::convert_patch(&place, value.clone(), ours, to).map_err(|error| error.to_string())?;
+        let changed = new != *value;
+        *value = new;
+        return Ok(usize::from(changed));
+    }
+    if kustomize::is_operations(value) {
+        let what = "is a JSON patch of fields that move; name the kustomization that uses it, too";
+        return Err(what.to_owned());
+    }
+    match convert_within(value, to)? {
+        0 if !is_binding(value) => {
+            let (count, _) = kustomize::convert(value, to).map_err(|error| error.to_string())?;
+            Ok(count)
+        }
+        count => Ok(count),
+    }
+}
+
+/// A text whose documents `edit` changes, which says whether it did. Others stay byte for byte.
+///
+/// # Errors
+/// Those of `edit`, and of `unreadable`, which gets a sentence.
+pub(crate) fn edited<E>(
+    text: &str,
+    to: Version,
+    mut edit: impl FnMut(&mut Value) -> Result<bool, E>,
+    unreadable: impl Fn(String) -> E,
+) -> Result<String, E> {
+    let mut out = String::with_capacity(text.len());
+    for document in documents(text) {
+        let node = document.parse().map_err(|problem| unreadable(problem.message))?;
+        let Some(mut value) = node.map(|node| node.value.value()) else {
+            out.push_str(document.text);
+            continue;
+        };
+        if edit(&mut value)? {
+            out.push_str(&write(document, &value, to).map_err(&unreadable)?.0);
+        } else {
+            out.push_str(document.text);
+        }
+    }
+    Ok(out)
+}
+
+/// A document with another value, and how many comments got lost: with the words of one version replaced by those of the
+/// other, if that is enough, or written anew.
+fn write(document: Document<'_>, value: &Value, to: Version) -> Result<(String, usize), String> {
+    let text = with_words(document.text, to);
+    let again = Document { text: &text, line: 1 }.parse();
+    if again.is_ok_and(|node| node.is_some_and(|node| node.value.value() == *value)) {
+        return Ok((text, 0));
+    }
+    render(document, value)
+}
+
+/// A text with the paths and versions of one version in place of the others'.
+fn with_words(text: &str, to: Version) -> String {
+    let mut words = Vec::new();
+    for (old, new) in MOVED {
+        for (before, between) in [("/spec/", "/"), ("spec.", ".")] {
+            let pair = (format!("{before}{old}"), format!("{before}{}", new.replace('.', between)));
+            words.push(if to == Version::V1 { pair } else { (pair.1, pair.0) });
+        }
+    }
+    for from in Version::ALL.into_iter().filter(|from| *from != to) {
+        words.push((from.api_version().to_owned(), to.api_version().to_owned()));
+        for before in ["version: ", "version: \"", "version: '", "\"version\": \""] {
+            words.push((format!("{before}{}", from.name()), format!("{before}{}", to.name())));
+        }
+    }
+    words.iter().fold(text.to_owned(), |text, (from, to)| {
+        let mut out = String::with_capacity(text.len());
+        let mut rest = text.as_str();
+        while let Some((before, after)) = rest.split_once(from.as_str()) {
+            let is_whole = !after.starts_with(|next: char| next.is_ascii_alphanumeric());
+            out.push_str(before);
+            out.push_str(if is_whole { to } else { from });
+            rest = after;
+        }
+        out + rest
+    })
 }
 
 /// Whether a value is a binding of any version, known or not.
@@ -356,7 +529,9 @@ fn convert_within(value: &mut Value, to: Version) -> Result<usize, String> {
         if text(value, "apiVersion") == to.api_version() {
             return Ok(0);
         }
-        *value = convert(value.take(), to).map_err(|error| error.to_string())?;
+        // A null stays: to an object it is as good as absent, and this may be a patch.
+        let new = convert_patch(value.clone(), to).or_else(|_| convert(value.take(), to));
+        *value = new.map_err(|error| error.to_string())?;
         return Ok(1);
     }
     if !text(value, "kind").ends_with("List") {
@@ -505,7 +680,7 @@ mod tests {
         targetGroupName: web\n  serviceRef: {name: web, port: http}\n";
 
     fn to_v1(text: &str) -> Rewritten {
-        rewrite(text, Version::V1).unwrap()
+        rewrite(text, Version::V1, None).unwrap()
     }
 
     #[test]
@@ -581,15 +756,132 @@ mod tests {
 
     #[test]
     fn what_is_no_yaml_is_told_with_its_line_in_the_file() {
-        let problem = rewrite(&format!("{BETA}---\na: elbv2.k8s.aws\nc: [\n---\n"), Version::V1).unwrap_err();
+        let problem =
+            rewrite(&format!("{BETA}---\na: elbv2.k8s.aws\nc: [\n---\n"), Version::V1, None).unwrap_err();
         assert!(problem.line.is_some_and(|line| (8..=10).contains(&line)), "{problem:?}");
         assert_eq!(read_text(&b"a: b\nc: \xff\n"[..]).unwrap_err().of("x"), "x:2: is not UTF-8");
     }
 
     #[test]
     fn an_unknown_version_is_unusable_and_not_guessed() {
-        let problem = rewrite(&BETA.replace("v1beta1", "v7"), Version::V1).unwrap_err();
+        let problem = rewrite(&BETA.replace("v1beta1", "v7"), Version::V1, None).unwrap_err();
         assert!(problem.of("x").contains("v7"), "{problem:?}");
+    }
+
+    #[test]
+    fn patches_of_a_kustomization_are_converted_and_the_rest_of_it_stays() {
+        let text = "namespace: shop # why\nresources: [../base]\npatches:\n- target: {group: elbv2.k8s.aws, version: v1beta1, kind: TargetGroupBinding, name: web}\n  \
+            patch: |-\n    # prod\n    - op: replace\n      path: /spec/targetGroupARN\n      value: arn:x\n\
+            - target: {version: v1beta1, kind: CronJob}\n  patch: '[]'\n";
+        let done = to_v1(text);
+        let wanted = text
+            .replace("version: v1beta1, kind: Target", "version: v1, kind: Target")
+            .replace("/spec/targetGroupARN", "/spec/targetGroup/arn");
+        let value = |text: &str| documents(text)[0].parse().unwrap().unwrap().value.value();
+        assert_eq!(value(&done.text), value(&wanted));
+        assert_eq!(done.converted, 1);
+        // Without the other target the words are all that changes, so comments stay.
+        let text = text.split("- target: {version").next().unwrap();
+        assert_eq!(to_v1(text).text, wanted.split("- target: {version").next().unwrap());
+    }
+
+    #[test]
+    fn strategic_merge_patches_are_converted_inline_and_keep_their_nulls() {
+        let patch = format!("{BETA}  vpcID: null\n  multiClusterTargetGroup: true\n");
+        let text = format!("patchesStrategicMerge:\n- |\n  {}\n", patch.trim_end().replace('\n', "\n  "));
+        let done = to_v1(&text);
+        let value = documents(&done.text)[0].parse().unwrap().unwrap().value.value();
+        let inner =
+            documents(value["patchesStrategicMerge"][0].as_str().unwrap())[0].parse().unwrap().unwrap();
+        let spec = &inner.value.value()["spec"];
+        assert_eq!(
+            spec["targetGroup"],
+            serde_json::json!({"name": "web", "vpcID": null, "sharing": "Shared"})
+        );
+        // With a target, the patch itself need not say what it is.
+        let text = "patches:\n- target: {kind: TargetGroupBinding}\n  patch: '{\"kind\": \"x\", \"spec\": {\"targetType\": \"ip\"}}'\n";
+        let done = to_v1(text);
+        assert!(done.text.contains("targetGroup") && !done.text.contains("v1beta1"), "{}", done.text);
+    }
+
+    #[test]
+    fn replacements_of_fields_that_move_are_converted() {
+        let text = "replacements:\n- source: {kind: ConfigMap, name: a, fieldPath: data.arn}\n  targets:\n  - select: {kind: TargetGroupBinding, version: v1beta1}\n    \
+            fieldPaths: [spec.targetGroupARN, metadata.name]\n";
+        let wanted = text.replace("spec.targetGroupARN", "spec.targetGroup.arn").replace("v1beta1", "v1");
+        assert_eq!(to_v1(text).text, wanted);
+        let back = rewrite(&wanted, Version::V1Beta1, None).unwrap();
+        assert_eq!(back.text, text);
+    }
+
+    #[test]
+    fn a_patch_that_cannot_be_converted_is_refused_by_name() {
+        let refused = |text: &str| rewrite(text, Version::V1, None).unwrap_err().of("k.yaml");
+        let patch =
+            |target: &str, op: &str| format!("patches:\n- target: {{{target}}}\n  patch: '[{{{op}}}]'\n");
+        let op = r#""op": "replace", "path": "/spec/targetGroupARN", "value": "x""#;
+        for (text, part) in [
+            (patch("name: web", op), "patches[0] patches fields that move"),
+            (patch("kind: Target.*", op), "patches[0] patches fields that move"),
+            (patch("kind: TargetGroupBinding, version: v1b.*", op), "\"v1b.*\"; write v1"),
+            (
+                patch(
+                    "kind: TargetGroupBinding",
+                    r#""op": "add", "path": "/spec/iamRoleArnToAssume", "value": "x""#,
+                ),
+                "add of /spec/iamRoleArnToAssume",
+            ),
+            (
+                patch(
+                    "kind: TargetGroupBinding",
+                    r#""op": "copy", "from": "/spec/multiClusterTargetGroup", "path": "/metadata/annotations/a""#,
+                ),
+                "a boolean in one version",
+            ),
+            (format!("[{{{op}}}]"), "name the kustomization"),
+            (
+                "vars:\n- objref: {kind: TargetGroupBinding}\n  fieldref: {fieldpath: spec.targetGroupARN}\n"
+                    .to_owned(),
+                "vars[0]",
+            ),
+        ] {
+            let said = refused(&text);
+            assert!(said.contains(part), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_patch_in_a_file_is_converted_with_its_kustomization_and_missed_without() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let k = write(
+            "kustomization.yaml",
+            "patches:\n- target: {kind: TargetGroupBinding}\n  path: p.json\n- path: q.yaml\n",
+        );
+        let p = write("p.json", r#"[{"op": "replace", "path": "/spec/targetType", "value": "ip"}]"#);
+        let q = write("q.yaml", BETA);
+        let text = std::fs::read_to_string(&k).unwrap();
+        let used = used(&k, "k", &text, Version::V1);
+        assert_eq!(used.iter().map(|used| used.ours).collect::<Vec<_>>(), [Ours::Yes, Ours::Perhaps]);
+        let left = left_out(&used, &[k.clone(), q], Version::V1);
+        assert_eq!(left.len(), 1);
+        assert!(left[0].contains("k patches a binding with p.json"), "{left:?}");
+        let done = rewrite(&std::fs::read_to_string(&p).unwrap(), Version::V1, Some(Ours::Yes)).unwrap();
+        assert!(done.text.contains("/spec/targetGroup/targetType"), "{}", done.text);
+        assert_eq!(left_out(&used, &[k, p, dir.path().join("q.yaml")], Version::V1), [""; 0]);
+    }
+
+    #[test]
+    fn a_version_that_is_mentioned_elsewhere_is_told_and_left() {
+        let text =
+            format!("kind: ConfigMap\ndata:\n  a: |\n    {}\n", BETA.trim_end().replace('\n', "\n    "));
+        let done = to_v1(&text);
+        assert_eq!(done.text, text);
+        assert!(done.remarks[0].contains("skipped: mentions elbv2.k8s.aws/v1beta1"), "{:?}", done.remarks);
     }
 
     #[test]
