@@ -1,17 +1,19 @@
 //! The CustomResourceDefinition with all three versions.
 //!
-//! v1 is strict: rules that need only the object are CEL, their messages begin with the rule's id. v1beta1 and v1alpha1
-//! accept what the AWS Load Balancer Controller's (LBC's) schema accepts on update: no bounds on its fields, and every
-//! rule there lets an object keep a fault that it already had. Rules over lists are in v1 only, since CEL's cost
-//! estimate needs bounds; the webhook holds all versions against them.
+//! Rules that need only the object are CEL, the same in every version, and their messages begin with the rule's id. What
+//! the AWS Load Balancer Controller's (LBC's) schema accepted stays editable: a rule on a single value is skipped by the
+//! API server while the value stays (validation ratcheting), and [`kept_rule`] lets an object keep a fault that it had.
+//! Lists don't correlate item by item, so `networking` is one unit. CEL's cost estimate needs lengths: the hard ones
+//! ([`MOST_INGRESS`], [`MOST_PEERS`], [`MOST_PORTS`]) are far above [`ITEMS`], which holds for new objects.
 
 use crate::names;
 use serde_json::{Value, json};
 
 /// A served version.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Version {
     /// The hub.
+    #[default]
     V1,
     /// What LBC ships.
     V1Beta1,
@@ -158,49 +160,40 @@ const TARGET_TYPES: [&str; 2] = ["instance", "ip"];
 const PROTOCOLS: [&str; 8] = ["HTTP", "HTTPS", "TCP", "TLS", "UDP", "TCP_UDP", "QUIC", "TCP_QUIC"];
 const IP_ADDRESS_TYPES: [&str; 2] = ["ipv4", "ipv6"];
 
+/// The most items of each list of a new object's `networking`.
+const ITEMS: u32 = 50;
+// What no object may exceed: more than one security group can ever hold.
+const MOST_INGRESS: u32 = 100;
+const MOST_PEERS: u32 = 500;
+const MOST_PORTS: u32 = 100;
+
 // v1
 
 fn spec_v1() -> Value {
-    let networking_names = "!has(self.targetGroup.targetType) || self.targetGroup.targetType != 'instance' || \
-        !has(self.networking) || !has(self.networking.ingress) || \
-        self.networking.ingress.all(i, !has(i.ports) || i.ports.all(p, !has(p.port) || type(p.port) == int))";
-    let node_selector = "!has(self.nodeSelector) || !has(self.targetGroup.targetType) || \
-        self.targetGroup.targetType == 'instance'";
+    let (kind, family) = (".targetGroup.targetType", ".targetGroup.ipAddressType");
     with(
         object(
             "What is wanted.",
             json!({
                 "targetGroup": target_group(),
-                "serviceRef": service_ref(true),
-                "networking": networking(true),
+                "serviceRef": service_ref(),
+                "networking": networking(false),
                 "nodeSelector": node_selector_schema(),
             }),
         ),
         json!({
             "required": ["targetGroup", "serviceRef"],
-            "x-kubernetes-validations": [
-                rule(node_selector, "TGB301 nodeSelector is for instance targets only"),
-                rule(networking_names, "TGB305 a networking port by name is for ip targets only"),
-            ],
+            "x-kubernetes-validations": rules_of_spec(kind, family),
         }),
     )
 }
 
 fn target_group() -> Value {
-    let set = |field: &str| format!("(has(self.{field}) && size(self.{field}) > 0)");
-    let named = format!("{} || {}", set("arn"), set("name"));
-    let quic = "!has(self.protocol) || !(self.protocol in ['QUIC', 'TCP_QUIC']) || !has(self.targetType) || \
-        self.targetType == 'ip'";
-    let role = "!has(self.assumeRole) || !has(self.assumeRole.roleARN) || size(self.assumeRole.roleARN) == 0 || \
-        !has(self.targetType) || self.targetType == 'ip'";
-    let external_id = format!("!{} || {}", set("externalID"), set("roleARN"));
+    let external_id = format!("!{} || {}", set("self", "externalID"), set("self", "roleARN"));
     let assume_role = with(
         object(
             "The IAM role to assume for a target group of another account. IP targets only.",
-            json!({
-                "roleARN": bounded("ARN of the role.", 256),
-                "externalID": bounded("External id that the role's trust policy asks for.", 253),
-            }),
+            json!({"roleARN": role_arn(), "externalID": external_id_schema()}),
         ),
         json!({
             "minProperties": 1,
@@ -211,13 +204,13 @@ fn target_group() -> Value {
         object(
             "The target group and how targets are registered there.",
             json!({
-                "arn": bounded("ARN of the target group. Filled in from the name if absent.", 256),
-                "name": bounded("Name of the target group, unique per account and region. The ARN wins.", 253),
+                "arn": arn(),
+                "name": group_name(),
                 "targetType": one_of("Kind of the targets. Defaulted from the target group.", &TARGET_TYPES),
                 "protocol": one_of("Protocol of the target group. Defaulted from it.", &PROTOCOLS),
                 "ipAddressType":
                     one_of("IP address type of the target group. Defaulted from it.", &IP_ADDRESS_TYPES),
-                "vpcID": bounded("VPC of the target group. Defaulted from it.", 253),
+                "vpcID": vpc_id(),
                 "sharing": one_of(
                     "Exclusive (when absent): targets that this binding does not want are deregistered. Shared: \
                      others, such as other clusters, register targets there too.",
@@ -229,9 +222,18 @@ fn target_group() -> Value {
         json!({
             "minProperties": 1,
             "x-kubernetes-validations": [
-                rule(&named, "TGB101 arn or name of the target group must be set"),
-                rule(role, "TGB401 assumeRole is for ip targets only"),
-                rule(quic, "TGB405 QUIC protocols are for ip targets only"),
+                kept_rule(
+                    |it| format!("{} || {}", set(it, "arn"), set(it, "name")),
+                    "TGB101 arn or name of the target group must be set",
+                ),
+                kept_rule(
+                    |it| {
+                        let role = set(&format!("{it}.assumeRole"), "roleARN");
+                        format!("!has({it}.assumeRole) || !{role} || {}", is(it, ".targetType", "ip"))
+                    },
+                    "TGB401 assumeRole is for ip targets only",
+                ),
+                kept_rule(|it| quic(it, "protocol"), QUIC),
             ],
         }),
     )
@@ -240,27 +242,24 @@ fn target_group() -> Value {
 // v1beta1 and v1alpha1
 
 fn spec_old() -> Value {
-    let set = |it: &str, field: &str| format!("(has({it}.{field}) && size({it}.{field}) > 0)");
-    let kind = |it: &str, wanted: &str| format!("!has({it}.targetType) || {it}.targetType == '{wanted}'");
     let properties = json!({
-        "targetGroupARN": text("ARN of the target group. Filled in from the name if absent."),
-        "targetGroupName": text("Name of the target group, unique per account and region. The ARN wins."),
+        "targetGroupARN": arn(),
+        "targetGroupName": group_name(),
         "multiClusterTargetGroup": {
             "type": "boolean",
             "description": "Whether others, such as other clusters, register targets there too.",
         },
         "targetType": one_of("Kind of the targets. Defaulted from the target group.", &TARGET_TYPES),
-        "serviceRef": service_ref(false),
-        "networking": networking(false),
-        "iamRoleArnToAssume":
-            text("ARN of the IAM role to assume for a target group of another account. IP targets only."),
-        "assumeRoleExternalId": text("External id that the role's trust policy asks for."),
+        "serviceRef": service_ref(),
+        "networking": networking(true),
+        "iamRoleArnToAssume": role_arn(),
+        "assumeRoleExternalId": external_id_schema(),
         "targetGroupProtocol": one_of("Protocol of the target group. Defaulted from it.", &PROTOCOLS),
         "ipAddressType": one_of("IP address type of the target group. Defaulted from it.", &IP_ADDRESS_TYPES),
-        "vpcID": text("VPC of the target group. Defaulted from it."),
+        "vpcID": vpc_id(),
         "nodeSelector": node_selector_schema(),
     });
-    let rules = [
+    let mut rules = vec![
         kept_rule(
             |it| format!("{} || {}", set(it, "targetGroupARN"), set(it, "targetGroupName")),
             "TGB101 targetGroupARN or targetGroupName must be set",
@@ -270,133 +269,247 @@ fn spec_old() -> Value {
             "TGB401 assumeRoleExternalId needs an iamRoleArnToAssume",
         ),
         kept_rule(
-            |it| format!("!{} || {}", set(it, "iamRoleArnToAssume"), kind(it, "ip")),
+            |it| format!("!{} || {}", set(it, "iamRoleArnToAssume"), is(it, ".targetType", "ip")),
             "TGB401 iamRoleArnToAssume is for ip targets only",
         ),
-        kept_rule(
-            |it| format!("!has({it}.nodeSelector) || {}", kind(it, "instance")),
-            "TGB301 nodeSelector is for instance targets only",
-        ),
-        kept_rule(
-            |it| {
-                let quic = format!("{it}.targetGroupProtocol in ['QUIC', 'TCP_QUIC']");
-                format!("!has({it}.targetGroupProtocol) || !({quic}) || {}", kind(it, "ip"))
-            },
-            "TGB405 QUIC protocols are for ip targets only",
-        ),
+        kept_rule(|it| quic(it, "targetGroupProtocol"), QUIC),
     ];
+    rules.extend(rules_of_spec(".targetType", ".ipAddressType"));
     with(
         object("What is wanted.", properties),
         json!({"required": ["serviceRef"], "x-kubernetes-validations": rules}),
     )
 }
 
-// The same in all versions, but for bounds and rules
+// The same in all versions
 
-fn service_ref(strict: bool) -> Value {
-    let mut name = text("Name of the Service, in the binding's namespace.");
-    let mut port = json!({
+/// Rules over several parts of `spec`; `kind` and `family` lead to the target group's type and address type.
+fn rules_of_spec(kind: &str, family: &str) -> Vec<Value> {
+    let ingress = |it: &str, holds: &str| {
+        format!(
+            "!has({it}.networking) || !has({it}.networking.ingress) || {it}.networking.ingress.all(i, {holds})"
+        )
+    };
+    let group = kind.strip_suffix(".targetType").filter(|group| !group.is_empty());
+    // Absent only in objects of the old versions.
+    let known = |it: &str| group.map_or(String::new(), |group| format!("!has({it}{group}) || "));
+    vec![
+        kept_rule(
+            |it| format!("!has({it}.nodeSelector) || {}{}", known(it), is(it, kind, "instance")),
+            "TGB301 nodeSelector is for instance targets only",
+        ),
+        kept_rule(
+            |it| {
+                let cidr = "p.ipBlock.cidr.contains(':')";
+                let fits = format!("{cidr} == ({it}{family} == 'ipv6')");
+                let peers = each("i", "from", "p", &format!("!has(p.ipBlock) || {fits}"));
+                format!("{}!has({it}{family}) || {}", known(it), ingress(it, &peers))
+            },
+            "TGB303 the networks of networking must be of the target group's ipAddressType",
+        ),
+        kept_rule(
+            |it| {
+                let ports = each("i", "ports", "p", "!has(p.port) || type(p.port) == int");
+                let instance = format!("has({it}{kind}) && {it}{kind} == 'instance'");
+                format!("{}!({instance}) || {}", known(it), ingress(it, &ports))
+            },
+            "TGB305 a networking port by name is for ip targets only",
+        ),
+    ]
+}
+
+/// A text that is there and not empty.
+fn set(it: &str, field: &str) -> String {
+    format!("(has({it}.{field}) && size({it}.{field}) > 0)")
+}
+
+/// The target type that is wanted, or none yet.
+fn is(it: &str, kind: &str, wanted: &str) -> String {
+    format!("!has({it}{kind}) || {it}{kind} == '{wanted}'")
+}
+
+fn quic(it: &str, protocol: &str) -> String {
+    let quic = format!("{it}.{protocol} in ['QUIC', 'TCP_QUIC']");
+    format!("!has({it}.{protocol}) || !({quic}) || {}", is(it, ".targetType", "ip"))
+}
+
+const QUIC: &str = "TGB405 QUIC protocols are for ip targets only";
+
+/// All items of a list that may be absent, or null as LBC's types write an empty one.
+fn each(of: &str, list: &str, item: &str, holds: &str) -> String {
+    format!("!has({of}.{list}) || dyn({of}.{list}) == null || {of}.{list}.all({item}, {holds})")
+}
+
+/// A text of a form, or empty, which is as good as absent.
+fn formed(description: &str, most: u32, form: &str, message: &str) -> Value {
+    with(
+        bounded(description, most),
+        json!({"x-kubernetes-validations": [rule(&format!("self == '' || self.matches('{form}')"), message)]}),
+    )
+}
+
+fn arn() -> Value {
+    formed(
+        "ARN of the target group. Filled in from the name if absent.",
+        256,
+        "^arn:aws(-[a-z0-9-]*)?:elasticloadbalancing:[a-z0-9-]+:[0-9]{12}:targetgroup/[A-Za-z0-9-]{1,32}/[A-Za-z0-9]{1,64}$",
+        "TGB102 must be the ARN of a target group: arn:PARTITION:elasticloadbalancing:REGION:ACCOUNT:targetgroup/NAME/ID",
+    )
+}
+
+fn group_name() -> Value {
+    formed(
+        "Name of the target group, unique per account and region. The ARN wins.",
+        253,
+        "^[A-Za-z0-9]([A-Za-z0-9-]{0,30}[A-Za-z0-9])?$",
+        "TGB212 must be the name of a target group: 1 to 32 letters, digits and hyphens, none of these at an end",
+    )
+}
+
+fn vpc_id() -> Value {
+    formed(
+        "VPC of the target group. Defaulted from it.",
+        253,
+        "^vpc-([0-9a-f]{8}|[0-9a-f]{17})$",
+        "TGB113 must be a VPC ID: vpc- followed by 8 or 17 hexadecimal digits",
+    )
+}
+
+fn role_arn() -> Value {
+    formed(
+        "ARN of the IAM role to assume for a target group of another account. IP targets only.",
+        256,
+        "^arn:aws[^:]*:iam::[0-9]{12}:role/[^ \\\\t\\\\r\\\\n]+$",
+        "TGB401 must be the ARN of a role such as arn:aws:iam::123456789012:role/name",
+    )
+}
+
+fn external_id_schema() -> Value {
+    bounded("External id that the role's trust policy asks for.", 253)
+}
+
+fn service_ref() -> Value {
+    let name = with(
+        bounded("Name of the Service, in the binding's namespace.", 253),
+        json!({"x-kubernetes-validations": [rule(
+            "self.matches('^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$')",
+            "TGB212 must be the name of a Service: 1 to 63 of a-z, 0-9 and '-', and no '-' at an end",
+        )]}),
+    );
+    let port = json!({
         "x-kubernetes-int-or-string": true,
+        "maxLength": 253,
         "description": "Port of the Service, by number or name. Defaulted if the Service has one that fits.",
     });
-    if strict {
-        name = with(name, json!({"minLength": 1, "maxLength": 253}));
-        port = with(port, json!({"maxLength": 253}));
-    }
     with(
         object("The Service whose endpoints are registered.", json!({"name": name, "port": port})),
         json!({"required": ["name"]}),
     )
 }
 
-fn networking(strict: bool) -> Value {
-    let string = |description: &str| {
-        if strict { bounded(description, 253) } else { text(description) }
-    };
-    let mut port_number = json!({
+/// `nullable`: LBC's types write an empty list as null.
+fn networking(nullable: bool) -> Value {
+    let port_number = json!({
         "x-kubernetes-int-or-string": true,
+        "maxLength": 63,
         "description": "Number of the port, or the name of a container port (ip targets only). Absent: all ports.",
     });
-    let mut port =
-        object("A port that is opened.", json!({"protocol": one_of("TCP if absent.", &["TCP", "UDP"])}));
-    let mut peer = object(
+    let port = object(
+        "A port that is opened.",
+        json!({"protocol": one_of("TCP if absent.", &["TCP", "UDP"]), "port": port_number}),
+    );
+    let peer = object(
         "Who may reach the targets: exactly one of securityGroup and ipBlock.",
         json!({
             "securityGroup": with(
-                object("Members of a security group.", json!({"groupID": string("Id of the security group.")})),
+                object("Members of a security group.", json!({"groupID": bounded("Id of the security group.", 32)})),
                 json!({"required": ["groupID"]}),
             ),
             "ipBlock": with(
-                object("A network.", json!({"cidr": string("IPv4 or IPv6 network in CIDR notation.")})),
+                object("A network.", json!({"cidr": bounded("IPv4 or IPv6 network in CIDR notation.", 64)})),
                 json!({"required": ["cidr"]}),
             ),
         }),
     );
-    let mut from_rules = json!({});
-    let mut bound = json!({});
-    if strict {
-        port_number = with(port_number, json!({"maxLength": 253}));
-        let valid = "!has(self.port) || (type(self.port) == int ? self.port >= 1 && self.port <= 65535 : \
-            size(self.port) <= 15 && self.port.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$') && \
-            self.port.matches('[a-z]'))";
-        port = with(
-            port,
-            json!({"x-kubernetes-validations": [rule(
-                valid,
-                "TGB305 port must be in 1-65535 or a port name (at most 15 of a-z, 0-9, '-', with a letter)",
-            )]}),
-        );
-        peer = with(
-            peer,
-            json!({"x-kubernetes-validations": [rule(
-                "has(self.securityGroup) != has(self.ipBlock)",
-                "TGB302 a peer needs exactly one of securityGroup and ipBlock",
-            )]}),
-        );
-        from_rules = json!({
-            "x-kubernetes-validations": [rule("size(self) > 0", "TGB302 from needs at least one peer")],
-        });
-        bound = json!({"maxItems": 50});
-    }
-    let port = with_property(port, "port", port_number);
-    let list = |description: &str, items: Value| {
-        let made = json!({
-            "type": "array",
-            "description": description,
-            "items": items,
-            "x-kubernetes-list-type": "atomic",
-        });
-        with(made, bound.clone())
+    let list = |description: &str, items: Value, most: u32| {
+        with(atomic_list(description, items), json!({"maxItems": most}))
     };
-    let mut from = with(list("Who may reach the targets.", peer), from_rules);
-    let mut ports = list("At which ports. Absent or empty: all TCP ports.", port);
-    if !strict {
-        // LBC's types write an empty list as null.
-        from = with(from, json!({"nullable": true}));
-        ports = with(ports, json!({"nullable": true}));
-    }
+    let may_be_null = |list: Value| if nullable { with(list, json!({"nullable": true})) } else { list };
+    let from = may_be_null(list("Who may reach the targets.", peer, MOST_PEERS));
+    let ports = may_be_null(list("At which ports. Absent or empty: all TCP ports.", port, MOST_PORTS));
     let ingress = with(
         object("Peers and the ports that they may reach.", json!({"from": from, "ports": ports})),
         json!({"required": ["from"]}),
     );
-    object(
-        "What may reach the targets, as rules of their security groups. Absent: security groups are left alone.",
-        json!({"ingress": list("Rules of what may reach the targets.", ingress)}),
+    let ingress_rule = |holds: String, message: &str| {
+        kept_rule(|it| format!("!has({it}.ingress) || {it}.ingress.all(i, {holds})"), message)
+    };
+    let short =
+        |list: &str| format!("(!has(i.{list}) || dyn(i.{list}) == null || size(i.{list}) <= {ITEMS})");
+    let lengths = kept_rule(
+        |it| {
+            let items = format!("{it}.ingress.all(i, {} && {})", short("from"), short("ports"));
+            format!("!has({it}.ingress) || (size({it}.ingress) <= {ITEMS} && {items})")
+        },
+        &format!("TGB308 ingress, from and ports have at most {ITEMS} entries each"),
+    );
+    let peers = "has(i.from) && dyn(i.from) != null && size(i.from) > 0 && \
+        i.from.all(p, has(p.securityGroup) != has(p.ipBlock))";
+    let port = "!has(p.port) || (type(p.port) == int ? p.port >= 1 && p.port <= 65535 : size(p.port) <= 15 && \
+        p.port.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$') && p.port.matches('[a-z]') && !p.port.contains('--'))";
+    let group = "!has(p.securityGroup) || p.securityGroup.groupID.matches('^sg-([0-9a-f]{8}|[0-9a-f]{17})$')";
+    with(
+        object(
+            "What may reach the targets, as rules of their security groups. Absent: security groups are left alone.",
+            json!({"ingress": list("Rules of what may reach the targets.", ingress, MOST_INGRESS)}),
+        ),
+        json!({"x-kubernetes-validations": [
+            lengths,
+            ingress_rule(
+                peers.to_owned(),
+                "TGB302 from needs at least one peer, and a peer exactly one of securityGroup and ipBlock",
+            ),
+            ingress_rule(
+                each("i", "from", "p", "!has(p.ipBlock) || isCIDR(p.ipBlock.cidr)"),
+                "TGB303 cidr must be a network in CIDR notation such as 10.0.0.0/16",
+            ),
+            ingress_rule(
+                each("i", "from", "p", group),
+                "TGB304 groupID must be a security group ID: sg- followed by 8 or 17 hexadecimal digits",
+            ),
+            ingress_rule(
+                each("i", "ports", "p", port),
+                "TGB305 port must be in 1-65535 or a port name (at most 15 of a-z, 0-9, '-', with a letter)",
+            ),
+        ]}),
     )
 }
 
-/// `metav1.LabelSelector`, without bounds: LBC has none.
+/// `metav1.LabelSelector`. The syntax of the keys of `matchLabels`, whose length CEL can't bound, is left to the webhook.
 fn node_selector_schema() -> Value {
+    let value = json!({"type": "string", "maxLength": 63});
     let requirement = with(
         object(
             "A requirement on a label.",
             json!({
-                "key": text("Key of the label."),
-                "operator": text("In, NotIn, Exists or DoesNotExist."),
-                "values": atomic_list("Values for In and NotIn.", json!({"type": "string"})),
+                "key": bounded("Key of the label.", 317),
+                "operator": bounded("In, NotIn, Exists or DoesNotExist.", 253),
+                "values": with(atomic_list("Values for In and NotIn.", value.clone()), json!({"maxItems": 500})),
             }),
         ),
         json!({"required": ["key", "operator"]}),
+    );
+    let operators = "!has(self.matchExpressions) || self.matchExpressions.all(e, e.operator in ['In', 'NotIn'] ? \
+        has(e.values) && size(e.values) > 0 : e.operator in ['Exists', 'DoesNotExist'] && \
+        (!has(e.values) || size(e.values) == 0))";
+    let label = "(([A-Za-z0-9][A-Za-z0-9_.-]*)?[A-Za-z0-9])";
+    let key = format!(
+        "!has(self.matchExpressions) || self.matchExpressions.all(e, e.key.matches('^([a-z0-9.-]{{1,253}}/)?{label}$'))"
+    );
+    let values = format!(
+        "(!has(self.matchLabels) || self.matchLabels.all(k, self.matchLabels[k].matches('^{label}?$'))) && \
+         (!has(self.matchExpressions) || self.matchExpressions.all(e, !has(e.values) || \
+         e.values.all(v, v.matches('^{label}?$'))))"
     );
     with(
         object(
@@ -405,12 +518,23 @@ fn node_selector_schema() -> Value {
                 "matchLabels": {
                     "type": "object",
                     "description": "Labels and their values, all of which must match.",
-                    "additionalProperties": {"type": "string"},
+                    "maxProperties": 100,
+                    "additionalProperties": value,
                 },
-                "matchExpressions": atomic_list("Requirements, all of which must match.", requirement),
+                "matchExpressions": with(
+                    atomic_list("Requirements, all of which must match.", requirement),
+                    json!({"maxItems": 100}),
+                ),
             }),
         ),
-        json!({"x-kubernetes-map-type": "atomic"}),
+        json!({
+            "x-kubernetes-map-type": "atomic",
+            "x-kubernetes-validations": [
+                rule(operators, "TGB301 operator is In or NotIn with values, or Exists or DoesNotExist without"),
+                rule(&key, "TGB301 key must be a label key"),
+                rule(&values, "TGB301 values must be label values: at most 63 letters, digits, '-', '_' and '.'"),
+            ],
+        }),
     )
 }
 
@@ -526,13 +650,6 @@ fn kept_rule(holds: impl Fn(&str) -> String, message: &str) -> Value {
 fn with(mut base: Value, more: Value) -> Value {
     if let (Value::Object(base), Value::Object(more)) = (&mut base, more) {
         base.extend(more);
-    }
-    base
-}
-
-fn with_property(mut base: Value, name: &str, schema: Value) -> Value {
-    if let Some(Value::Object(properties)) = base.get_mut("properties") {
-        properties.insert(name.to_owned(), schema);
     }
     base
 }

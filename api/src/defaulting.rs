@@ -3,6 +3,8 @@
 //! Two steps, since the second one needs lookups for which the first one may supply the ARN: [`from_old`], then
 //! [`from_lookups`]. Both are idempotent, and say nothing about fields that are set.
 
+use crate::convert::MOVED;
+use crate::crd::Version;
 use crate::service::Service;
 use crate::target_group::{IpAddressType, Protocol, TargetGroup, TargetType};
 use crate::v1::{Parents, Spec, TargetGroupBinding, TargetGroupRef};
@@ -131,16 +133,22 @@ pub fn apply(spec: &mut Spec, additions: &[Addition]) {
     }
 }
 
-/// The additions as a JSON patch (RFC 6902) of the object as it was sent, of which `there` tells; empty if there are
-/// none.
+/// The additions as a JSON patch (RFC 6902) of the object as it was sent, of which `there` tells, in its version and
+/// without its nulls; empty if nothing changes.
 pub fn patch(mut there: Parents, additions: &[Addition]) -> Vec<Value> {
-    let mut out = Vec::new();
+    let mut out: Vec<Value> = there.nulls.iter().map(|path| json!({"op": "remove", "path": path})).collect();
     let add = |path: String, value: Value| json!({"op": "add", "path": path, "value": value});
     if !additions.is_empty() && !there.spec {
         out.push(add("/spec".to_owned(), json!({})));
     }
     for addition in additions {
         let (parent, member) = addition.field();
+        let in_v1 = format!("{parent}.{member}");
+        if let Some((old, _)) = MOVED.iter().find(|(_, path)| *path == in_v1 && there.version != Version::V1)
+        {
+            out.push(add(format!("/spec/{old}"), addition.value()));
+            continue;
+        }
         let is_there = if parent == "targetGroup" { &mut there.target_group } else { &mut there.service_ref };
         if !std::mem::replace(is_there, true) {
             out.push(add(format!("/spec/{parent}"), json!({})));
@@ -239,17 +247,30 @@ mod tests {
     }
 
     #[test]
-    fn the_patch_makes_a_missing_parent_once() {
+    fn the_patch_makes_a_missing_parent_once_and_drops_nulls_first() {
         let additions = [Addition::Arn(ARN.to_owned()), Addition::Protocol(Protocol::Http)];
-        let there = Parents { spec: true, target_group: false, service_ref: true };
+        let nulls = vec!["/spec/targetGroup".to_owned()];
+        let there =
+            Parents { spec: true, target_group: false, service_ref: true, nulls, ..Parents::default() };
         assert_eq!(
             patch(there, &additions),
             [
+                json!({"op": "remove", "path": "/spec/targetGroup"}),
                 json!({"op": "add", "path": "/spec/targetGroup", "value": {}}),
                 json!({"op": "add", "path": "/spec/targetGroup/arn", "value": ARN}),
                 json!({"op": "add", "path": "/spec/targetGroup/protocol", "value": "HTTP"}),
             ]
         );
         assert_eq!(patch(Parents::default(), &[]), Vec::<Value>::new());
+        let there = Parents { version: Version::V1Beta1, spec: true, ..Parents::default() };
+        let additions = [Addition::Protocol(Protocol::Http), Addition::Port(IntOrString::Int(80))];
+        assert_eq!(
+            patch(there, &additions),
+            [
+                json!({"op": "add", "path": "/spec/targetGroupProtocol", "value": "HTTP"}),
+                json!({"op": "add", "path": "/spec/serviceRef", "value": {}}),
+                json!({"op": "add", "path": "/spec/serviceRef/port", "value": 80}),
+            ]
+        );
     }
 }

@@ -24,6 +24,9 @@ pub enum Unreadable {
     /// A list has more items than anybody sends.
     #[error("a list has more than {0} items")]
     TooMany(usize),
+    /// It can't be converted.
+    #[error(transparent)]
+    Conversion(#[from] crate::convert::ConvertError),
     /// What was read is no JSON, or of another type.
     #[error(transparent)]
     Value(#[from] serde_json::Error),
@@ -152,6 +155,11 @@ impl<'a> Cursor<'a> {
         let value = values.next().ok_or(Unreadable::NoJson)??;
         self.at += values.byte_offset();
         Ok(value)
+    }
+
+    /// The text from `begin`, an earlier place in the same text, up to here.
+    pub(crate) fn since(&self, begin: &Self) -> &'a str {
+        self.text.get(begin.at..self.at).unwrap_or_default()
     }
 
     /// Takes a text.

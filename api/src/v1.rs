@@ -3,6 +3,8 @@
 //! These types are for reading. They drop what they don't know, so nothing is ever written back from them but
 //! `status`; conversion works on JSON ([`crate::convert`]). For reviews less of them is read, and faster ([`crate::review`]).
 
+use crate::convert::convert_text;
+use crate::crd::Version;
 use crate::names;
 use crate::options;
 use crate::scan::Cursor;
@@ -49,12 +51,16 @@ impl TargetGroupBinding {
     }
 
     /// Reads an object of an admission review: all of `spec`, but of `metadata` and `status` only what rules look at,
-    /// since the rest (`managedFields` above all) costs more than everything else. Tells what is there, for a patch.
+    /// since the rest (`managedFields` above all) costs more than everything else. An object of another version is converted
+    /// first. Tells what is there, for a patch.
     ///
     /// # Errors
     /// Where a value is of another type than the schema's.
     pub(crate) fn of_review(object: &mut Cursor<'_>) -> Result<(Self, Parents), Unreadable> {
-        review::read(object)
+        match review::version(object) {
+            None | Some(Version::V1) => review::read(object),
+            Some(version) => review::read_old(object, version),
+        }
     }
 
     /// Whether the AWS Load Balancer Controller made this binding for an Ingress, Service or Gateway of its own.
@@ -87,15 +93,20 @@ impl kube_core::Resource for TargetGroupBinding {
     }
 }
 
-/// Which objects a binding has, as it was sent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// The form of a binding as it was sent: its version, the objects that it has, and where it says null.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Parents {
+    /// The version.
+    pub version: Version,
     /// `spec`.
     pub spec: bool,
     /// `spec.targetGroup`.
     pub target_group: bool,
     /// `spec.serviceRef`.
     pub service_ref: bool,
+    /// Members below `spec` that are null, as JSON pointers into what was sent. Server-side apply sends the keys that a chart leaves empty
+    /// so; to everybody else they are absent, and the schema refuses them.
+    pub nulls: Vec<String>,
 }
 
 /// `spec`.
@@ -460,17 +471,22 @@ mod review {
 
     pub(super) fn read(object: &mut Cursor<'_>) -> Result<(TargetGroupBinding, Parents), Unreadable> {
         let (mut metadata, mut spec, mut status) = (ObjectMeta::default(), None, None);
+        let mut nulls = Vec::new();
         let read = object.object(|key, value| {
             match key {
                 "metadata" => read_metadata(value, &mut metadata)?,
-                "spec" => spec = value.read::<Option<Sent>>()?,
+                "spec" => {
+                    let begin = value.clone();
+                    spec = value.read::<Option<Sent>>()?;
+                    nulls = nulls_of(value.since(&begin))?;
+                }
                 "status" => status = if_readable(value, read_status)?,
                 _ => value.skip()?,
             }
             Ok(())
         })?;
         read.ok_or(Unreadable::NoObject)?;
-        let mut parents = Parents { spec: spec.is_some(), ..Parents::default() };
+        let mut parents = Parents { spec: spec.is_some(), nulls, ..Parents::default() };
         let spec = spec.map_or_else(Spec::default, |spec| {
             parents.target_group = spec.target_group.is_some();
             parents.service_ref = spec.service_ref.is_some();
@@ -497,6 +513,66 @@ mod review {
             }
             Err(_) => value.skip().map(|()| T::default()),
         }
+    }
+
+    /// The version that an object says it has; API servers write it first.
+    pub(super) fn version(object: &Cursor<'_>) -> Option<Version> {
+        let mut found = None;
+        let end = object.clone().object(|key, value| {
+            if key != "apiVersion" {
+                return value.skip();
+            }
+            found = Version::of_api_version(&value.string()?);
+            // The rest is not looked at.
+            Err(Unreadable::NoJson)
+        });
+        found.filter(|_| end.is_err())
+    }
+
+    /// An object of an old version, by way of its conversion.
+    pub(super) fn read_old(
+        object: &mut Cursor<'_>,
+        version: Version,
+    ) -> Result<(TargetGroupBinding, Parents), Unreadable> {
+        let mut reading = object.clone();
+        let text = reading.value()?;
+        let mut converted = Vec::with_capacity(text.len() + 64);
+        convert_text(text, Version::V1, &mut converted)?;
+        let converted = std::str::from_utf8(&converted).map_err(|_| Unreadable::NoJson)?;
+        let (binding, parents) = read(&mut Cursor::of(converted))?;
+        let spec = Cursor::of(text).member("spec", Cursor::value)?.flatten().unwrap_or_default();
+        *object = reading;
+        Ok((binding, Parents { version, nulls: nulls_of(spec)?, ..parents }))
+    }
+
+    /// The most nulls that are looked for: nobody writes so many keys.
+    const MOST_NULLS: usize = 100;
+
+    /// Where a spec says null. Most have nothing that looks like it, and are not read a second time.
+    fn nulls_of(spec: &str) -> Result<Vec<String>, Unreadable> {
+        fn walk(value: &serde_json::Value, path: &str, found: &mut Vec<String>) {
+            let mut below = |step: &str, value: &serde_json::Value, is_member: bool| {
+                let path = format!("{path}/{step}");
+                match value {
+                    serde_json::Value::Null if is_member && found.len() < MOST_NULLS => found.push(path),
+                    _ => walk(value, &path, found),
+                }
+            };
+            match value {
+                serde_json::Value::Object(members) => members.iter().for_each(|(key, member)| {
+                    below(&key.replace('~', "~0").replace('/', "~1"), member, true);
+                }),
+                serde_json::Value::Array(items) => {
+                    items.iter().enumerate().for_each(|(n, item)| below(&n.to_string(), item, false));
+                }
+                _ => {}
+            }
+        }
+        let mut found = Vec::new();
+        if spec.contains("null") {
+            walk(&serde_json::from_str(spec)?, "/spec", &mut found);
+        }
+        Ok(found)
     }
 
     fn read_metadata(metadata: &mut Cursor<'_>, read: &mut ObjectMeta) -> Result<(), Unreadable> {
@@ -577,10 +653,52 @@ mod tests {
         assert_eq!(read_options.node_port_mismatch, Some(options::NodePortMismatch::Warn));
         assert_eq!(read.metadata.annotations.as_ref().unwrap().len(), 1);
         assert_eq!(read.status.unwrap().targets.unwrap().registered, 4);
-        assert_eq!(parents, Parents { spec: true, target_group: true, service_ref: true });
+        let all = Parents { spec: true, target_group: true, service_ref: true, ..Parents::default() };
+        assert_eq!(parents, all);
         let mut bare = Cursor::of(r#"{"spec": {"targetGroup": null}}"#);
         let (_, parents) = TargetGroupBinding::of_review(&mut bare).unwrap();
-        assert_eq!(parents, Parents { spec: true, ..Parents::default() });
+        let nulls = vec!["/spec/targetGroup".to_owned()];
+        assert_eq!(parents, Parents { spec: true, nulls, ..Parents::default() });
+    }
+
+    #[test]
+    fn a_review_of_an_old_version_is_read_as_v1() {
+        let text = r#"{"apiVersion": "elbv2.k8s.aws/v1beta1", "kind": "TargetGroupBinding", "metadata": {"name": "web"},
+            "spec": {"targetGroupARN": "a", "vpcID": null, "multiClusterTargetGroup": true}, "status": null} ,"#;
+        let mut cursor = Cursor::of(text);
+        let (read, parents) = TargetGroupBinding::of_review(&mut cursor).unwrap();
+        let group = &read.spec.target_group;
+        assert_eq!((read.name(), group.arn(), group.sharing()), ("web", Some("a"), Sharing::Shared));
+        assert_eq!((parents.version, parents.nulls), (Version::V1Beta1, vec!["/spec/vpcID".to_owned()]));
+        assert_eq!(cursor.since(&Cursor::of(text)), text.trim_end_matches([' ', ',']));
+        let pod = text.replace("TargetGroupBinding", "Pod");
+        assert!(TargetGroupBinding::of_review(&mut Cursor::of(&pod)).is_err());
+    }
+
+    #[test]
+    fn nulls_are_found_wherever_they_stand_below_spec_but_as_items() {
+        let text = r#"{"metadata": {"creationTimestamp": null}, "spec": {
+            "serviceRef": {"name": "null", "port": null}, "nodeSelector": {"matchLabels": {"a/b~c": null}},
+            "networking": {"ingress": [{"from": [{"ipBlock": null, "securityGroup": {"groupID": "sg-1"}}], "ports": null}]}}}"#;
+        // A label's value is no text there, so the typed reading stops at it.
+        assert!(TargetGroupBinding::of_review(&mut Cursor::of(text)).is_err());
+        let text = text.replace(r#"{"a/b~c": null}"#, r#"{"a/b~c": "x"}, "matchExpressions": null"#);
+        let (_, parents) = TargetGroupBinding::of_review(&mut Cursor::of(&text)).unwrap();
+        assert_eq!(
+            parents.nulls,
+            [
+                "/spec/networking/ingress/0/from/0/ipBlock",
+                "/spec/networking/ingress/0/ports",
+                "/spec/nodeSelector/matchExpressions",
+                "/spec/serviceRef/port",
+            ]
+        );
+        let many = format!(
+            r#"{{"spec": {{"networking": {{"ingress": [{}{{}}]}}}}}}"#,
+            r#"{"ports": null},"#.repeat(300)
+        );
+        let (_, parents) = TargetGroupBinding::of_review(&mut Cursor::of(&many)).unwrap();
+        assert_eq!(parents.nulls.len(), 100);
     }
 
     #[test]

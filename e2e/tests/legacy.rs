@@ -5,7 +5,7 @@
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tgb_e2e::{Aws, Cluster, Options, Product, Settings, eventually, run_program};
+use tgb_e2e::{Aws, Cluster, Options, Output, Product, Settings, eventually, run_program};
 
 const SOON: Duration = Duration::from_secs(120);
 const AT_ONCE: usize = 10;
@@ -21,7 +21,8 @@ fn definition() -> Value {
         match schema {
             Value::Object(members) => {
                 members.retain(|key, _| {
-                    !["x-kubernetes-validations", "maxLength", "maxItems"].contains(&key.as_str())
+                    !["x-kubernetes-validations", "maxLength", "maxItems", "maxProperties"]
+                        .contains(&key.as_str())
                 });
                 members.values_mut().for_each(plain);
             }
@@ -177,6 +178,26 @@ fn same(what: &str, now: &BTreeMap<String, Value>, before: &BTreeMap<String, Val
     }
 }
 
+/// Makes a version the stored one, and rewrites every object in it.
+fn store(cluster: &Cluster, version: &str) {
+    let crd = || {
+        cluster.kubectl(&["get", "crd", "targetgroupbindings.elbv2.k8s.aws", "-o", "json"]).json().unwrap()
+    };
+    let kubeconfig = format!("--kubeconfig={}", cluster.kubeconfig().display());
+    let versions = crd()["spec"]["versions"].as_array().cloned().unwrap();
+    let set = |(n, each): (usize, &Value)| json!({"op": "replace", "path": format!("/spec/versions/{n}/storage"), "value": each["name"] == version});
+    let patch: Value = versions.iter().enumerate().map(set).collect();
+    let args = ["patch", "crd", "targetgroupbindings.elbv2.k8s.aws", "--type=json", "-p", &patch.to_string()];
+    cluster.kubectl(&args).ok().unwrap();
+    // The API server takes the change up a moment later.
+    eventually(SOON, || {
+        run_program("tgb-controller", &["migrate-storage", &kubeconfig], "")?.ok()?;
+        let stored = crd()["status"]["storedVersions"].clone();
+        if stored == json!([version]) { Ok(()) } else { Err(stored.to_string()) }
+    })
+    .unwrap();
+}
+
 #[test]
 fn what_is_stored_from_before_stays_usable_and_storage_moves_there_and_back_without_loss() {
     let cluster = Cluster::start(Options::default()).unwrap();
@@ -278,32 +299,8 @@ fn what_is_stored_from_before_stays_usable_and_storage_moves_there_and_back_with
 
     // Storage to v1 and back, every object rewritten each time.
     let before = all(&cluster, "v1beta1");
-    let crd = || {
-        cluster.kubectl(&["get", "crd", "targetgroupbindings.elbv2.k8s.aws", "-o", "json"]).json().unwrap()
-    };
-    let kubeconfig = format!("--kubeconfig={}", cluster.kubeconfig().display());
     let store = |version: &str| {
-        let versions = crd()["spec"]["versions"].as_array().cloned().unwrap();
-        let set = |(n, each): (usize, &Value)| json!({"op": "replace", "path": format!("/spec/versions/{n}/storage"), "value": each["name"] == version});
-        let patch: Value = versions.iter().enumerate().map(set).collect();
-        cluster
-            .kubectl(&[
-                "patch",
-                "crd",
-                "targetgroupbindings.elbv2.k8s.aws",
-                "--type=json",
-                "-p",
-                &patch.to_string(),
-            ])
-            .ok()
-            .unwrap();
-        // The API server takes the change up a moment later.
-        eventually(SOON, || {
-            run_program("tgb-controller", &["migrate-storage", &kubeconfig], "")?.ok()?;
-            let stored = crd()["status"]["storedVersions"].clone();
-            if stored == json!([version]) { Ok(()) } else { Err(stored.to_string()) }
-        })
-        .unwrap();
+        store(&cluster, version);
         same(version, &all(&cluster, "v1beta1"), &before);
     };
     store("v1");
@@ -326,4 +323,142 @@ fn what_is_stored_from_before_stays_usable_and_storage_moves_there_and_back_with
         if left == count + grown - kinds.len() { Ok(()) } else { Err(left) }
     })
     .unwrap();
+}
+
+const VERSIONS: [&str; 3] = ["v1", "v1beta1", "v1alpha1"];
+/// Requests on an object that is there, by what they do, and whether they change its `spec`.
+const CHANGES: [(&str, bool); 5] =
+    [("label", false), ("finalizer", false), ("status", false), ("delete", false), ("spec", true)];
+
+/// A request in a version, on an object that was made in a version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Request {
+    verb: &'static str,
+    version: &'static str,
+    made: &'static str,
+}
+
+impl Request {
+    /// All of the table.
+    fn all() -> Vec<Self> {
+        let mut all = Vec::new();
+        for version in VERSIONS {
+            all.extend(["get", "list", "create"].map(|verb| Self { verb, version, made: version }));
+            for made in ["v1", "v1beta1"] {
+                all.extend(CHANGES.map(|(verb, _)| Self { verb, version, made }));
+            }
+        }
+        all
+    }
+
+    fn name(&self) -> String {
+        format!("{}-{}-{}", self.verb, self.version, self.made)
+    }
+
+    fn object(&self, version: &str) -> Value {
+        let arn = "arn:aws:elasticloadbalancing:us-west-2:123456789012:targetgroup/web/1ce5b7da835c9ffb";
+        let service = json!({"name": "web", "port": 80});
+        let spec = if version == "v1" {
+            json!({"serviceRef": service, "targetGroup": {"arn": arn, "targetType": "ip", "protocol": "HTTP",
+                "ipAddressType": "ipv4", "vpcID": "vpc-0123456789abcdef0", "sharing": "Shared"}})
+        } else {
+            json!({"serviceRef": service, "targetGroupARN": arn, "targetType": "ip", "targetGroupProtocol": "HTTP",
+                "ipAddressType": "ipv4", "vpcID": "vpc-0123456789abcdef0", "multiClusterTargetGroup": true})
+        };
+        json!({"apiVersion": format!("elbv2.k8s.aws/{version}"), "kind": "TargetGroupBinding", "spec": spec,
+            "metadata": {"name": self.name(), "namespace": "table", "finalizers": ["example.com/held"]}})
+    }
+
+    /// Sends it as kubectl does.
+    fn send(&self, cluster: &Cluster) -> Output {
+        let kind = format!("targetgroupbindings.{}.elbv2.k8s.aws", self.version);
+        let name = self.name();
+        let on = |args: &[&str]| cluster.kubectl(&[&["-n", "table"], args].concat());
+        let patch = |patch: &str, more: &[&str]| {
+            on(&[&["patch", &kind, &name, "--type=merge", "-p", patch], more].concat())
+        };
+        match self.verb {
+            "get" => on(&["get", &kind, "label-v1-v1", "-o", "name"]),
+            "list" => on(&["get", &kind, "-o", "name"]),
+            "create" => cluster.kubectl_with(&["create", "-f", "-"], &self.object(self.version).to_string()),
+            "label" => on(&["label", &kind, &name, "a=b"]),
+            "finalizer" => patch(r#"{"metadata": {"finalizers": null}}"#, &[]),
+            "status" => patch(r#"{"status": {"observedGeneration": 7}}"#, &["--subresource=status"]),
+            "delete" => on(&["delete", &kind, &name, "--wait=false"]),
+            _ => patch(r#"{"spec": {"serviceRef": {"port": 81}}}"#, &[]),
+        }
+    }
+
+    /// True if it needs neither `/convert` nor admission.
+    fn is_served(&self, stored: &str) -> bool {
+        let changes_spec = self.verb == "create" || CHANGES.contains(&(self.verb, true));
+        self.version == stored && !changes_spec
+    }
+}
+
+/// Sends all requests at once; tells which were served. Any other answer than that somebody is away is a failure.
+fn answers(cluster: &Cluster) -> BTreeMap<Request, bool> {
+    std::thread::scope(|scope| {
+        let sent: Vec<_> =
+            Request::all().into_iter().map(|each| (each, scope.spawn(move || each.send(cluster)))).collect();
+        sent.into_iter()
+            .map(|(each, answer)| {
+                let answer = answer.join().unwrap();
+                let served = answer.code == 0;
+                if !served {
+                    answer.undecided().unwrap();
+                }
+                (each, served)
+            })
+            .collect()
+    })
+}
+
+/// The table of docs/troubleshooting.md: which requests are served while the webhook is down, or hangs.
+#[test]
+fn while_the_webhook_is_away_requests_in_the_stored_version_are_served_but_for_changes_of_the_spec() {
+    let cluster = Cluster::start(Options::default()).unwrap();
+    let aws = Aws::awsim().unwrap();
+    cluster.namespace("table", &BTreeMap::new()).unwrap();
+    let settings = Settings {
+        values: vec!["webhook.enforce=warn".to_owned(), "webhook.bindings.timeoutSeconds=2".to_owned()],
+        webhook: vec!["--enforce=warn".to_owned()],
+        controller: vec!["--watch-namespaces=tgb-nowhere".to_owned(), "--rule-owner=nobody".to_owned()],
+        ..Settings::default()
+    };
+    let product = Product::start(&cluster, &aws, &settings).unwrap();
+    for stored in ["v1", "v1beta1"] {
+        store(&cluster, stored);
+        for away in ["down", "hanging"] {
+            let make = |each: &Request| {
+                let object = each.object(each.made).to_string();
+                eventually(SOON, || cluster.kubectl_with(&["create", "-f", "-"], &object).ok()).unwrap();
+            };
+            Request::all().iter().filter(|each| each.verb != "create").for_each(make);
+            match away {
+                "down" => product.webhook().kill().unwrap(),
+                _ => product.webhook().link().unwrap().hold(),
+            }
+            let found = answers(&cluster);
+            match away {
+                "down" => product.webhook().restart().unwrap(),
+                _ => product.webhook().link().unwrap().open(),
+            }
+            let wrong: Vec<_> =
+                found.iter().filter(|(each, served)| each.is_served(stored) != **served).collect();
+            assert!(
+                wrong.is_empty(),
+                "stored as {stored}, webhook {away}: served or not, against the table: {wrong:#?}"
+            );
+            eventually(SOON, || {
+                let free = r#"{"metadata": {"finalizers": null}}"#;
+                let list = cluster.kubectl(&["-n", "table", "get", "tgb", "-o", "name"]).ok()?;
+                for name in list.lines() {
+                    cluster.kubectl(&["-n", "table", "patch", name, "--type=merge", "-p", free]).ok()?;
+                }
+                cluster.kubectl(&["-n", "table", "delete", "tgb", "--all", "--timeout=20s"]).ok()
+            })
+            .unwrap();
+        }
+    }
 }

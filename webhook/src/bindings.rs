@@ -207,7 +207,8 @@ impl Bindings {
                 true => Vec::new(),
                 false => rules::check(operation, &new, old, &nothing, &settings),
             };
-            return Ok(self.answer(request, &new, mutating, findings, Vec::new(), Vec::new()));
+            let patch = if mutating { defaulting::patch(there, &[]) } else { Vec::new() };
+            return Ok(self.answer(request, &new, mutating, findings, Vec::new(), patch));
         }
         let now = Instant::now();
         let review = Review {
