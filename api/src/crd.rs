@@ -283,36 +283,39 @@ fn spec_old() -> Value {
 
 // The same in all versions
 
-/// Rules over several parts of `spec`; `kind` and `family` lead to the target group's type and address type.
+/// Rules over several parts of `spec`; `kind` and `family` lead to the target group's type and address type. Those about
+/// `networking` look where one of the parts has changed: the cost of a look into its old lists can't be estimated from here.
 fn rules_of_spec(kind: &str, family: &str) -> Vec<Value> {
-    let ingress = |it: &str, holds: &str| {
-        format!(
-            "!has({it}.networking) || !has({it}.networking.ingress) || {it}.networking.ingress.all(i, {holds})"
-        )
-    };
     let group = kind.strip_suffix(".targetType").filter(|group| !group.is_empty());
-    // Absent only in objects of the old versions.
-    let known = |it: &str| group.map_or(String::new(), |group| format!("!has({it}{group}) || "));
+    // Absent only in objects that came from an old version.
+    let unknown = |it: &str| group.map_or(String::new(), |group| format!("!has({it}{group}) || "));
+    let networking_rule = |holds: &str, part: &str, message: &str| {
+        let ingress = format!(
+            "!has(self.networking) || !has(self.networking.ingress) || self.networking.ingress.all(i, {holds})"
+        );
+        let old = "oldSelf.value()";
+        let same = |part: &str| format!("has({old}{part}) && self{part} == {old}{part}");
+        let had_group = group.map_or(String::new(), |group| format!("has({old}{group}) && "));
+        let kept = format!("oldSelf.hasValue() && {} && {had_group}{}", same(".networking"), same(part));
+        let expression = format!("({}!has(self{part}) || {ingress}) || ({kept})", unknown("self"));
+        json!({"rule": expression, "message": message, "optionalOldSelf": true})
+    };
+    let fits = format!("p.ipBlock.cidr.contains(':') == (self{family} == 'ipv6')");
+    let networks = each("i", "from", "p", &format!("!has(p.ipBlock) || {fits}"));
+    let numbers = each("i", "ports", "p", "!has(p.port) || type(p.port) == int");
     vec![
         kept_rule(
-            |it| format!("!has({it}.nodeSelector) || {}{}", known(it), is(it, kind, "instance")),
+            |it| format!("!has({it}.nodeSelector) || {}{}", unknown(it), is(it, kind, "instance")),
             "TGB301 nodeSelector is for instance targets only",
         ),
-        kept_rule(
-            |it| {
-                let cidr = "p.ipBlock.cidr.contains(':')";
-                let fits = format!("{cidr} == ({it}{family} == 'ipv6')");
-                let peers = each("i", "from", "p", &format!("!has(p.ipBlock) || {fits}"));
-                format!("{}!has({it}{family}) || {}", known(it), ingress(it, &peers))
-            },
+        networking_rule(
+            &networks,
+            family,
             "TGB303 the networks of networking must be of the target group's ipAddressType",
         ),
-        kept_rule(
-            |it| {
-                let ports = each("i", "ports", "p", "!has(p.port) || type(p.port) == int");
-                let instance = format!("has({it}{kind}) && {it}{kind} == 'instance'");
-                format!("{}!({instance}) || {}", known(it), ingress(it, &ports))
-            },
+        networking_rule(
+            &format!("self{kind} != 'instance' || {numbers}"),
+            kind,
             "TGB305 a networking port by name is for ip targets only",
         ),
     ]
@@ -494,7 +497,7 @@ fn node_selector_schema() -> Value {
             json!({
                 "key": bounded("Key of the label.", 317),
                 "operator": bounded("In, NotIn, Exists or DoesNotExist.", 253),
-                "values": with(atomic_list("Values for In and NotIn.", value.clone()), json!({"maxItems": 500})),
+                "values": with(atomic_list("Values for In and NotIn.", value.clone()), json!({"maxItems": 200})),
             }),
         ),
         json!({"required": ["key", "operator"]}),

@@ -80,12 +80,13 @@ use std::time::{Duration, Instant};
 pub type Result<T> = std::result::Result<T, String>;
 
 /// What kubectl says when a server, or the webhook behind it, was not there to decide.
-const UNDECIDED: [&str; 6] = [
+const UNDECIDED: [&str; 7] = [
     "failed calling webhook",
     "conversion webhook for",
     "Unable to connect",
     "was refused - ",
     "request timed out",
+    "in the time allotted",
     "context deadline exceeded",
 ];
 

@@ -10,7 +10,7 @@ use tgb_e2e::{Aws, Cluster, Options, Output, Product, Settings, eventually, run_
 const SOON: Duration = Duration::from_secs(120);
 const AT_ONCE: usize = 10;
 
-/// How many bindings there are: `TGB_PROVE_OBJECTS`, as `make prove` sets it; a multiple of [`AT_ONCE`] times the kinds.
+/// How many bindings there are: `TGB_PROVE_OBJECTS`, as `make prove` sets it; a multiple of [`AT_ONCE`].
 fn count() -> usize {
     std::env::var("TGB_PROVE_OBJECTS").ok().and_then(|text| text.parse().ok()).unwrap_or(200)
 }
@@ -137,7 +137,13 @@ fn specs() -> Vec<Value> {
             {"from": [], "ports": []}, {"from": [{}], "ports": [{"port": 0}]},
             {"from": [{"ipBlock": {"cidr": "everything"}, "securityGroup": {"groupID": "web"}}], "ports": [{"port": "http", "protocol": "UDP"}]},
             {"from": vec![peer.clone(); 60], "ports": vec![json!({"port": 80}); 60]}]}}),
+        json!({"targetGroupARN": arn, "targetType": "ip", "serviceRef": service, "networking": {"ingress": [{"from": peers(60)}]}}),
     ]
+}
+
+/// Different networks.
+fn peers(count: u8) -> Value {
+    (0..count).map(|n| json!({"ipBlock": {"cidr": format!("198.51.{n}.0/24")}})).collect()
 }
 
 fn name(n: usize) -> String {
@@ -296,6 +302,14 @@ fn what_is_stored_from_before_stays_usable_and_storage_moves_there_and_back_with
         ])
         .ok()
         .unwrap();
+
+    // More peers than a new object may have can become fewer in every version.
+    for version in VERSIONS {
+        let kind = format!("targetgroupbindings.{version}.elbv2.k8s.aws");
+        let fewer = r#"[{"op": "remove", "path": "/spec/networking/ingress/0/from/0"}]"#;
+        let name = name(specs.len() - 1);
+        cluster.kubectl(&["-n", "old", "patch", &kind, &name, "--type=json", "-p", fewer]).ok().unwrap();
+    }
 
     // Storage to v1 and back, every object rewritten each time.
     let before = all(&cluster, "v1beta1");
@@ -459,6 +473,100 @@ fn while_the_webhook_is_away_requests_in_the_stored_version_are_served_but_for_c
                 cluster.kubectl(&["-n", "table", "delete", "tgb", "--all", "--timeout=20s"]).ok()
             })
             .unwrap();
+        }
+    }
+}
+
+/// The webhook only converts here: nobody but the API server holds objects against rules.
+#[test]
+fn rules_that_need_only_the_object_hold_without_a_review_and_alike_in_every_version() {
+    let cluster = Cluster::start(Options::default()).unwrap();
+    let aws = Aws::awsim().unwrap();
+    cluster.namespace("bare", &BTreeMap::new()).unwrap();
+    let settings = Settings { scope: tgb_e2e::Scope::Conversion, ..Settings::default() };
+    let _product = Product::start(&cluster, &aws, &settings).unwrap();
+    let arn = "arn:aws:elasticloadbalancing:us-west-2:123456789012:targetgroup/web/1ce5b7da835c9ffb";
+    let service = json!({"name": "web", "port": 80});
+    let ingress =
+        |from: Value, ports: Value| ("networking", json!({"ingress": [{"from": from, "ports": ports}]}));
+    let from = |peer: Value| ingress(json!([peer]), json!([]));
+    let port = |port: Value| ingress(peers(1), json!([{"port": port}]));
+    let selector = |key: &str, operator: &str, values: Value| {
+        ("nodeSelector", json!({"matchExpressions": [{"key": key, "operator": operator, "values": values}]}))
+    };
+    // A field of v1beta1, and the rule that refuses it; none for what is in order.
+    let cases = [
+        (("targetGroupARN", json!(arn.replace("targetgroup/", "loadbalancer/app/"))), "TGB102"),
+        (("targetGroupARN", json!("")), "TGB101"),
+        (("targetGroupName", json!("a_b")), "TGB212"),
+        (("vpcID", json!("vpc-1")), "TGB113"),
+        (("iamRoleArnToAssume", json!("admin")), "TGB401"),
+        (("iamRoleArnToAssume", json!("arn:aws:iam::123456789012:role/a/b")), ""),
+        (("assumeRoleExternalId", json!("x")), "TGB401"),
+        (("serviceRef", json!({"name": "web?watch=true"})), "TGB212"),
+        (("serviceRef", json!({"name": ""})), "TGB212"),
+        (from(json!({})), "TGB302"),
+        (ingress(json!([]), json!([])), "TGB302"),
+        (
+            from(
+                json!({"ipBlock": {"cidr": "10.0.0.0/8"}, "securityGroup": {"groupID": "sg-0123456789abcdef0"}}),
+            ),
+            "TGB302",
+        ),
+        (from(json!({"ipBlock": {"cidr": "10.0.0.0/40"}})), "TGB303"),
+        (from(json!({"ipBlock": {"cidr": "2001:db8::/32"}})), "TGB303"),
+        (from(json!({"ipBlock": {"cidr": "10.0.0.1/8"}})), ""),
+        (from(json!({"securityGroup": {"groupID": "sg-1"}})), "TGB304"),
+        (from(json!({"securityGroup": {"groupID": "sg-0123abcd"}})), ""),
+        (port(json!(0)), "TGB305"),
+        (port(json!(65_536)), "TGB305"),
+        (port(json!("a--b")), "TGB305"),
+        (port(json!("http")), ""),
+        (ingress(peers(51), json!([])), "TGB308"),
+        (ingress(peers(50), json!([])), ""),
+        (ingress(peers(1), (1..52).map(|n| json!({"port": n})).collect()), "TGB308"),
+        (selector("a", "In", json!(["b"])), "TGB301"),
+    ];
+    // Of instance targets.
+    let of_nodes = [
+        (port(json!("http")), "TGB305"),
+        (selector("example.com/a", "In", json!(["b", ""])), ""),
+        (selector("a", "Exists", json!(["b"])), "TGB301"),
+        (selector("a", "In", json!([])), "TGB301"),
+        (selector("a", "Gt", json!(["1"])), "TGB301"),
+        (selector("a b", "In", json!(["1"])), "TGB301"),
+        (selector("a", "In", json!(["-"])), "TGB301"),
+        (("nodeSelector", json!({"matchLabels": {"a": "b c"}})), "TGB301"),
+        (("targetGroupProtocol", json!("QUIC")), "TGB405"),
+    ];
+    let cases =
+        cases.into_iter().map(|case| (case, "ip")).chain(of_nodes.into_iter().map(|case| (case, "instance")));
+    for (((field, value), rule), target_type) in cases {
+        let mut beta = json!({"apiVersion": "elbv2.k8s.aws/v1beta1", "kind": "TargetGroupBinding",
+            "metadata": {"name": "case", "namespace": "bare"},
+            "spec": {"targetGroupARN": arn, "targetType": target_type, "ipAddressType": "ipv4", "serviceRef": service}});
+        beta["spec"][field] = value.clone();
+        for version in VERSIONS {
+            let mut object = beta.clone();
+            if version == "v1" {
+                let file = cluster.dir().join("case.json");
+                std::fs::write(&file, object.to_string()).unwrap();
+                let file = file.display().to_string();
+                run_program("tgb-webhook", &["convert", "--to=v1", "--in-place", &file], "")
+                    .unwrap()
+                    .ok()
+                    .unwrap();
+                object = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
+            }
+            object["apiVersion"] = format!("elbv2.k8s.aws/{version}").into();
+            let answer =
+                cluster.kubectl_with(&["create", "--dry-run=server", "-f", "-"], &object.to_string());
+            if rule.is_empty() {
+                answer.ok().unwrap();
+            } else {
+                let said = answer.refused().unwrap();
+                assert!(said.contains(rule), "{version}, {field}: {value}: not {rule}, but {said}");
+            }
         }
     }
 }
