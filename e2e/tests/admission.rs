@@ -1143,7 +1143,7 @@ fn a_manifest_of_any_length_is_answered_briefly_and_says_where_to_read_on() {
         let said = tried(version, names(1_000_000));
         assert!(said.contains("TGB212") && said.len() < 2000, "{version}: {said:.2000}");
     }
-    assert_eq!(space.calls().iter().filter(|call| call.action == "DescribeTargetGroups").count(), 0);
+    assert!(!format!("{:?}", space.calls()).contains("nnnn"), "a name that can't be one is not asked about");
     // A finding of policy: where to read on is the end of it.
     let said = tried("v1", json!({"targetGroup": {"arn": arn}, "serviceRef": {"name": "web", "port": 81}}));
     assert!(said.trim_end().ends_with("; see docs/rules.md#tgb204"), "{said}");
@@ -1641,7 +1641,7 @@ fn lint_knows_files_the_cluster_and_aws_and_writes_sarif_that_is_valid() {
     let (code, said, told) = lint(&["--cluster", "--all", &kubeconfig]);
     assert_eq!(code, 1, "{said}{told}");
     let stored = "cluster: linted/stored: error: spec.serviceRef.port: TGB204 Service linted/web has no port 80; it has 81 (http)";
-    assert!(said.lines().any(|line| line == stored), "{said}");
+    assert!(said.lines().any(|line| line.starts_with(stored)), "{said}");
 
     let broken = space.cluster().dir().join("broken.yaml");
     std::fs::write(&broken, "a: [").unwrap();
