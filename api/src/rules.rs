@@ -148,8 +148,10 @@ pub struct Context<'a> {
     pub named: Lookup<&'a TargetGroup>,
     /// The target group's tags (TGB403, TGB404).
     pub tags: Option<&'a BTreeMap<String, String>>,
-    /// How many targets are registered and not draining (TGB118, TGB119).
+    /// How many targets are registered and not draining (TGB119).
     pub registered: Option<usize>,
+    /// How many of these the binding does not register itself (TGB118).
+    pub foreign: Option<usize>,
     /// Bindings of the same target group (TGB115); `None` when they are not known.
     pub others: Option<&'a [Other]>,
     /// Whether the namespace asks for readiness gates (TGB107).

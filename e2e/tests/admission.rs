@@ -167,6 +167,15 @@ fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
     let alb = group("TCP", 80, "alb", &[]);
     let held = served("HTTP", 80, "ip", &[]);
     space.change_target("RegisterTargets", &held, "10.244.0.200:8080").unwrap();
+    // A target that is an endpoint of the Service, as those of a binding that is made again.
+    let own = served("HTTP", 80, "ip", &[]);
+    space.change_target("RegisterTargets", &own, "10.244.0.201:8080").unwrap();
+    let labels =
+        json!({"kubernetes.io/service-name": "web", "endpointslice.kubernetes.io/managed-by": "nobody"});
+    let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+        "metadata": {"name": "web-own", "labels": labels}, "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8080, "protocol": "TCP"}], "endpoints": [{"addresses": ["10.244.0.201"]}]});
+    space.apply(&slice).ok().unwrap();
     let taken = served("HTTP", 80, "ip", &[]);
     let untagged = space.served_target_group("HTTP", 80, "ip").unwrap();
     let closed = served("HTTP", 80, "ip", &[]);
@@ -197,6 +206,7 @@ fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
         json!({"targetGroup": {"name": ip.split('/').nth(1).unwrap()}, "serviceRef": {"name": "web"}}),
     );
     accept("zero", on(&ip, "web", json!(0)));
+    accept("made-again", on(&own, "web", json!(80)));
     accept("instance", good_instance());
     accept("udp", on(&udp, "dns", json!("dns")));
     accept("nodes", with(good_instance(), "/nodeSelector", json!({"matchLabels": {"a": "b"}})));
@@ -345,7 +355,13 @@ fn every_rule_passes_what_is_right_and_tells_what_is_wrong_in_every_version() {
     );
     find("TGB116", false, arn_path, "no load balancer uses target group", on(&alone, "web", json!(80)));
     find("TGB117", false, arn_path, "health check asks port 8081", on(&odd_check, "node", json!(80)));
-    find("TGB118", false, "spec.targetGroup.sharing", "already has 1 target;", on(&held, "web", json!(80)));
+    find(
+        "TGB118",
+        false,
+        "spec.targetGroup.sharing",
+        "already has 1 target that this binding does not register; they stay until",
+        on(&held, "web", json!(80)),
+    );
     find(
         "TGB201",
         false,

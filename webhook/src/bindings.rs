@@ -2,7 +2,7 @@
 //! the patch as well.
 
 use crate::admission::{self, Answer, Cause, Objects, Request};
-use crate::lookup::{Asker, Cluster, FRESH, KNOWN, TargetGroups};
+use crate::lookup::{Asker, Cluster, FRESH, KNOWN, Registered, TargetGroups};
 use crate::metrics::Metrics;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -71,6 +71,8 @@ struct Facts {
     unread: Option<String>,
     others: Option<Vec<Other>>,
     injects: Option<bool>,
+    /// How many registered targets are not the binding's own.
+    foreign: Option<usize>,
 }
 
 /// What AWS said, or why it said nothing.
@@ -79,7 +81,7 @@ struct FromAws {
     group: Lookup<Arc<TargetGroup>>,
     named: Lookup<Arc<TargetGroup>>,
     tags: Option<Arc<BTreeMap<String, String>>>,
-    registered: Option<usize>,
+    targets: Option<Arc<[Registered]>>,
     failure: Option<Failure>,
 }
 
@@ -108,7 +110,8 @@ impl Facts {
             target_group: borrow(&self.aws.group),
             named: borrow(&self.aws.named),
             tags: self.aws.tags.as_deref(),
-            registered: self.aws.registered,
+            registered: self.aws.targets.as_ref().map(|targets| targets.len()),
+            foreign: self.foreign,
             others: self.others.as_deref(),
             injects: self.injects,
         }
@@ -245,6 +248,7 @@ impl Bindings {
             Some(arn) => self.cluster.in_the_way(arn, new.namespace(), new.name(), group.sharing()),
             None => Some(Vec::new()),
         };
+        facts.foreign = self.foreign(&review, &new, &facts).await;
         let mut findings = review.findings(&new, &facts);
         let rests_on = |findings: &[Finding], what| {
             findings.iter().any(|finding| rules::rule(finding.rule).is_some_and(|rule| rule.rests_on == what))
@@ -328,7 +332,7 @@ impl Bindings {
             if asks { Box::pin(self.ask_aws(review, new)).await } else { FromAws::default() }
         };
         let (aws, (service, live, unread), injects) = tokio::join!(aws, service, injects);
-        (Facts { aws, service, unread, others: None, injects }, live)
+        (Facts { aws, service, unread, others: None, injects, foreign: None }, live)
     }
 
     /// The Service as it is, or why it can't be read.
@@ -350,6 +354,29 @@ impl Bindings {
         let (uid, object) = (review.uid, format_args!("{namespace}/{}", new.name()));
         tracing::warn!(error, uid, object = %object, service = name, "a Service can't be read");
         Err(error)
+    }
+
+    /// How many of the registered targets a new binding does not register itself: those that are no endpoints of its Service,
+    /// or of nodes at another port than its nodePort. Whose nodes they are is not asked.
+    async fn foreign(&self, review: &Review<'_>, new: &TargetGroupBinding, facts: &Facts) -> Option<usize> {
+        let targets = facts.aws.targets.as_ref().filter(|_| review.creates())?;
+        let reference = &new.spec.service_ref;
+        if matches!(facts.service, Lookup::Unknown) {
+            return None;
+        }
+        let service = borrow(&facts.service).found();
+        let count = |is_own: &dyn Fn(&Registered) -> bool| targets.iter().filter(|it| !is_own(it)).count();
+        if new.spec.target_group.target_type == Some(TargetType::Instance) {
+            let port = service.and_then(|it| it.port(reference.port()?, new.spec.target_group.protocol));
+            let node_port = port.and_then(|port| port.node_port);
+            return Some(count(&|target| Some(target.port) == node_port));
+        }
+        if targets.is_empty() || service.is_none() {
+            return Some(targets.len());
+        }
+        let endpoints = Box::pin(self.cluster.endpoints(new.namespace(), &reference.name));
+        let endpoints = timeout_at(review.deadline, endpoints).await.ok().flatten()?;
+        Some(count(&|target| target.id.parse().is_ok_and(|address| endpoints.contains(&address))))
     }
 
     /// Those of other bindings that have the target group now, too, as far as one of them is known to: an interrupted watch
@@ -427,7 +454,7 @@ impl Bindings {
             Err(reason) => out.failure = failed(reason),
         }
         match count {
-            Ok(count) => out.registered = count,
+            Ok(targets) => out.targets = targets,
             Err(reason) if out.failure.is_none() => {
                 out.failure = Some(Failure { reason, slight: review.creates() });
             }

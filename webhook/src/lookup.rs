@@ -10,6 +10,7 @@ use kube::{Client, Resource, ResourceExt as _};
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt::Debug;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 use tgb_api::rules::Other;
@@ -341,6 +342,16 @@ impl Cluster {
         Ok(Box::pin(api.get_opt(name)).await?.as_ref().map(Service::read).map(Arc::new))
     }
 
+    /// The addresses of a Service's endpoints, ready or not; `None` where they can't be read.
+    pub(crate) async fn endpoints(&self, namespace: &str, service: &str) -> Option<BTreeSet<IpAddr>> {
+        let api: Api<objects::EndpointSlice> = Api::namespaced(self.client.clone(), namespace);
+        let of_service = ListParams::default().labels(&format!("{}={service}", names::SERVICE_NAME_LABEL));
+        let slices = Box::pin(api.list(&of_service)).await.ok()?.items;
+        let endpoints = slices.into_iter().flat_map(|slice| slice.endpoints.unwrap_or_default());
+        let addresses = endpoints.flat_map(|endpoint| endpoint.addresses.unwrap_or_default());
+        Some(addresses.filter_map(|address| address.parse().ok()).collect())
+    }
+
     /// Whether a binding has this target group now; `None` where it can't be read.
     pub(crate) async fn has_target_group(&self, namespace: &str, name: &str, arn: &str) -> Option<bool> {
         let api: Api<DeserializeGuard<TargetGroupBinding>> = Api::namespaced(self.client.clone(), namespace);
@@ -522,12 +533,21 @@ fn question(what: &str, role: Option<Role<'_>>) -> Question {
     )
 }
 
+/// A registered target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Registered {
+    /// An IP address or an instance id.
+    pub(crate) id: String,
+    /// Its port.
+    pub(crate) port: u16,
+}
+
 /// Target groups as AWS describes them.
 pub(crate) struct TargetGroups {
     aws: Aws,
     groups: Memory<Arc<TargetGroup>>,
     tags: Memory<Arc<BTreeMap<String, String>>>,
-    counts: Memory<usize>,
+    targets: Memory<Arc<[Registered]>>,
     /// What AWS lately failed to describe, and how.
     failures: Memory<String>,
     /// The calls of each namespace.
@@ -550,7 +570,7 @@ impl TargetGroups {
             aws: aws.urgent(),
             groups: Memory::new(),
             tags: Memory::new(),
-            counts: Memory::new(),
+            targets: Memory::new(),
             failures: Memory::new(),
             lines: Bounded::new(BYTES, |namespace: &String, _| ENTRY + namespace.len()),
         }
@@ -613,7 +633,7 @@ impl TargetGroups {
         self.tags.get(question(arn, role), MOMENT, size, ask).await
     }
 
-    /// How many targets are registered and not draining.
+    /// The targets that are registered and not draining.
     ///
     /// # Errors
     /// AWS's.
@@ -621,13 +641,15 @@ impl TargetGroups {
         &self,
         Asker { namespace, role }: Asker<'_>,
         arn: &str,
-    ) -> Result<Option<usize>, AwsError> {
+    ) -> Result<Option<Arc<[Registered]>>, AwsError> {
         let ask = Box::pin(async {
             let _turn = self.turn(namespace).await;
             let targets = self.aws.target_health(role, arn).await?;
-            Ok(Some(targets.iter().filter(|target| target.state.is_registered()).count()))
+            let registered = targets.into_iter().filter(|target| target.state.is_registered());
+            Ok(Some(registered.map(|it| Registered { id: it.target.id, port: it.target.port }).collect()))
         });
-        self.counts.get(question(arn, role), MOMENT, |_| 0, ask).await
+        let size = |all: &Arc<[Registered]>| all.iter().map(|target| target.id.len() + 40).sum();
+        self.targets.get(question(arn, role), MOMENT, size, ask).await
     }
 
     /// Remembers that AWS failed, for the other review of the same `apply`.

@@ -544,12 +544,16 @@ impl<'a> Look<'a> {
                 self.find("TGB115", self.reference_path(), message);
             }
         }
-        if self.creating() && sharing == Sharing::Exclusive && self.context.registered.is_some_and(|n| n > 0)
+        if let Some(foreign) = self.context.foreign.filter(|foreign| *foreign > 0)
+            && self.creating()
+            && sharing == Sharing::Exclusive
         {
-            let n = self.context.registered.unwrap_or_default();
             let message = format!(
-                "the target group already has {}; those that this binding does not want are deregistered; if others registered them, set sharing: Shared",
-                targets(n)
+                "target group {} already has {} that this binding does not register; they stay until the annotation {} is \
+                 \"true\"; if something else needs them, set sharing: Shared",
+                excerpt(self.group_name()),
+                targets(foreign),
+                names::ADOPT_TARGETS
             );
             self.find("TGB118", SHARING, message);
         }

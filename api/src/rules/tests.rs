@@ -24,6 +24,7 @@ struct Case {
     named: Lookup<TargetGroup>,
     tags: Option<BTreeMap<String, String>>,
     registered: Option<usize>,
+    foreign: Option<usize>,
     others: Vec<Other>,
     injects: Option<bool>,
     settings: Settings,
@@ -82,6 +83,7 @@ fn ip() -> Case {
         named: Lookup::Unknown,
         tags: None,
         registered: Some(0),
+        foreign: Some(0),
         others: vec![],
         injects: Some(true),
         settings: Settings {
@@ -165,6 +167,7 @@ impl Case {
             named: borrow(&self.named),
             tags: self.tags.as_ref(),
             registered: self.registered,
+            foreign: self.foreign,
             others: Some(&self.others),
             injects: self.injects,
         };
@@ -421,10 +424,10 @@ fn table() -> Vec<(&'static str, Case, Case, Severity, &'static str)> {
         ),
         (
             "TGB118",
-            ip().set("/targetGroup/sharing", "Shared".into()).with(|c| c.registered = Some(3)),
-            ip().with(|c| c.registered = Some(3)),
+            ip().set("/targetGroup/sharing", "Shared".into()).with(|c| c.foreign = Some(3)),
+            ip().with(|c| c.foreign = Some(3)),
             Warn,
-            "already has 3 targets",
+            "target group web already has 3 targets that this binding does not register; they stay until",
         ),
         (
             "TGB119",
