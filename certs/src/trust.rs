@@ -1,4 +1,4 @@
-//! What API servers trust: whether they take a chain, and the bundles that they should get.
+//! The trust of API servers: a test that they take a chain, and the bundles that they should get.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -11,11 +11,11 @@ use rustls::server::ParsedCertificate;
 
 use crate::authority::{pem, read_bundle, validity};
 
-/// How long another authority stays in a bundle after it was first seen there: replicas that serve leaves of it end, or read
+/// The time that another authority stays in a bundle after it was first seen there: replicas that serve leaves of it end, or read
 /// their new files, in minutes.
 const KEPT: Duration = Duration::from_secs(3600);
 
-/// Whether an API server with this `caBundle` (PEM) takes the chain (leaf first); names are not looked at. Like the API server,
+/// True if an API server with this `caBundle` (PEM) takes the chain (leaf first); names are not looked at. Like the API server,
 /// it takes a leaf that is itself in the bundle.
 pub fn is_trusted(chain: &[CertificateDer<'static>], bundle: &[u8], now: Timestamp) -> bool {
     let Some((leaf, rest)) = chain.split_first() else { return false };

@@ -135,7 +135,7 @@ impl std::str::FromStr for Release {
 }
 
 impl Release {
-    /// Who owns the CRD instead, in words; `None`: this release does, and Helm itself has installed it.
+    /// The CRD's other owner, in words; `None`: it is this release, and Helm itself has installed the CRD.
     fn is_not_owner(&self, crd: &CustomResourceDefinition) -> Option<String> {
         let annotation = |name: &str| crd.metadata.annotations.as_ref().and_then(|all| all.get(name));
         match (annotation("meta.helm.sh/release-namespace"), annotation("meta.helm.sh/release-name")) {
@@ -172,7 +172,7 @@ pub(crate) async fn release(client: &Client, managed: &Managed) -> Result<usize,
     Ok(released)
 }
 
-/// How an installation is taken away.
+/// The way in which an installation is taken away.
 #[derive(Debug, Clone)]
 pub(crate) struct Uninstall {
     /// The version that stays.
@@ -247,7 +247,7 @@ async fn leave_one_version(
     Ok(())
 }
 
-/// Why the installation can't go, if it can't: its bindings, by namespace, and what to do about them.
+/// The refusal of an installation that can't go: its bindings, by namespace, and what to do about them.
 fn refusal(held: &[Value], others: usize, managed: &Managed) -> Option<Failure> {
     let first = id(held.first()?);
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();

@@ -223,6 +223,13 @@ impl Stage {
         .unwrap();
     }
 
+    /// Empties the authority's Secret, which the webhook may fill again but not make.
+    fn forget_authority(&self) {
+        let (secret, empty) = (format!("{NAME}-webhook-ca"), r#"{"data": null}"#);
+        let args = ["-n", NAMESPACE, "patch", "secret", &secret, "--type=merge", "-p", empty];
+        self.cluster.kubectl(&args).ok().unwrap();
+    }
+
     /// Which of the two controllers leads.
     fn leader(&self) -> (&'static str, &'static str) {
         eventually(SOON, || {
@@ -511,10 +518,7 @@ fn an_authority_that_lives_for_seconds_rotates_under_load_and_fails_no_request()
         stage.cluster.processes().stop(name, SOON).unwrap();
         stage.balancer.remove(name);
     }
-    let secret = format!("{NAME}-webhook-ca");
-    let empty = r#"[{"op": "remove", "path": "/data"}]"#;
-    let args = ["-n", NAMESPACE, "patch", "secret", &secret, "--type=json", "-p", empty];
-    stage.cluster.kubectl(&args).ok().unwrap();
+    stage.forget_authority();
     let swaps = || {
         let count =
             |name: &str| stage.cluster.processes().log(name).matches("serving a new certificate").count();
@@ -539,7 +543,7 @@ fn an_authority_that_lives_for_seconds_rotates_under_load_and_fails_no_request()
         stage.cluster.processes().stop(name, SOON).unwrap();
         stage.balancer.remove(name);
     }
-    stage.kubectl(&format!("-n {NAMESPACE} delete secret {NAME}-webhook-ca")).ok().unwrap();
+    stage.forget_authority();
     stage.settled();
     assert!(failures.is_empty(), "{} of {done} requests failed: {failures:?}", failures.len());
     rotated.unwrap_or_else(|error| panic!("{error}\n{}", stage.cluster.processes().log("short-a")));
@@ -1207,7 +1211,7 @@ fn the_roles_allow_what_was_done_and_nothing_else() {
     stage.shop("everything", 0);
     stage.shop("shared", 1);
     // The authority is replaced in two phases: the Secret is written again.
-    stage.kubectl(&format!("-n {NAMESPACE} delete secret {NAME}-webhook-ca")).ok().unwrap();
+    stage.forget_authority();
     let long = "a".repeat(64);
     // A Service that no cache has is looked for.
     let mut early = binding(&stage.target_group("early", 80, "ip"));

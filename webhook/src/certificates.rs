@@ -46,7 +46,7 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// This program as the manager of the fields that it writes.
 const MANAGER: &str = "tgb-webhook";
 
-/// What `/readyz` asks, and what `/readyz?verbose` says is wrong.
+/// The answers to `/readyz` and `/readyz?verbose`.
 #[derive(Debug, Default)]
 pub(crate) struct Health(Mutex<Told>);
 
@@ -73,7 +73,7 @@ impl Health {
     }
 }
 
-/// What is wrong with the flags, if an authority can't be kept with them.
+/// Checks that an authority can be kept with the flags.
 ///
 /// # Errors
 /// A sentence with the flags.
@@ -211,7 +211,7 @@ where
     }
 }
 
-/// Where the pair comes from.
+/// The source of the pair.
 enum Source {
     Authority(SelfSigned),
     Files(Files),
@@ -243,10 +243,10 @@ impl Source {
 struct Files {
     pair: FilePair,
     authority: Option<PathBuf>,
-    /// What the authority's file held last.
+    /// Last content of the authority's file.
     pem: Vec<u8>,
     bundles: Bundles,
-    /// What configurations trusted last.
+    /// Bundles that configurations had at the last look.
     there: Vec<Vec<u8>>,
     /// The leaf of a pair that is not trusted yet, and since when it is.
     waiting: Option<(Vec<u8>, Option<Timestamp>)>,
@@ -284,7 +284,7 @@ impl Files {
         is_swapped || is_new
     }
 
-    /// What keeps the API servers from taking what is served, and what they should take.
+    /// Problems with the files, as sentences.
     fn problems(&self) -> Vec<String> {
         let mut out = Vec::new();
         if let Some(path) = self.authority.as_ref().filter(|_| self.pem.is_empty()) {
@@ -315,7 +315,7 @@ enum Progress {
     Done,
 }
 
-/// What a look needs of the process.
+/// The parts of the process that a look needs.
 struct Keeper {
     options: Arc<Options>,
     client: Client,
@@ -470,13 +470,13 @@ impl Keeper {
     }
 }
 
-/// What a look found and did.
+/// Findings of a look, and what it did.
 struct Looked {
     /// API servers take what is served.
     trusted: bool,
     progress: Progress,
     problems: Vec<String>,
-    /// What was refused, with the cause.
+    /// Refusals, with their causes.
     failures: Vec<String>,
 }
 
@@ -492,7 +492,7 @@ type Read<K> = Result<Option<K>, String>;
 /// A caBundle, if there is one.
 type Bundle = Option<Vec<u8>>;
 
-/// What carries a caBundle for this server, as it was read.
+/// The objects that carry a caBundle for this server, as they were read.
 struct Configurations {
     mutating: Read<MutatingWebhookConfiguration>,
     validating: Read<ValidatingWebhookConfiguration>,
@@ -562,7 +562,7 @@ impl Configurations {
         webhooks.map(|w| (w.name.clone(), w.client_config.ca_bundle.as_ref().map(|b| b.0.clone()))).collect()
     }
 
-    /// How the CRD has its objects converted.
+    /// The converter that the CRD names.
     fn converter(&self) -> Option<&Converter> {
         let conversion = found(&self.crd)?.spec.conversion.as_ref()?;
         let webhook = conversion.webhook.as_ref().filter(|_| conversion.strategy == "Webhook")?;
@@ -591,7 +591,7 @@ impl Configurations {
             || names(Some(&options.service_name), Some(&options.service_namespace))
     }
 
-    /// What is missing for requests to come here, as sentences.
+    /// Sentences about what keeps requests from coming here.
     fn problems(&self) -> Vec<String> {
         let mut out: Vec<String> =
             self.missing().into_iter().map(|object| format!("there is no {object}")).collect();
@@ -604,7 +604,7 @@ impl Configurations {
         out
     }
 
-    /// How the API server should reach `/convert`: as it reaches admission, be that a Service or a URL.
+    /// The way of the API server to `/convert`: the one to admission, be that a Service or a URL.
     fn way(&self, options: &Options) -> Value {
         let mutating = found(&self.mutating)
             .into_iter()

@@ -234,7 +234,7 @@ fn limited(client: kube::Client, write: Duration, read: Duration) -> kube::Clien
     kube::Client::new(service, namespace)
 }
 
-/// Why a call of the API server failed, in a sentence: its own words, and no more of them than there are.
+/// The cause of a failed call of the API server, in the API server's own words.
 pub fn cause(error: &kube::Error) -> String {
     match error {
         kube::Error::Api(status) if !status.message.is_empty() => status.message.clone(),
