@@ -770,6 +770,235 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser as _;
+    use hyper::http::{self, Method, Response, StatusCode};
+    use std::collections::BTreeMap;
+
+    const CONFIGURATIONS: &str = "/apis/admissionregistration.k8s.io/v1";
+    const CRD: &str =
+        "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/targetgroupbindings.elbv2.k8s.aws";
+
+    #[derive(clap::Parser)]
+    struct Flags {
+        #[command(flatten)]
+        options: Options,
+    }
+
+    /// An API server with these objects by path. What is refused is so with its words.
+    #[derive(Default)]
+    struct Server {
+        objects: BTreeMap<String, Value>,
+        refused: BTreeMap<(Method, String), (StatusCode, &'static str)>,
+        /// Paths and bodies of writes.
+        written: Vec<(String, Value)>,
+    }
+
+    type Shared = Arc<Mutex<Server>>;
+
+    impl Server {
+        /// Configurations and CRD that call this Service, as a chart makes them.
+        fn installed(converter: &str) -> Shared {
+            let config = |service: &str, path: &str| json!({"service": {"name": service, "namespace": "tgb-system", "path": path}});
+            let mut server = Self::default();
+            for (plural, verb) in
+                [("mutatingwebhookconfigurations", "mutate"), ("validatingwebhookconfigurations", "validate")]
+            {
+                let path = format!("/{verb}-elbv2-k8s-aws-targetgroupbinding");
+                let object = json!({"metadata": {"name": "tgb", "resourceVersion": "1"}, "webhooks": [
+                    {"name": "a.elbv2.k8s.aws", "clientConfig": config("own", &path), "sideEffects": "None", "admissionReviewVersions": ["v1"]}]});
+                server.objects.insert(format!("{CONFIGURATIONS}/{plural}/tgb"), object);
+            }
+            let version = |name: &str| json!({"name": name, "served": true, "storage": name == "v1"});
+            let crd = json!({"metadata": {"name": tgb_api::names::CRD, "resourceVersion": "1"}, "spec": {"group": "", "scope": "",
+                "names": {"kind": "", "plural": ""}, "versions": [version("v1"), version("v1beta1")],
+                "conversion": {"strategy": "Webhook", "webhook": {"conversionReviewVersions": ["v1"],
+                    "clientConfig": config(converter, "/convert")}}}});
+            server.objects.insert(CRD.to_owned(), crd);
+            Arc::new(Mutex::new(server))
+        }
+
+        fn answer(&mut self, method: &Method, path: &str, body: &[u8]) -> (StatusCode, Value) {
+            let status = |code: StatusCode, message: &str| {
+                (
+                    code,
+                    json!({"kind": "Status", "status": "Failure", "code": code.as_u16(), "message": message, "reason": if code == StatusCode::NOT_FOUND { "NotFound" } else { "Other" }}),
+                )
+            };
+            if let Some((code, message)) = self.refused.get(&(method.clone(), path.to_owned())) {
+                return status(*code, message);
+            }
+            let body: Value = serde_json::from_slice(body).unwrap_or_default();
+            if *method == Method::GET {
+                return self.objects.get(path).map_or(status(StatusCode::NOT_FOUND, "not found"), |object| {
+                    (StatusCode::OK, object.clone())
+                });
+            }
+            self.written.push((path.to_owned(), body.clone()));
+            match *method {
+                Method::POST => {
+                    let name = body.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+                    self.objects.insert(format!("{path}/{name}"), body.clone());
+                    (StatusCode::CREATED, body)
+                }
+                Method::PUT => {
+                    self.objects.insert(path.to_owned(), body.clone());
+                    (StatusCode::OK, body)
+                }
+                _ => (StatusCode::OK, self.objects.get(path).cloned().unwrap_or_default()),
+            }
+        }
+
+        fn client(server: &Shared) -> Client {
+            let server = Arc::clone(server);
+            let service = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+                let server = Arc::clone(&server);
+                async move {
+                    let (head, body) = request.into_parts();
+                    let body = body.collect_bytes().await.unwrap();
+                    let (code, answer) = server.lock().unwrap().answer(&head.method, head.uri.path(), &body);
+                    let answer = kube::client::Body::from(answer.to_string().into_bytes());
+                    Ok::<_, kube::Error>(Response::builder().status(code).body(answer).unwrap())
+                }
+            });
+            Client::new(service, "tgb-system")
+        }
+    }
+
+    fn keeper(server: &Shared, flags: &[&str]) -> (Keeper, Source) {
+        let own = ["x", "--webhook-config-name=tgb", "--service-name=own", "--service-namespace=tgb-system"];
+        let options = Arc::new(Flags::parse_from(own.iter().chain(flags)).options);
+        let serving = Arc::new(Serving::default());
+        let source = Source::new(&options, &serving).unwrap();
+        let (health, metrics) = (Arc::default(), Arc::default());
+        (
+            Keeper {
+                options,
+                client: Server::client(server),
+                serving,
+                health,
+                metrics,
+                begun: Instant::now(),
+            },
+            source,
+        )
+    }
+
+    /// Looks until there is nothing more to write, at most five times; the last result, and the paths that were written.
+    async fn looks(
+        server: &Shared,
+        keeper: &Keeper,
+        source: &mut Source,
+    ) -> (Result<Progress, String>, Vec<String>) {
+        let mut last = Ok(Progress::Again);
+        for _ in 0..5 {
+            last = keeper.look(source).await;
+        }
+        let mut written: Vec<String> =
+            server.lock().unwrap().written.iter().map(|(path, _)| path.clone()).collect();
+        written.sort();
+        written.dedup();
+        (last, written)
+    }
+
+    #[tokio::test]
+    async fn a_configuration_that_may_not_be_read_or_written_does_not_stop_the_others() {
+        let mutating = format!("{CONFIGURATIONS}/mutatingwebhookconfigurations/tgb");
+        let validating = format!("{CONFIGURATIONS}/validatingwebhookconfigurations/tgb");
+        for (method, code, said) in [
+            (Method::GET, StatusCode::FORBIDDEN, "you may not read this"),
+            (Method::PATCH, StatusCode::UNPROCESSABLE_ENTITY, "frozen by a policy"),
+        ] {
+            let server = Server::installed("own");
+            server.lock().unwrap().refused.insert((method.clone(), mutating.clone()), (code, said));
+            let (keeper, mut source) = keeper(&server, &[]);
+            let (last, written) = looks(&server, &keeper, &mut source).await;
+            assert!(
+                last.as_ref().is_err_and(|error| error.contains(said) && error.contains("tgb")),
+                "{last:?}"
+            );
+            assert!(
+                written.contains(&CRD.to_owned()) && written.contains(&validating),
+                "{method}: {written:?}"
+            );
+            assert!(!written.contains(&mutating), "{method}: {written:?}");
+            let (ready, problems) = keeper.health.get();
+            assert!(!ready && problems.iter().any(|problem| problem.contains(said)), "{problems:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_conflict_is_no_failure() {
+        let server = Server::installed("own");
+        server
+            .lock()
+            .unwrap()
+            .refused
+            .insert((Method::PATCH, CRD.to_owned()), (StatusCode::CONFLICT, "changed meanwhile"));
+        let (keeper, mut source) = keeper(&server, &[]);
+        assert_eq!(looks(&server, &keeper, &mut source).await.0, Ok(Progress::Again));
+        let patches: Vec<Value> =
+            server.lock().unwrap().written.iter().map(|(_, body)| body.clone()).collect();
+        let patches: Vec<&Value> = patches.iter().filter(|body| body.get("webhooks").is_some()).collect();
+        assert!(!patches.is_empty());
+        for patch in patches {
+            assert_eq!(patch.pointer("/metadata/resourceVersion"), Some(&json!("1")), "{patch}");
+            assert_eq!(patch.pointer("/webhooks/0/name"), Some(&json!("a.elbv2.k8s.aws")), "{patch}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_crd_that_names_another_server_or_is_another_releases_is_left_alone() {
+        for (converter, flags) in [("theirs", &[][..]), ("own", &["--crd-name="][..])] {
+            let server = Server::installed(converter);
+            let (keeper, mut source) = keeper(&server, flags);
+            let (_, written) = looks(&server, &keeper, &mut source).await;
+            assert_eq!(
+                written.iter().filter(|path| path.starts_with(CONFIGURATIONS)).count(),
+                2,
+                "{written:?}"
+            );
+            assert!(!written.contains(&CRD.to_owned()), "{converter}: {written:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_crd_that_lost_converter_or_version_gets_it_back() {
+        let server = Server::installed("own");
+        server.lock().unwrap().objects.get_mut(CRD).unwrap()["spec"]["conversion"] =
+            json!({"strategy": "None"});
+        let (keeper, mut source) = keeper(&server, &[]);
+        let (last, _) = looks(&server, &keeper, &mut source).await;
+        assert!(last.is_ok(), "{last:?}");
+        let of_crd = |server: &Shared, part: &str| {
+            let written = &server.lock().unwrap().written;
+            written
+                .iter()
+                .find_map(|(path, body)| (path == CRD).then(|| body.pointer(part).cloned()).flatten())
+        };
+        let service = of_crd(&server, "/spec/conversion/webhook/clientConfig/service").unwrap();
+        assert_eq!((&service["name"], &service["path"]), (&json!("own"), &json!("/convert")));
+
+        let server = Server::installed("own");
+        server.lock().unwrap().objects.get_mut(CRD).unwrap()["spec"]["versions"] =
+            json!([{"name": "v1beta1", "served": true, "storage": true}]);
+        let found = Configurations::read(&keeper.options, &Server::client(&server)).await;
+        assert_eq!(found.repair(&keeper.options, &Server::client(&server)).await, Some(Vec::new()));
+        let versions = of_crd(&server, "/spec/versions").unwrap();
+        let told: Vec<(&str, &Value)> = versions
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|v| (v["name"].as_str().unwrap(), &v["storage"]))
+            .collect();
+        assert_eq!(told, [("v1", &json!(false)), ("v1beta1", &json!(true))]);
+    }
+
+    #[test]
+    fn what_is_refused_is_tried_ever_more_seldom() {
+        let seconds: Vec<u64> = (1..8).map(|failures| doubled(SOON, failures).as_secs()).collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 16, 30, 30]);
+        assert_eq!(doubled(SOON, u32::MAX), SELDOM);
+    }
 
     fn way(config: Value) -> Option<Value> {
         way_to_convert(&serde_json::from_value(config).unwrap())
