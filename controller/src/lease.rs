@@ -739,13 +739,7 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-                tgb_process::server::serve(
-                    listener,
-                    None,
-                    tgb_process::server::routed(router),
-                    CancellationToken::new(),
-                )
-                .await;
+                axum::serve(listener, router).await.unwrap();
             });
         });
         let kubeconfig = json!({
