@@ -1220,8 +1220,14 @@ fn the_roles_allow_what_was_done_and_nothing_else() {
     stage.kubectl("-n everything delete tgb web --timeout=60s").ok().unwrap();
     let arn = stage.target_group("everything", 80, "ip");
     eventually(SOON, || stage.apply("everything", &binding(&arn)).ok()).unwrap();
-    // TGB107 asks the namespace whether it injects.
-    let mut named = binding(&arn);
+    // TGB115 looks at the other binding before it refuses.
+    let mut twin = binding(&arn);
+    twin["metadata"]["name"] = json!("twin");
+    stage.refused("everything", &twin, "TGB115");
+    // TGB107 asks the namespace whether it injects, TGB118 whose targets are there already.
+    let held = stage.target_group("held", 80, "ip");
+    stage.aws(&format!("elbv2 register-targets --target-group-arn {held} --targets Id=10.244.0.200"));
+    let mut named = binding(&held);
     named["metadata"]["name"] = json!(long);
     stage.refused("everything", &named, "TGB107");
     eventually(SOON, || {

@@ -5,9 +5,11 @@ use crate::admission::{self, Answer, Cause, Objects, Request};
 use crate::lookup::{Asker, Cluster, FRESH, KNOWN, Registered, TargetGroups};
 use crate::metrics::Metrics;
 use serde_json::Value;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
+use tgb_api::arn::TargetGroupArn;
 use tgb_api::defaulting;
 use tgb_api::names;
 use tgb_api::review::Sent;
@@ -242,7 +244,7 @@ impl Bindings {
         }
         let group = &new.spec.target_group;
         if let Some(arn) = group.arn() {
-            tracing::Span::current().record("arn", &*excerpt(arn));
+            tracing::Span::current().record("arn", &*told_arn(arn));
         }
         facts.others = match group.arn() {
             Some(arn) => self.cluster.in_the_way(arn, new.namespace(), new.name(), group.sharing()),
@@ -511,7 +513,7 @@ impl Bindings {
         // Longer ones are refused by the API server, later.
         let name: String = name.chars().take(LONGEST_NAME).collect();
         let (uid, object) = (request.uid(), format_args!("{}/{name}", new.namespace()));
-        let arn = new.spec.target_group.arn().map(excerpt);
+        let arn = new.spec.target_group.arn().map(told_arn);
         tracing::info!(uid, object = %object, arn = arn.as_deref(), findings = lines.join("; "), "refused a binding");
         let refusal = if refused.iter().any(|finding| finding.kind == rules::Kind::Shape) {
             let cause = |(finding, see): (&Finding, &String)| {
@@ -545,5 +547,13 @@ fn told<T>(answered: Result<Result<T, AwsError>, tokio::time::error::Elapsed>) -
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err("no answer in time; AWS is slow, or throttles our calls".to_owned()),
+    }
+}
+
+/// An ARN for logs: whole if it is one, since people look for it, and cut like any other text of a user's if not.
+fn told_arn(text: &str) -> Cow<'_, str> {
+    match TargetGroupArn::parse(text) {
+        Ok(_) => Cow::Borrowed(text),
+        Err(_) => excerpt(text),
     }
 }
