@@ -111,6 +111,12 @@ impl TargetGroupArn {
         self.part(5).split('/').nth(1).unwrap_or_default()
     }
 
+    /// True for two target groups of one name in one account and region: the one was deleted, and the other made in its place.
+    pub fn replaces(&self, other: &Self) -> bool {
+        let place = |arn: &Self| arn.0.rsplit_once('/').map(|(place, _)| place.to_owned());
+        self != other && place(self) == place(other)
+    }
+
     fn part(&self, index: usize) -> &str {
         self.0.splitn(6, ':').nth(index).unwrap_or_default()
     }

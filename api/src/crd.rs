@@ -7,6 +7,7 @@
 //! ([`MOST_INGRESS`], [`MOST_PEERS`], [`MOST_PORTS`]) are far above [`ITEMS`], which holds for new objects.
 
 use crate::names;
+use crate::v1::FirstContact;
 use serde_json::{Value, json};
 
 /// A served version.
@@ -580,6 +581,29 @@ fn status(conditions: Conditions) -> Value {
                     "description": "When AWS was last asked.",
                 },
             })),
+            "firstContact": object(
+                "Since when this binding works on its target group. It names its owner: a copy of it gives no right to \
+                 any target.",
+                json!({
+                    "cluster": bounded("Name of the cluster whose controller wrote it.", 253),
+                    "bindingUID": bounded("UID of the binding that it is about.", 128),
+                    "targetGroupARN": bounded("ARN of the target group that it is about.", 256),
+                    "sharing": one_of("How the target group was shared.", &["Exclusive", "Shared"]),
+                    "since": {
+                        "type": "string",
+                        "format": "date-time",
+                        "description": "Time of the first pass that could write.",
+                    },
+                    "foreignTargets": with(
+                        atomic_list(
+                            "Targets that are not this cluster's. They stay until the annotation \
+                             elbv2.k8s.aws/adopt-targets or --foreign-targets-grace lets them go.",
+                            json!({"type": "string", "maxLength": 64}),
+                        ),
+                        json!({"maxItems": FirstContact::MOST_LISTED}),
+                    ),
+                }),
+            ),
         }),
     )
 }

@@ -28,6 +28,10 @@ pub const QUIC_ENVIRONMENT_VARIABLE: &str = "AWS_LBC_QUIC_SERVER_ID";
 pub const TRACKING_CONFIG_MAP_PREFIX: &str = "aws-lbc-targets-";
 /// Key in that ConfigMap.
 pub const TRACKING_CONFIG_MAP_KEY: &str = "targets";
+/// Annotation of that ConfigMap: the cluster whose controller wrote it.
+pub const TRACKING_CLUSTER: &str = "elbv2.k8s.aws/cluster";
+/// Annotation of that ConfigMap: the UID of the binding that it is of.
+pub const TRACKING_BINDING_UID: &str = "elbv2.k8s.aws/binding-uid";
 /// What the description of a security group rule of ours starts with.
 pub const RULE_DESCRIPTION: &str = "elbv2.k8s.aws/targetGroupBinding=shared";
 /// Label of a Service's endpoint slices.

@@ -3,6 +3,7 @@
 //! These types are for reading. They drop what they don't know, so nothing is ever written back from them but
 //! `status`; conversion works on JSON ([`crate::convert`]). For reviews less of them is read, and faster ([`crate::review`]).
 
+use crate::arn::TargetGroupArn;
 use crate::convert::convert_text;
 use crate::crd::Version;
 use crate::names;
@@ -166,6 +167,14 @@ impl TargetGroupRef {
     /// The name, where an empty text counts as absent.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref().filter(|text| !text.is_empty())
+    }
+
+    /// True for the ARN of a target group that was made in place of the one that the binding names by ARN and name: it has
+    /// the same name, account and region.
+    pub fn is_replaced_by(&self, arn: &str) -> bool {
+        let (Some(was), Some(name)) = (self.arn(), self.name()) else { return false };
+        let parsed = TargetGroupArn::parse(was).and_then(|was| Ok((was, TargetGroupArn::parse(arn)?)));
+        parsed.is_ok_and(|(was, is)| is.replaces(&was) && is.name() == name)
     }
 
     /// The VPC, where an empty text counts as absent.
@@ -386,6 +395,42 @@ pub struct Status {
     /// Counts of this binding's targets.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<TargetCounts>,
+    /// The first contact with the target group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_contact: Option<Box<FirstContact>>,
+}
+
+/// `status.firstContact`: since when a binding works on a target group, and the targets of others that were there. Clean-up
+/// rests on it, so it names its owner: a copy of it, in another cluster or on another binding, gives no right to anything.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FirstContact {
+    /// The name of the cluster whose controller wrote it.
+    #[serde(default)]
+    pub cluster: Arc<str>,
+    /// The UID of the binding that it is about.
+    #[serde(default, rename = "bindingUID")]
+    pub binding_uid: String,
+    /// The target group that it is about.
+    #[serde(default, rename = "targetGroupARN")]
+    pub target_group_arn: Arc<str>,
+    /// How the binding shared the target group then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sharing: Option<Sharing>,
+    /// The time of the first pass that could write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// Targets, as `10.0.0.1:80`, that are not this cluster's and stay until somebody agrees that they go; `*` stands for
+    /// all, where there are more than fit. Written also where it is empty: the status is merged into the one that is there.
+    #[serde(default)]
+    pub foreign_targets: Vec<String>,
+}
+
+impl FirstContact {
+    /// More foreign targets than this are not listed one by one.
+    pub const MOST_LISTED: usize = 1000;
+    /// The entry that stands for every foreign target.
+    pub const ALL: &'static str = "*";
 }
 
 /// An entry of `status.conditions`, as Kubernetes' `metav1.Condition`.

@@ -66,6 +66,8 @@ pub(crate) struct Settings {
     /// What the operator allows; the region and account are filled in at start.
     pub(crate) rules: tgb_api::rules::Settings,
     pub(crate) cleanup_deadline: Option<Duration>,
+    /// After how long targets that were there before a binding, and are not this cluster's, go all the same.
+    pub(crate) foreign_targets_grace: Option<Duration>,
     pub(crate) rule_overflow: RuleOverflow,
     pub(crate) cluster_name: String,
     pub(crate) rule_owner: Option<String>,

@@ -83,7 +83,7 @@ impl Events {
         tokio::spawn(async move {
             let _place = place;
             if let Err(error) = recorder.publish(&event, &reference).await {
-                debug!(%error, "could not publish an event");
+                debug!(error = %tgb_process::told(&error), "could not publish an event");
             }
         });
     }

@@ -127,7 +127,7 @@ pub(crate) async fn write(ctx: &Ctx, gates: Vec<Gate>) -> bool {
                 Ok(_) => true,
                 Err(kube::Error::Api(status)) if status.is_not_found() || status.is_conflict() => true,
                 Err(error) => {
-                    warn!(pod = %gate.pod, %error, "could not write a readiness gate");
+                    warn!(pod = %gate.pod, error = %tgb_process::told(&error), "could not write a readiness gate");
                     false
                 }
             }

@@ -225,11 +225,19 @@ impl Index {
         if old.is_none_or(|old| old.differs(&read)) {
             concerned.insert(key.clone());
         }
-        if old.is_some_and(|old| !old.is_terminating()) && read.is_terminating() {
+        let stake = |binding: &Binding| {
+            let sharing = binding.spec.target_group.sharing();
+            (binding.claimed_arn().cloned(), sharing, binding.is_terminating())
+        };
+        let changes_stake = old.is_some_and(|old| stake(old) != stake(&read));
+        if changes_stake {
             concerned.extend(self.companions(&key));
         }
         self.unlink_binding(&key);
         if let Some(arn) = read.claimed_arn() {
+            if changes_stake {
+                concerned.extend(self.bindings_of(arn).map(|(key, _)| key.clone()));
+            }
             self.by_arn.insert((Arc::clone(arn), read.created, key.clone()));
         }
         if read.spec.target_group.target_type != Some(TargetType::Ip) {
@@ -585,11 +593,6 @@ fn label(name: &str, value: &str) -> Arc<str> {
 fn first_label(service: &Service) -> Option<Arc<str>> {
     let (name, value) = service.selector.as_ref()?.first()?;
     Some(label(name, value))
-}
-
-/// The ARN that an earlier pass resolved.
-pub(crate) fn resolved_arn(binding: &TargetGroupBinding) -> Option<&str> {
-    binding.status.as_ref().and_then(|status| status.target_group_arn.as_deref())
 }
 
 #[cfg(test)]

@@ -143,6 +143,11 @@ impl Binding {
         }
         if let Some(status) = &mut status {
             status.target_group_arn = status.target_group_arn.take().map(|arn| pools.words.share(arn));
+            if let Some(contact) = &mut status.first_contact {
+                contact.cluster = pools.word(&contact.cluster);
+                contact.target_group_arn = pools.word(&contact.target_group_arn);
+                contact.foreign_targets.shrink_to_fit();
+            }
             if let Some(targets) = &mut status.targets {
                 targets.summary = pools.word(&targets.summary);
             }
@@ -198,11 +203,14 @@ impl Binding {
         self.deleted.is_some()
     }
 
-    /// The ARN that the binding names or that was resolved for it.
+    /// The ARN that the binding names or that was resolved for it. What was resolved goes first where the target group was
+    /// made anew and the binding follows its name.
     pub(crate) fn claimed_arn(&self) -> Option<&Arc<str>> {
         let group = &self.spec.target_group;
         let named = group.arn.as_ref().filter(|_| group.arn().is_some());
-        named.or_else(|| self.status.as_ref().and_then(|status| status.target_group_arn.as_ref()))
+        let resolved = self.status.as_ref().and_then(|status| status.target_group_arn.as_ref());
+        let replaced = resolved.filter(|resolved| group.is_replaced_by(resolved));
+        replaced.or(named).or(resolved)
     }
 
     /// Whether another state of the binding differs in more than its status.

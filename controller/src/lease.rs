@@ -362,7 +362,9 @@ impl Candidate {
                     return Some(begun.after(self.periods.lease_renew_deadline));
                 }
                 Ok(Ok(false)) => {}
-                Ok(Err(error)) => warn!(%error, "could not read or take the lease"),
+                Ok(Err(error)) => {
+                    warn!(error = %tgb_process::told(&error), "could not read or take the lease")
+                }
                 Err(_) => warn!("the API server does not answer in time about the lease"),
             }
             tokio::select! {
@@ -388,7 +390,7 @@ impl Candidate {
                     warn!("another one holds the lease, or it was deleted");
                     return false;
                 }
-                Ok(Err(error)) => warn!(%error, "could not renew the lease"),
+                Ok(Err(error)) => warn!(error = %tgb_process::told(&error), "could not renew the lease"),
                 Err(_) => warn!("the API server does not answer in time about the lease"),
             }
         }
@@ -408,7 +410,7 @@ impl Candidate {
         };
         match timeout(CALL, release).await {
             Ok(Ok(())) => info!("the lease is given back"),
-            Ok(Err(error)) => warn!(%error, "could not give the lease back"),
+            Ok(Err(error)) => warn!(error = %tgb_process::told(&error), "could not give the lease back"),
             Err(_) => warn!("could not give the lease back in time"),
         }
     }
@@ -422,7 +424,7 @@ impl Candidate {
         let rivals = match timeout(CALL * 2, self.rivals()).await {
             Ok(Ok(rivals)) => rivals,
             Ok(Err(error)) => {
-                warn!(%error, "can't see whether another installation of the same name is at work");
+                warn!(error = %tgb_process::told(&error), "can't see whether another installation of the same name is at work");
                 return Ok(());
             }
             Err(_) => return Ok(()),

@@ -177,6 +177,10 @@ struct Flags {
     /// A clean-up that has failed for so long is given up; 0: never.
     #[arg(long, env = "TGB_CLEANUP_DEADLINE", default_value = "0s", value_parser = duration)]
     cleanup_deadline: Duration,
+    /// Targets that are not this cluster's and were registered before a binding came go after so long; 0: never, unless the
+    /// binding's annotation elbv2.k8s.aws/adopt-targets says so.
+    #[arg(long, env = "TGB_FOREIGN_TARGETS_GRACE", default_value = "0s", value_parser = duration)]
+    foreign_targets_grace: Duration,
     /// Also manage the bindings that LBC made for its own Ingresses, Services and Gateways.
     #[arg(long, env = "TGB_MANAGE_LBC_BINDINGS")]
     manage_lbc_bindings: bool,
@@ -271,6 +275,7 @@ impl Flags {
             resync: self.resync,
             rules: self.rules(),
             cleanup_deadline: Some(self.cleanup_deadline).filter(|deadline| !deadline.is_zero()),
+            foreign_targets_grace: Some(self.foreign_targets_grace).filter(|grace| !grace.is_zero()),
             rule_overflow: self.rule_overflow,
             cluster_name: self.cluster_name.clone(),
             rule_owner: self.rule_owner.clone(),

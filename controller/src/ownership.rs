@@ -1,17 +1,17 @@
 //! Whose a target group and its targets are. Decisions only; [`crate::reconcile`] acts on them.
 
 use crate::desired::{Switches, TargetKey, desired, is_of_cluster};
-use crate::index::{Index, Key, resolved_arn};
+use crate::index::{Index, Key};
 use crate::observed::Observed;
 use crate::reason::{Kind, Reason};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use tgb_api::arn::TargetGroupArn;
 use tgb_api::names;
 use tgb_api::rules;
 use tgb_api::target_group::TargetGroup;
-use tgb_api::v1::{Condition, Sharing, Spec, Status, TargetGroupBinding};
+use tgb_api::v1::{Condition, FirstContact, Sharing, Spec, Status, TargetGroupBinding};
 use tgb_aws::values::ObservedTarget;
 
 /// A rule that is enforced here again refuses a binding.
@@ -25,10 +25,21 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    /// Whether the binding may not speak to AWS at all, not even to clean up: it is the reference or the role that is
+    /// AWS has no target group of this ARN.
+    pub(crate) fn not_found(arn: &str) -> Self {
+        let message = format!("TGB110 there is no target group {arn} in this account and region");
+        Self { rule: "TGB110", reason: Reason::TargetGroupNotFound, message }
+    }
+
+    /// True if the binding may not speak to AWS at all, not even to clean up: it is the reference or the role that is
     /// refused, not what AWS says about the target group.
     pub(crate) fn forbids_calls(&self) -> bool {
-        !matches!(self.rule, "TGB110" | "TGB111" | "TGB112")
+        !matches!(self.rule, "TGB110" | "TGB111" | "TGB112") && !self.is_by_tags()
+    }
+
+    /// True if the tags of the target group close it to the binding.
+    pub(crate) fn is_by_tags(&self) -> bool {
+        matches!(self.rule, "TGB403" | "TGB404")
     }
 }
 
@@ -78,57 +89,136 @@ pub(crate) fn wanted_by_others(
     index: &Index,
     switches: &Switches,
     binding: &TargetGroupBinding,
-    arn: &str,
+    group: &TargetGroup,
 ) -> BTreeSet<TargetKey> {
-    let Ok(parsed) = TargetGroupArn::parse(arn) else { return BTreeSet::new() };
-    let others = index.bindings_of(arn);
+    let others = index.bindings_of(group.arn.as_str());
     others
         .filter(|(key, other)| !other.is_terminating() && !is_of(key, binding))
-        .flat_map(|(key, other)| {
-            let reference = &other.spec.target_group;
-            let group = TargetGroup {
-                arn: parsed.clone(),
-                target_type: reference.target_type.map_or("ip", |word| word.as_str()).to_owned(),
-                protocol: reference.protocol.map_or("", |word| word.as_str()).to_owned(),
-                ip_address_type: reference.ip_address_type.map_or("", |word| word.as_str()).to_owned(),
-                vpc_id: None,
-                port: None,
-                health_check_port: None,
-                load_balancer_arns: Vec::new(),
-            };
-            desired(index, &other.whole(key), &group, switches).targets.into_keys()
-        })
+        .flat_map(|(key, other)| desired(index, &other.whole(key), group, switches).targets.into_keys())
         .collect()
 }
 
-/// Whether the targets of a binding's group were looked at before, as its status tells: it counts them, or it is LBC's,
-/// which has no conditions.
-pub(crate) fn was_seen(status: &Status) -> bool {
-    status.targets.is_some() || (status.observed_generation.is_some() && status.conditions.is_empty())
+// ---- records ----
+
+/// The owner that records name: those on which deregistration rests, the status and the ConfigMap of a Shared binding. A
+/// copy that came with a backup names another cluster or another binding.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mark {
+    /// The cluster's name.
+    pub(crate) cluster: String,
+    /// The binding's UID.
+    pub(crate) uid: String,
 }
 
-/// When a binding's targets were first seen, if that was not long ago as far as its status tells: now if they never
-/// were; else when it was found that others have targets there.
-pub(crate) fn first_contact(binding: &TargetGroupBinding, now: Timestamp) -> Option<Timestamp> {
-    let Some(status) = binding.status.as_ref().filter(|status| was_seen(status)) else {
-        return Some(now);
-    };
-    let is_foreign = |condition: &&Condition| {
-        *condition.type_ == *Kind::TargetsRegistered.as_str()
-            && *condition.reason == *Reason::ForeignTargets.as_str()
-    };
-    status.conditions.iter().find(is_foreign).map(|condition| condition.last_transition_time.0)
+/// The owner of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owner {
+    /// This binding of this cluster.
+    Us,
+    /// It names nobody: LBC wrote it, or a version of ours that left no mark.
+    Unmarked,
+    /// Another binding, or one of another cluster.
+    Others,
 }
 
-/// How much longer what is foreign is left alone, if it still is.
-pub(crate) fn contact_left(contact: Option<Timestamp>, now: Timestamp, resync: Duration) -> Option<Duration> {
-    let waited = Duration::try_from(now.duration_since(contact?)).unwrap_or_default();
-    resync.checked_sub(waited).filter(|left| !left.is_zero())
+impl Mark {
+    pub(crate) fn of(cluster: &str, binding: &TargetGroupBinding) -> Self {
+        Self { cluster: cluster.to_owned(), uid: binding.metadata.uid.clone().unwrap_or_default() }
+    }
+
+    /// The owner of a record with these marks.
+    pub(crate) fn owner(&self, cluster: Option<&str>, uid: Option<&str>) -> Owner {
+        match (cluster, uid) {
+            (None, None) => Owner::Unmarked,
+            (Some(cluster), Some(uid)) if (cluster, uid) == (&*self.cluster, &*self.uid) => Owner::Us,
+            _ => Owner::Others,
+        }
+    }
+
+    /// The owner of what a status tells of targets; `None` if it tells nothing.
+    pub(crate) fn owner_of(&self, status: Option<&Status>) -> Option<Owner> {
+        let status = status?;
+        match &status.first_contact {
+            Some(record) => Some(self.owner(Some(&record.cluster), Some(&record.binding_uid))),
+            // LBC writes no conditions while all is well.
+            None => {
+                let is_of_lbc = status.observed_generation.is_some() && status.conditions.is_empty();
+                (status.targets.is_some() || is_of_lbc).then_some(Owner::Unmarked)
+            }
+        }
+    }
+
+    /// The record of the first contact in a status, if it is ours.
+    pub(crate) fn record<'a>(&self, status: Option<&'a Status>) -> Option<&'a FirstContact> {
+        let record = status?.first_contact.as_deref()?;
+        let owner = self.owner(Some(&record.cluster), Some(&record.binding_uid));
+        (owner == Owner::Us).then_some(record)
+    }
 }
 
-/// Whether a binding may have been Shared while no controller looked, so that its ConfigMap is still there: it is one of
-/// ours, and how it stands now was not reported yet, or not as well.
-pub(crate) fn may_have_been_shared(binding: &TargetGroupBinding) -> bool {
+/// The sharing of a target group at the time of a record.
+pub(crate) fn sharing_of(record: &FirstContact) -> Sharing {
+    record.sharing.unwrap_or(Sharing::Exclusive)
+}
+
+/// A record that begins now. `foreign` are the registered targets that are not this cluster's.
+pub(crate) fn first_contact(
+    mark: &Mark,
+    arn: &str,
+    sharing: Sharing,
+    foreign: &BTreeSet<TargetKey>,
+    now: Timestamp,
+) -> FirstContact {
+    FirstContact {
+        cluster: mark.cluster.as_str().into(),
+        binding_uid: mark.uid.clone(),
+        target_group_arn: arn.into(),
+        sharing: Some(sharing),
+        since: Some(Time(now)),
+        foreign_targets: entries(foreign),
+    }
+}
+
+fn entries(keys: &BTreeSet<TargetKey>) -> Vec<String> {
+    if keys.len() > FirstContact::MOST_LISTED {
+        return vec![FirstContact::ALL.to_owned()];
+    }
+    keys.iter().map(ToString::to_string).collect()
+}
+
+/// Takes out of a record those targets that are not foreign any more: the cluster wants them, or a pod or node of its own
+/// has their address now. They do not become foreign again.
+pub(crate) fn settle(record: &mut FirstContact, is_own: impl Fn(&TargetKey) -> bool) {
+    record.foreign_targets.retain(|entry| !TargetKey::parse(entry).is_some_and(|key| is_own(&key)));
+}
+
+/// The registered targets that a record protects.
+pub(crate) fn foreign(
+    record: &FirstContact,
+    observed: &Observed,
+    is_own: impl Fn(&TargetKey) -> bool,
+) -> BTreeSet<TargetKey> {
+    if record.foreign_targets.is_empty() {
+        return BTreeSet::new();
+    }
+    let listed: BTreeSet<TargetKey> =
+        record.foreign_targets.iter().filter_map(|entry| TargetKey::parse(entry)).collect();
+    let all = record.foreign_targets.iter().any(|entry| entry == FirstContact::ALL);
+    let present = observed.targets().keys().filter(|key| observed.present(key).is_some());
+    present.filter(|key| (all || listed.contains(key)) && !is_own(key)).cloned().collect()
+}
+
+/// The time until which foreign targets are left alone: for ever, where no grace is set.
+pub(crate) fn foreign_until(record: &FirstContact, grace: Option<Duration>) -> Option<Timestamp> {
+    record.since.as_ref()?.0.checked_add(grace?).ok()
+}
+
+/// True for a binding that may have been Shared while no controller looked, so that its ConfigMap is still there: its
+/// record says so, or it is one of ours, and how it stands now was not reported yet, or not as well.
+pub(crate) fn may_have_been_shared(binding: &TargetGroupBinding, mark: &Mark) -> bool {
+    if mark.record(binding.status.as_ref()).is_some_and(|record| sharing_of(record) == Sharing::Shared) {
+        return true;
+    }
     let is_ours = binding.metadata.finalizers.iter().flatten().any(|entry| entry == names::FINALIZER);
     // A deletion counts as a change of the spec, too.
     let ended = i64::from(binding.is_terminating());
@@ -143,38 +233,131 @@ pub(crate) fn may_have_been_shared(binding: &TargetGroupBinding) -> bool {
     is_ours && !is_settled
 }
 
-/// Registered targets that are neither ours nor of anything in this cluster.
-pub(crate) fn foreign(index: &Index, observed: &Observed) -> BTreeSet<TargetKey> {
-    let targets = observed.targets().iter();
-    targets
-        .filter(|(key, seen)| {
-            seen.state.is_registered() && !observed.is_ours(key) && !is_of_cluster(index, key)
-        })
-        .map(|(key, _)| key.clone())
-        .collect()
+/// The targets of a group that a binding which ends may take away, if no other binding wants them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Right {
+    /// These.
+    pub(crate) these: BTreeSet<TargetKey>,
+    /// And of those that no record names, these.
+    pub(crate) rest: Rest,
 }
 
-/// Which targets a binding that ends takes away: of what is registered, what is its own and no other binding wants.
+/// Targets that no record names.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) enum Rest {
+    /// None of them.
+    #[default]
+    None,
+    /// Those with the address of a pod of the binding's namespace.
+    OfNamespace,
+    /// Those with an address of this cluster.
+    OfCluster,
+    /// All but these, which are foreign.
+    AllBut(BTreeSet<TargetKey>),
+}
+
+impl Right {
+    /// The right in an Exclusive group: all of it where the record is ours, but for what was foreign at first contact. Where
+    /// nobody wrote down whose the targets are, what has an address of this cluster. None by a record of somebody else.
+    pub(crate) fn exclusive(
+        owner: Option<Owner>,
+        record: Option<&FirstContact>,
+        foreign: BTreeSet<TargetKey>,
+        tracked: Option<&Tracked>,
+    ) -> Self {
+        let these = tracked.filter(|tracked| tracked.owner == Owner::Us);
+        let these = these.map(|tracked| tracked.targets.clone()).unwrap_or_default();
+        let rest = match (record, owner) {
+            (Some(record), _) if sharing_of(record) == Sharing::Exclusive => Rest::AllBut(foreign),
+            // It was Shared, and no pass has seen the change.
+            (Some(_), _) | (None, Some(Owner::Unmarked)) => Rest::OfCluster,
+            (None, _) => Rest::None,
+        };
+        Self { these, rest }
+    }
+
+    /// The right in a Shared group: what the ConfigMap lists.
+    pub(crate) fn shared(record: Option<&FirstContact>, tracked: Option<&Tracked>, index: &Index) -> Self {
+        match tracked {
+            Some(tracked) if tracked.owner == Owner::Us => {
+                Self { these: tracked.targets.clone(), rest: Rest::None }
+            }
+            Some(tracked) if tracked.owner == Owner::Unmarked => {
+                let these = tracked.targets.iter().filter(|key| is_of_cluster(index, key));
+                Self { these: these.cloned().collect(), rest: Rest::None }
+            }
+            // It was Exclusive, and no pass has seen the change.
+            None if record.is_some_and(|record| sharing_of(record) == Sharing::Exclusive) => {
+                Self { rest: Rest::OfCluster, ..Self::default() }
+            }
+            Some(_) | None => Self::default(),
+        }
+    }
+
+    /// True if there is no target that may be taken away.
+    pub(crate) fn is_nothing(&self) -> bool {
+        self.these.is_empty() && self.rest == Rest::None
+    }
+
+    fn covers(&self, index: &Index, namespace: &str, key: &TargetKey) -> bool {
+        self.these.contains(key)
+            || match &self.rest {
+                Rest::None => false,
+                Rest::OfNamespace => is_of_namespace(index, namespace, key),
+                Rest::OfCluster => is_of_cluster(index, key),
+                Rest::AllBut(foreign) => !foreign.contains(key),
+            }
+    }
+}
+
+/// True for the address of a pod of a namespace.
+fn is_of_namespace(index: &Index, namespace: &str, key: &TargetKey) -> bool {
+    let Ok(ip) = key.id.parse() else { return false };
+    index.pods_at(&ip).any(|(pod, _)| *pod.namespace == *namespace)
+}
+
+/// The content of the ConfigMap of a Shared binding, and its owner.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tracked {
+    pub(crate) owner: Owner,
+    pub(crate) targets: BTreeSet<TargetKey>,
+}
+
+impl Tracked {
+    /// The listed targets that are this binding's, and those that are not: of a list that names nobody only the addresses
+    /// of this cluster, of one that names somebody else none, unless the user agrees.
+    pub(crate) fn adopted(
+        &self,
+        agrees: bool,
+        is_own: impl Fn(&TargetKey) -> bool,
+    ) -> (BTreeSet<TargetKey>, BTreeSet<TargetKey>) {
+        self.targets.iter().cloned().partition(|key| match self.owner {
+            Owner::Us => true,
+            Owner::Unmarked => agrees || is_own(key),
+            Owner::Others => agrees,
+        })
+    }
+}
+
+/// The registered targets that a binding which ends takes away.
 pub(crate) fn to_clean_up(
     index: &Index,
     switches: &Switches,
     binding: &TargetGroupBinding,
-    arn: &str,
+    group: &TargetGroup,
     seen: &[ObservedTarget],
-    tracked: Option<&BTreeSet<TargetKey>>,
-    foreign: &BTreeSet<TargetKey>,
+    right: &Right,
 ) -> Vec<ObservedTarget> {
-    let protected = wanted_by_others(index, switches, binding, arn);
-    let never_owned = tracked.is_none() && never_owned(index, binding, arn);
-    let is_own = |key: &TargetKey| match tracked {
-        Some(tracked) => tracked.contains(key),
-        None => !never_owned && !foreign.contains(key),
-    };
+    let protected = wanted_by_others(index, switches, binding, group);
+    let is_exclusive = binding.spec.target_group.sharing() == Sharing::Exclusive;
+    if is_exclusive && never_owned(index, binding, group.arn.as_str()) {
+        return Vec::new();
+    }
     let present = seen.iter().filter(|seen| seen.state.is_registered());
     present
         .filter(|seen| {
             let key = TargetKey::of(&seen.target);
-            is_own(&key) && !protected.contains(&key)
+            right.covers(index, binding.namespace(), &key) && !protected.contains(&key)
         })
         .cloned()
         .collect()
@@ -199,15 +382,11 @@ fn is_of(key: &Key, binding: &TargetGroupBinding) -> bool {
     (&*key.namespace, &*key.name) == (binding.namespace(), binding.name())
 }
 
-/// The target group that a binding which ends has worked on: what was resolved, else what it names.
-pub(crate) fn arn_to_clean_up(binding: &TargetGroupBinding) -> Option<&str> {
-    resolved_arn(binding).or_else(|| binding.spec.target_group.arn())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::{Value, json};
+    use tgb_api::arn::TargetGroupArn;
     use tgb_aws::values::{TARGET_STATES, Target, TargetState};
 
     const ARN: &str = "arn:aws:elasticloadbalancing:us-west-2:123456789012:targetgroup/web/1234567890abcdef";
@@ -338,27 +517,114 @@ mod tests {
         assert_eq!(owner(&index, &all[2], ARN).as_deref(), Some("shop/a"));
     }
 
+    const CLUSTER: &str = "demo";
+
+    fn mark() -> Mark {
+        Mark { cluster: CLUSTER.to_owned(), uid: "u1".to_owned() }
+    }
+
+    fn keys(ids: &[&str]) -> BTreeSet<TargetKey> {
+        ids.iter().map(|id| TargetKey { id: (*id).to_owned(), port: 80 }).collect()
+    }
+
+    fn status(value: Value) -> Status {
+        serde_json::from_value(value).unwrap()
+    }
+
     #[test]
-    fn first_contact_lasts_for_one_resync_also_over_a_restart() {
-        let at = |second: i64| Timestamp::from_second(second).unwrap();
-        let resync = Duration::from_secs(600);
-        let contact = |more: Value| first_contact(&binding("a", 1, more), at(50));
-        assert_eq!(contact(json!({})), Some(at(50)));
-        let status = |reason: &str, targets: Value| {
-            let condition = json!({
-                "type": "TargetsRegistered", "status": "False", "reason": reason, "message": "",
-                "lastTransitionTime": at(10).to_string(),
-            });
-            json!({"status": {"observedGeneration": 1, "conditions": [condition], "targets": targets}})
-        };
+    fn a_record_is_ours_only_with_our_cluster_and_the_bindings_uid() {
+        let owner = |cluster: Option<&str>, uid: Option<&str>| mark().owner(cluster, uid);
+        assert_eq!(owner(Some("demo"), Some("u1")), Owner::Us);
+        assert_eq!(owner(None, None), Owner::Unmarked);
+        for (cluster, uid) in [
+            (Some("other"), Some("u1")),
+            (Some("demo"), Some("u2")),
+            (Some("demo"), None),
+            (None, Some("u1")),
+        ] {
+            assert_eq!(owner(cluster, uid), Owner::Others, "{cluster:?} {uid:?}");
+        }
+    }
+
+    #[test]
+    fn a_status_tells_whose_targets_it_is_about() {
+        let condition = json!({
+            "type": "Ready", "status": "False", "reason": "x", "message": "", "lastTransitionTime": "2026-01-01T00:00:00Z",
+        });
         let counts = json!({"desired": 1, "registered": 0, "healthy": 0, "unhealthy": 0, "draining": 0});
-        assert_eq!(contact(status("ForeignTargets", counts.clone())), Some(at(10)));
-        assert_eq!(contact(status("Registered", counts)), None);
-        // Passes that failed before they saw the targets are no contact; a binding that LBC has worked on is known.
-        assert_eq!(contact(status("RegistrationFailed", Value::Null)), Some(at(50)));
-        assert_eq!(contact(json!({"status": {"observedGeneration": 1}})), None);
-        assert_eq!(contact_left(Some(at(10)), at(50), resync), Some(Duration::from_secs(560)));
-        assert_eq!(contact_left(Some(at(10)), at(610), resync), None);
+        let contact = |uid: &str| json!({"cluster": "demo", "bindingUID": uid, "targetGroupARN": ARN, "sharing": "Shared"});
+        let cases = [
+            (json!({}), None),
+            // A pass that failed before it saw the targets.
+            (json!({"observedGeneration": 1, "conditions": [condition]}), None),
+            // LBC's, and that of a version of ours without marks.
+            (json!({"observedGeneration": 1}), Some(Owner::Unmarked)),
+            (
+                json!({"observedGeneration": 1, "conditions": [condition], "targets": counts}),
+                Some(Owner::Unmarked),
+            ),
+            (json!({"firstContact": contact("u1"), "targets": counts}), Some(Owner::Us)),
+            (json!({"firstContact": contact("u2"), "targets": counts}), Some(Owner::Others)),
+            (json!({"observedGeneration": 1, "firstContact": {}}), Some(Owner::Others)),
+        ];
+        for (value, want) in cases {
+            let status = status(value.clone());
+            assert_eq!(mark().owner_of(Some(&status)), want, "{value}");
+            assert_eq!(mark().record(Some(&status)).is_some(), want == Some(Owner::Us), "{value}");
+        }
+        assert_eq!(mark().owner_of(None), None);
+    }
+
+    #[test]
+    fn foreign_targets_are_protected_until_the_cluster_has_their_address_or_somebody_agrees() {
+        let now = Timestamp::from_second(100).unwrap();
+        let mut record =
+            first_contact(&mark(), ARN, Sharing::Exclusive, &keys(&["10.9.9.9", "fd00::9"]), now);
+        assert_eq!(record.foreign_targets, ["10.9.9.9:80", "[fd00::9]:80"]);
+        assert_eq!(
+            mark().record(Some(&Status {
+                first_contact: Some(Box::new(record.clone())),
+                ..Default::default()
+            })),
+            Some(&record)
+        );
+        let mut observed = Observed::default();
+        let seen = ["10.9.9.9", "fd00::9", "10.9.9.10"].map(|id| ObservedTarget {
+            target: Target { id: id.to_owned(), port: 80, zone: None, quic_server_id: None },
+            state: TargetState::Healthy,
+            reason: None,
+            description: None,
+        });
+        observed.show(seen.into(), |_| false, tokio::time::Instant::now());
+        // What came later is drift, not foreign.
+        assert_eq!(foreign(&record, &observed, |_| false), keys(&["10.9.9.9", "fd00::9"]));
+        let is_own = |key: &TargetKey| key.id == "10.9.9.9";
+        assert_eq!(foreign(&record, &observed, is_own), keys(&["fd00::9"]));
+        // The address was ours once: its target does not become foreign again when the pod is gone.
+        settle(&mut record, is_own);
+        assert_eq!(foreign(&record, &observed, |_| false), keys(&["fd00::9"]));
+        assert_eq!(foreign_until(&record, None), None);
+        let until = foreign_until(&record, Some(Duration::from_secs(60)));
+        assert_eq!(until, Timestamp::from_second(160).ok());
+        // More than fit into the status: everything that is not ours.
+        let many: BTreeSet<TargetKey> =
+            (1..=1001).map(|port| TargetKey { id: "10.9.9.9".to_owned(), port }).collect();
+        let record = first_contact(&mark(), ARN, Sharing::Exclusive, &many, now);
+        assert_eq!(record.foreign_targets, ["*"]);
+        assert_eq!(foreign(&record, &observed, is_own), keys(&["fd00::9", "10.9.9.10"]));
+    }
+
+    #[test]
+    fn a_list_of_nobody_is_adopted_for_addresses_of_this_cluster_and_one_of_others_is_not() {
+        let adopted = |owner: Owner, agrees: bool| {
+            let tracked = Tracked { owner, targets: keys(&["10.0.0.1", "10.9.9.9"]) };
+            tracked.adopted(agrees, |key| key.id == "10.0.0.1").0
+        };
+        let both = keys(&["10.0.0.1", "10.9.9.9"]);
+        assert_eq!(adopted(Owner::Us, false), both);
+        assert_eq!(adopted(Owner::Unmarked, false), keys(&["10.0.0.1"]));
+        assert_eq!(adopted(Owner::Others, false), keys(&[]));
+        assert_eq!((adopted(Owner::Unmarked, true), adopted(Owner::Others, true)), (both.clone(), both));
     }
 
     #[test]
@@ -375,24 +641,35 @@ mod tests {
                     .unwrap();
             binding
         };
-        assert!(!may_have_been_shared(&of(1, 1, "True", json!({}))));
-        assert!(may_have_been_shared(&of(1, 2, "True", json!({}))));
-        assert!(may_have_been_shared(&of(2, 2, "False", json!({}))));
-        assert!(!may_have_been_shared(&of(1, 2, "True", terminating())));
-        assert!(may_have_been_shared(&of(1, 3, "True", terminating())));
+        assert!(!may_have_been_shared(&of(1, 1, "True", json!({})), &mark()));
+        assert!(may_have_been_shared(&of(1, 2, "True", json!({})), &mark()));
+        assert!(may_have_been_shared(&of(2, 2, "False", json!({})), &mark()));
+        assert!(!may_have_been_shared(&of(1, 2, "True", terminating()), &mark()));
+        assert!(may_have_been_shared(&of(1, 3, "True", terminating()), &mark()));
         let mut of_nobody = of(1, 2, "True", json!({}));
         of_nobody.metadata.finalizers = None;
-        assert!(!may_have_been_shared(&of_nobody));
+        assert!(!may_have_been_shared(&of_nobody, &mark()));
+        let shared = first_contact(&mark(), ARN, Sharing::Shared, &keys(&[]), Timestamp::UNIX_EPOCH);
+        let mut was_shared = of(1, 1, "True", json!({}));
+        was_shared.status.as_mut().unwrap().first_contact = Some(Box::new(shared));
+        assert!(may_have_been_shared(&was_shared, &mark()));
     }
 
-    fn cleaned(
-        index: &Index,
-        binding: &TargetGroupBinding,
-        tracked: Option<&[&str]>,
-        foreign: &[&str],
-    ) -> Vec<String> {
-        let key = |id: &&str| TargetKey { id: (*id).to_owned(), port: 80 };
-        let seen: Vec<ObservedTarget> = ["10.0.0.1", "10.0.0.2"]
+    fn group() -> TargetGroup {
+        TargetGroup {
+            arn: TargetGroupArn::parse(ARN).unwrap(),
+            target_type: "ip".to_owned(),
+            protocol: "HTTP".to_owned(),
+            ip_address_type: "ipv4".to_owned(),
+            vpc_id: None,
+            port: Some(80),
+            health_check_port: None,
+            load_balancer_arns: Vec::new(),
+        }
+    }
+
+    fn cleaned(index: &Index, binding: &TargetGroupBinding, right: &Right) -> Vec<String> {
+        let seen: Vec<ObservedTarget> = ["10.0.0.1", "10.0.0.2", "10.9.9.9"]
             .map(|id| ObservedTarget {
                 target: Target { id: id.to_owned(), port: 80, zone: None, quic_server_id: None },
                 state: TargetState::Healthy,
@@ -400,47 +677,104 @@ mod tests {
                 description: None,
             })
             .into();
-        let tracked = tracked.map(|ids| ids.iter().map(key).collect());
-        let foreign = foreign.iter().map(key).collect();
-        let switches = Switches::default();
-        let found = to_clean_up(index, &switches, binding, ARN, &seen, tracked.as_ref(), &foreign);
+        let found = to_clean_up(index, &Switches::default(), binding, &group(), &seen, right);
         found.into_iter().map(|seen| seen.target.id).collect()
     }
 
+    fn all() -> Right {
+        Right { rest: Rest::AllBut(BTreeSet::new()), ..Right::default() }
+    }
+
+    /// A pod with an address.
+    fn pod(namespace: &str, name: &str, ip: &str) -> tgb_api::objects::Pod {
+        serde_json::from_value(json!({
+            "metadata": {"namespace": namespace, "name": name, "uid": name},
+            "spec": {"containers": []}, "status": {"podIPs": [{"ip": ip}]},
+        }))
+        .unwrap()
+    }
+
     #[test]
-    fn a_binding_that_ends_takes_away_what_is_its_own() {
+    fn a_binding_that_ends_takes_away_what_it_has_a_right_to() {
         let mine = binding("a", 1, terminating());
-        let alone = index(std::slice::from_ref(&mine));
-        assert_eq!(cleaned(&alone, &mine, None, &[]), ["10.0.0.1", "10.0.0.2"]);
-        assert_eq!(cleaned(&alone, &mine, None, &["10.0.0.2"]), ["10.0.0.1"]);
-        assert_eq!(cleaned(&alone, &mine, Some(&["10.0.0.2"]), &[]), ["10.0.0.2"]);
-        assert!(cleaned(&alone, &mine, Some(&[]), &[]).is_empty());
+        let mut index = index(std::slice::from_ref(&mine));
+        index.put_pod(&pod("shop", "p1", "10.0.0.1"));
+        index.put_pod(&pod("other", "p2", "10.0.0.2"));
+        let record =
+            |sharing| first_contact(&mark(), ARN, sharing, &keys(&["10.9.9.9"]), Timestamp::UNIX_EPOCH);
+        let (exclusive, shared) = (record(Sharing::Exclusive), record(Sharing::Shared));
+        let listed = |owner| Tracked { owner, targets: keys(&["10.0.0.2", "10.9.9.9"]) };
+        let of_exclusive = |owner, record: Option<&FirstContact>, tracked: Option<&Tracked>| {
+            Right::exclusive(owner, record, keys(&["10.9.9.9"]), tracked)
+        };
+        let of_shared =
+            |record: Option<&FirstContact>, tracked: Option<&Tracked>| Right::shared(record, tracked, &index);
+        let (ours, unmarked, theirs) = (listed(Owner::Us), listed(Owner::Unmarked), listed(Owner::Others));
+        let cases: Vec<(&str, Right, &[&str])> = vec![
+            ("ours", of_exclusive(Some(Owner::Us), Some(&exclusive), None), &["10.0.0.1", "10.0.0.2"]),
+            ("unmarked", of_exclusive(Some(Owner::Unmarked), None, None), &["10.0.0.1", "10.0.0.2"]),
+            ("of another", of_exclusive(Some(Owner::Others), None, None), &[]),
+            ("nothing", of_exclusive(None, None, None), &[]),
+            (
+                "was Shared",
+                of_exclusive(Some(Owner::Us), Some(&shared), Some(&ours)),
+                &["10.0.0.1", "10.0.0.2", "10.9.9.9"],
+            ),
+            ("listed by us", of_shared(Some(&shared), Some(&ours)), &["10.0.0.2", "10.9.9.9"]),
+            ("listed by nobody", of_shared(None, Some(&unmarked)), &["10.0.0.2"]),
+            ("listed by another", of_shared(Some(&shared), Some(&theirs)), &[]),
+            ("no list", of_shared(Some(&shared), None), &[]),
+            ("was Exclusive", of_shared(Some(&exclusive), None), &["10.0.0.1", "10.0.0.2"]),
+            ("of the namespace", Right { rest: Rest::OfNamespace, ..Right::default() }, &["10.0.0.1"]),
+        ];
+        for (what, right, want) in cases {
+            assert_eq!(cleaned(&index, &mine, &right), want, "{what}");
+            assert_eq!(right.is_nothing(), want.is_empty(), "{what}");
+        }
+    }
+
+    #[test]
+    fn what_others_want_is_known_by_the_groups_type_where_their_spec_says_none() {
+        let service = json!({
+            "metadata": {"namespace": "shop", "name": "b"},
+            "spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]},
+        });
+        let node = json!({
+            "metadata": {"name": "n1"}, "spec": {"providerID": "aws:///us-west-2a/i-0123"},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+        });
+        let mine = binding("a", 1, terminating());
+        let other = binding("b", 2, json!({"spec": {"targetGroup": {"arn": ARN}}}));
+        let mut index = index(&[mine.clone(), other]);
+        index.put_service(&serde_json::from_value(service).unwrap());
+        index.put_node(&serde_json::from_value(node).unwrap());
+        let group = TargetGroup { target_type: "instance".to_owned(), ..group() };
+        let wanted = wanted_by_others(&index, &Switches::default(), &mine, &group);
+        assert_eq!(wanted, BTreeSet::from([TargetKey { id: "i-0123".to_owned(), port: 30080 }]));
     }
 
     #[test]
     fn what_is_registered_is_taken_away_or_foreign_in_every_state_but_draining() {
         let mine = binding("a", 1, terminating());
         let alone = index(std::slice::from_ref(&mine));
+        let mut record = first_contact(&mark(), ARN, Sharing::Exclusive, &keys(&[]), Timestamp::UNIX_EPOCH);
+        record.foreign_targets = vec![FirstContact::ALL.to_owned()];
         for (state, word, _) in TARGET_STATES {
             let target = Target { id: "10.0.0.1".to_owned(), port: 80, zone: None, quic_server_id: None };
             let seen = vec![ObservedTarget { target, state, reason: None, description: None }];
-            let (none, there) = (BTreeSet::new(), usize::from(state.is_registered()));
-            let switches = Switches::default();
-            let all = seen.iter().map(|seen| TargetKey::of(&seen.target)).collect();
-            for tracked in [None, Some(&all)] {
-                let goes = to_clean_up(&alone, &switches, &mine, ARN, &seen, tracked, &none);
-                assert_eq!(goes.len(), there, "{word}");
-            }
+            let there = usize::from(state.is_registered());
+            let goes = to_clean_up(&alone, &Switches::default(), &mine, &group(), &seen, &all());
+            assert_eq!(goes.len(), there, "{word}");
             let mut observed = Observed::default();
             observed.show(seen, |_| false, tokio::time::Instant::now());
-            assert_eq!(foreign(&alone, &observed).len(), there, "{word}");
+            assert_eq!(foreign(&record, &observed, |_| false).len(), there, "{word}");
         }
     }
 
     #[test]
     fn a_binding_that_never_owned_the_group_takes_nothing_away() {
         let (owner, loser) = (binding("a", 1, json!({})), binding("b", 2, terminating()));
-        assert!(cleaned(&index(&[owner, loser.clone()]), &loser, None, &[]).is_empty());
+        assert!(cleaned(&index(&[owner, loser.clone()]), &loser, &all()).is_empty());
         let condition = json!({
             "type": "TargetGroupResolved", "status": "False", "reason": "InUseByAnotherBinding", "message": "",
             "lastTransitionTime": "2026-01-01T00:00:00Z",
@@ -449,6 +783,6 @@ mod tests {
         both_end.status =
             serde_json::from_value(json!({"observedGeneration": 1, "conditions": [condition]})).unwrap();
         let index = index(&[binding("a", 1, terminating()), both_end.clone()]);
-        assert!(cleaned(&index, &both_end, None, &[]).is_empty());
+        assert!(cleaned(&index, &both_end, &all()).is_empty());
     }
 }

@@ -108,6 +108,8 @@ words! {
         NetworkingFailed,
         RulesRetained,
         CleanupFailed,
+        /// The binding is gone, and something that it did is not undone.
+        CleanupIncomplete,
         ReconcileFailed,
         Paused,
         ReadinessGateMissing,

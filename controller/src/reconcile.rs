@@ -8,7 +8,7 @@ mod resolve;
 
 use crate::apply::{Applied, Place, apply};
 use crate::context::{Ctx, Wake};
-use crate::desired::{Desired, Missing, Origin, TargetKey, desired, is_alive, not_there_yet};
+use crate::desired::{Desired, Missing, Origin, TargetKey, desired, is_alive, is_of_cluster, not_there_yet};
 use crate::error::Error;
 use crate::events::first_few;
 use crate::gates;
@@ -16,7 +16,7 @@ use crate::index::{Index, Key};
 use crate::metrics;
 use crate::network::{Claim, anywhere};
 use crate::observed::Observed;
-use crate::ownership;
+use crate::ownership::{self, Mark, Owner};
 use crate::plan::{Plan, Situation, plan};
 use crate::polling::{Hurry, next_look};
 use crate::reason::{EventReason, Kind, Reason};
@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tgb_api::options::{Options, WhenNoneReady};
 use tgb_api::target_group::{TargetGroup, TargetType};
-use tgb_api::v1::{Sharing, TargetGroupBinding};
+use tgb_api::v1::{FirstContact, Sharing, TargetGroupBinding};
 use tgb_aws::values::{Target, TargetState};
 use tgb_aws::{Aws, AwsError};
 use tokio::time::Instant;
@@ -113,6 +113,8 @@ struct Memory {
     /// What `group` was resolved from: ARN, name, role. Other words begin anew.
     resolved_from: Option<(Option<String>, Option<String>, Option<String>)>,
     group: Option<TargetGroup>,
+    /// The ARN of the last group. One of another ARN begins anew: the target group of this name was made anew.
+    arn: Option<String>,
     group_read: Option<Instant>,
     /// The group's tags, where a rule asks for them.
     tags: Option<BTreeMap<String, String>>,
@@ -128,16 +130,14 @@ struct Memory {
     looks: usize,
     /// When AWS was last asked, for people.
     asked: Option<Timestamp>,
-    /// Of a Shared binding.
+    /// The ConfigMap of a binding that is Shared, or was.
     tracking: Option<Box<Tracking>>,
     /// Registered targets of a Shared binding that are or were its own, draining ones included.
     served: BTreeSet<TargetKey>,
+    /// What it listed without being this binding's.
+    strange: BTreeSet<TargetKey>,
     /// There is no ConfigMap of a binding that is not Shared.
     untracked: bool,
-    /// When the binding was first seen, if that was not long ago; found out once.
-    first_contact: Option<Option<Timestamp>>,
-    /// What was foreign then; what comes later is not protected.
-    foreign: Option<BTreeSet<TargetKey>>,
     /// Since when there are endpoints whose pods are not known.
     unknown_since: Option<Instant>,
     failures: u32,
@@ -149,7 +149,7 @@ struct Memory {
     /// Pods that lack their gate and were named by an event, by UID.
     named: BTreeSet<String>,
     /// Since when the clean-up fails.
-    cleanup_since: Option<Instant>,
+    cleanup_since: Option<Timestamp>,
 }
 
 struct Worker {
@@ -194,14 +194,27 @@ struct Found {
     subnets: Arc<Vec<IpNet>>,
     /// What is wanted, with zones.
     targets: BTreeMap<TargetKey, Target>,
-    /// How much longer foreign targets are left alone, and these.
-    contact: Option<Duration>,
-    foreign: BTreeSet<TargetKey>,
+    contact: Contact,
     plan: Plan,
     applied: Applied,
     /// Pods that lack their readiness gate.
     without_gate: usize,
     outcome: Outcome,
+}
+
+/// The first contact with a target group, as a pass sees it.
+struct Contact {
+    record: Box<FirstContact>,
+    /// Registered targets that are not this cluster's, and that nobody agreed to deregister.
+    foreign: BTreeSet<TargetKey>,
+    /// The time until which they are left alone; `None`: for ever.
+    until: Option<Timestamp>,
+}
+
+impl Contact {
+    fn is_shared(&self) -> bool {
+        ownership::sharing_of(&self.record) == Sharing::Shared
+    }
 }
 
 impl Worker {
@@ -228,7 +241,8 @@ impl Worker {
         }
         let mut report = Report::default();
         let outcome = if binding.is_terminating() {
-            if !has_finalizer(&binding) {
+            // Under `--observe` the finalizer is that of the controller that is observed.
+            if !has_finalizer(&binding) || self.mode(&binding) == Mode::Observes {
                 return Some(begun + IDLE);
             }
             report.ends = true;
@@ -290,13 +304,17 @@ impl Worker {
         let found = found.chain(stale.map(|(reason, said)| (Kind::NetworkingReady, *reason, said.clone())));
         let cleanup = report.cleanup_failed.iter();
         let cleanup = cleanup.map(|cause| (Kind::CleanupFailed, Reason::CleanupFailed, cause.clone()));
-        let causes: Vec<_> = found.chain(cleanup).collect();
         let key_of = |kind: Kind, reason: Reason| (EventReason::of(kind, reason), reason);
-        self.memory
-            .told
-            .retain(|told, _| causes.iter().any(|(kind, reason, _)| key_of(*kind, *reason) == *told));
-        for (kind, reason, message) in causes {
-            let key = key_of(kind, reason);
+        let notes = report.notes.iter().map(|(event, reason, note)| ((*event, *reason), note.clone()));
+        let found = found.chain(cleanup).map(|(kind, reason, message)| (key_of(kind, reason), message));
+        // Of those about the same reason the condition's goes first.
+        let mut causes = BTreeMap::new();
+        for (key, message) in found.chain(notes) {
+            causes.entry(key).or_insert(message);
+        }
+        self.memory.told.retain(|told, _| causes.contains_key(told));
+        for (key, message) in causes {
+            let (event, reason) = key;
             let is_news = self.memory.told.get(&key).is_none_or(|(at, words)| {
                 *words != message && now.saturating_duration_since(*at) >= TELL_AGAIN
             });
@@ -305,8 +323,8 @@ impl Worker {
             }
             let note = format!("{reason}: {message}");
             match reason {
-                Reason::Paused => self.ctx.events.normal(binding, key.0, note),
-                _ => self.ctx.events.warning(binding, key.0, note),
+                Reason::Paused => self.ctx.events.normal(binding, event, note),
+                _ => self.ctx.events.warning(binding, event, note),
             }
             self.memory.told.insert(key, (now, message));
         }
@@ -370,7 +388,10 @@ impl Worker {
             report.stalled(Kind::TargetGroupResolved, Reason::InUseByAnotherBinding, message);
             return Err(Outcome::Done(None));
         }
-        let message = format!("target group {} exists", group.arn.name());
+        let mut message = format!("target group {} exists", group.arn.name());
+        if binding.spec.target_group.is_replaced_by(&arn) {
+            message.push_str(&format!("; it was made anew, and the one of this name is {arn} now"));
+        }
         report.ok(Kind::TargetGroupResolved, Reason::Resolved, message);
 
         let wanted = desired(&ctx.index(), binding, &group, &ctx.settings.switches);
@@ -389,9 +410,9 @@ impl Worker {
             self.zoned(binding, &group, &wanted).await.map_err(|error| self.failed(report, &error.into()))?;
         self.observe(binding, &arn, &targets).await.map_err(|error| self.failed(report, &error.into()))?;
         let tracked = self.track(binding, &targets, mode).await;
-        tracked.map_err(|error| self.failed(report, &Error::cluster("the ConfigMap of targets", error)))?;
+        tracked.map_err(|error| self.failed(report, &Error::tracking(error)))?;
 
-        let contact = self.contact_left(binding);
+        let contact = self.contact(binding, &arn, &targets);
         let mut found = Found {
             mode,
             group,
@@ -400,7 +421,6 @@ impl Worker {
             subnets,
             targets,
             contact,
-            foreign: self.foreign(contact),
             plan: Plan::default(),
             applied: Applied::default(),
             without_gate: 0,
@@ -411,8 +431,9 @@ impl Worker {
             self.introduce(binding, &found, report).await?;
             self.take_turn(binding, &found.plan, report).await?;
             if let Err(error) = self.note(&found.plan.register, &found.targets).await {
-                return Err(self.failed(report, &Error::cluster("the ConfigMap of targets", error)));
+                return Err(self.failed(report, &Error::tracking(error)));
             }
+            report.first_contact = Some(found.contact.record.clone());
             found.applied = self.apply(binding, &found).await;
         }
         if mode != Mode::Observes {
@@ -427,25 +448,35 @@ impl Worker {
     }
 
     /// Before the first target is registered, the status says that the group was looked at and what of others was there:
-    /// what comes from then on is ours, also if we end before the pass does.
+    /// what comes from then on is ours, also if we end before the pass does. Of a Shared binding the ConfigMap says that.
     async fn introduce(
         &mut self,
         binding: &TargetGroupBinding,
         found: &Found,
         report: &mut Report,
     ) -> Result<(), Outcome> {
-        let is_known = self.memory.writes.status(binding).is_some_and(ownership::was_seen);
-        if is_known || found.contact.is_none() || found.plan.register.is_empty() {
+        if binding.spec.target_group.sharing() == Sharing::Shared {
             return Ok(());
         }
-        let mut first = report.clone();
-        self.report_contact(found, &mut first);
+        let known = self.memory.writes.status(binding).and_then(|status| status.first_contact.as_ref());
+        let is_known = known == Some(&found.contact.record);
+        // The ConfigMap of a binding that was Shared says what is ours until the status does.
+        let is_needed = !found.plan.register.is_empty() || self.memory.tracking.is_some();
         let ctx = Arc::clone(&self.ctx);
-        let written = self.memory.writes.put_status(&ctx, binding, &first).await;
-        match written {
-            Ok(()) => Ok(()),
-            Err(error) => Err(self.unwritten(report, "the status", error).await),
+        if is_needed && !is_known {
+            let mut first = report.clone();
+            self.report_contact(found, &mut first);
+            let written = self.memory.writes.put_status(&ctx, binding, &first).await;
+            if let Err(error) = written {
+                return Err(self.unwritten(report, "the status", error).await);
+            }
         }
+        if self.memory.tracking.take().is_some() {
+            let removed = Tracking::remove(&ctx.client, &self.key).await;
+            removed.map_err(|error| self.failed(report, &Error::tracking(error)))?;
+            self.memory.untracked = true;
+        }
+        Ok(())
     }
 
     /// What has to be written before the first target is registered was not.
@@ -628,41 +659,50 @@ impl Worker {
         Ok(())
     }
 
-    /// Reads the ConfigMap of a Shared binding; one that is missing begins with what is both registered and wanted. A
-    /// binding that is not Shared any more needs none.
+    /// Reads the ConfigMap of a Shared binding; one that is missing, or is another binding's, begins with what is both
+    /// registered and wanted. That of a binding that is not Shared any more tells what of the group is its own.
     async fn track(
         &mut self,
         binding: &TargetGroupBinding,
         targets: &BTreeMap<TargetKey, Target>,
         mode: Mode,
     ) -> Result<(), kube::Error> {
-        if binding.spec.target_group.sharing() != Sharing::Shared {
-            return match mode {
-                Mode::Writes => self.untrack(binding).await,
-                Mode::Paused | Mode::Observes => Ok(()),
-            };
-        }
-        if self.memory.tracking.is_none() {
-            let mut read = Tracking::read(self.ctx.client.clone(), &self.key).await?;
-            if !read.exists() {
-                let present = |key: &&TargetKey| self.memory.observed.present(key).is_some();
-                read.targets = targets.keys().filter(present).cloned().collect();
-            }
-            (self.memory.tracking, self.memory.untracked) = (Some(Box::new(read)), false);
-        }
-        Ok(())
-    }
-
-    /// Deletes the ConfigMap of a binding that is not Shared, where there may be one: it was Shared a moment ago, or while
-    /// nobody looked.
-    async fn untrack(&mut self, binding: &TargetGroupBinding) -> Result<(), kube::Error> {
-        if self.memory.untracked {
+        let is_shared = binding.spec.target_group.sharing() == Sharing::Shared;
+        let is_looked_for = is_shared || (mode == Mode::Writes && !self.memory.untracked);
+        if self.memory.tracking.is_some() || !is_looked_for {
             return Ok(());
         }
-        if self.memory.tracking.is_some() || ownership::may_have_been_shared(binding) {
-            Tracking::remove(&self.ctx.client, &self.key).await?;
+        let mark = self.mark(binding);
+        if !is_shared && !ownership::may_have_been_shared(binding, &mark) {
+            self.memory.untracked = true;
+            return Ok(());
         }
-        (self.memory.tracking, self.memory.untracked) = (None, true);
+        let mut read = match Tracking::read(self.ctx.client.clone(), &self.key, mark).await {
+            Ok(read) => read,
+            // Where we may not touch ConfigMaps, we have made none.
+            Err(kube::Error::Api(status)) if !is_shared && status.is_forbidden() => {
+                self.memory.untracked = true;
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let tracked = read.tracked();
+        if tracked.is_none() && !is_shared {
+            self.memory.untracked = true;
+            return Ok(());
+        }
+        let agrees = Options::of(binding).0.adopt_targets;
+        let (mine, strange) = {
+            let index = self.ctx.index();
+            let is_own = |key: &TargetKey| targets.contains_key(key) || is_of_cluster(&index, key);
+            tracked.as_ref().map(|tracked| tracked.adopted(agrees, is_own)).unwrap_or_default()
+        };
+        read.targets = mine;
+        if is_shared && tracked.is_none_or(|tracked| tracked.owner == Owner::Others) {
+            let present = |key: &&TargetKey| self.memory.observed.present(key).is_some();
+            read.targets.extend(targets.keys().filter(present).cloned());
+        }
+        (self.memory.tracking, self.memory.strange) = (Some(Box::new(read)), strange);
         Ok(())
     }
 
@@ -682,24 +722,64 @@ impl Worker {
         answer
     }
 
-    /// How much longer foreign targets are left alone.
-    fn contact_left(&mut self, binding: &TargetGroupBinding) -> Option<Duration> {
-        let now = Timestamp::now();
-        let contact =
-            *self.memory.first_contact.get_or_insert_with(|| ownership::first_contact(binding, now));
-        let left = ownership::contact_left(contact, now, self.ctx.settings.resync);
-        left.filter(|_| binding.spec.target_group.sharing() == Sharing::Exclusive)
+    fn mark(&self, binding: &TargetGroupBinding) -> Mark {
+        Mark::of(&self.ctx.settings.cluster_name, binding)
     }
 
-    /// What is registered, was so at first contact, and is not this cluster's.
-    fn foreign(&mut self, contact: Option<Duration>) -> BTreeSet<TargetKey> {
-        if contact.is_none() {
-            return BTreeSet::new();
+    /// The first contact with the target group: as the status tells, or it is now.
+    fn contact(
+        &mut self,
+        binding: &TargetGroupBinding,
+        arn: &str,
+        targets: &BTreeMap<TargetKey, Target>,
+    ) -> Contact {
+        let (ctx, now) = (Arc::clone(&self.ctx), Timestamp::now());
+        let (mark, sharing) = (self.mark(binding), binding.spec.target_group.sharing());
+        let Memory { observed, tracking, strange, writes, .. } = &mut self.memory;
+        let index = ctx.index();
+        let is_own = |key: &TargetKey| {
+            targets.contains_key(key) || observed.is_ours(key) || is_of_cluster(&index, key)
+        };
+        let is_same = |record: &&FirstContact| {
+            *record.target_group_arn == *arn && ownership::sharing_of(record) == sharing
+        };
+        let known = mark.record(writes.status(binding)).filter(is_same).cloned();
+        let mut record = Box::new(known.unwrap_or_else(|| {
+            let foreign = match sharing {
+                Sharing::Shared => strange.clone(),
+                Sharing::Exclusive => {
+                    let was_tracked = tracking.as_ref().map(|tracking| &tracking.targets);
+                    let is_foreign = |key: &&TargetKey| {
+                        observed.present(key).is_some()
+                            && !is_own(key)
+                            && !was_tracked.is_some_and(|tracked| tracked.contains(key))
+                    };
+                    observed.targets().keys().filter(is_foreign).cloned().collect()
+                }
+            };
+            ownership::first_contact(&mark, arn, sharing, &foreign, now)
+        }));
+        // A ConfigMap that lost its mark, since LBC wrote it meanwhile, may list more.
+        for key in strange.iter().map(ToString::to_string) {
+            if sharing == Sharing::Shared && !record.foreign_targets.contains(&key) {
+                record.foreign_targets.push(key);
+            }
         }
-        let Memory { observed, foreign, .. } = &mut self.memory;
-        let now = ownership::foreign(&self.ctx.index(), observed);
-        let then = foreign.get_or_insert_with(|| now.clone());
-        now.intersection(then).cloned().collect()
+        let grace = ctx.settings.foreign_targets_grace.filter(|_| sharing == Sharing::Exclusive);
+        let until = ownership::foreign_until(&record, grace);
+        if Options::of(binding).0.adopt_targets {
+            let adopted = std::mem::take(&mut record.foreign_targets);
+            strange.clear();
+            if let (Sharing::Shared, Some(tracking)) = (sharing, tracking) {
+                tracking.targets.extend(adopted.iter().filter_map(|entry| TargetKey::parse(entry)));
+            }
+        } else if until.is_some_and(|until| until <= now) {
+            record.foreign_targets.clear();
+        } else {
+            ownership::settle(&mut record, is_own);
+        }
+        let foreign = ownership::foreign(&record, observed, is_own);
+        Contact { record, foreign, until }
     }
 
     /// A kind of object that has not been seen for long, and for how long.
@@ -709,17 +789,17 @@ impl Worker {
 
     fn plan(&mut self, binding: &TargetGroupBinding, found: &Found, now: Instant) -> Plan {
         let is_blind = self.blind().is_some();
-        let Found { wanted, targets, foreign, backend, .. } = found;
+        let Found { wanted, targets, contact, backend, .. } = found;
         let ctx = Arc::clone(&self.ctx);
         let index = ctx.index();
         let settings = &ctx.settings;
+        let is_shared = binding.spec.target_group.sharing() == Sharing::Shared;
         let Memory { observed, tracking, .. } = &mut self.memory;
         observed.adopt(wanted);
         observed.keep_refused(|key| targets.contains_key(key), now);
         let unwanted_for = observed.unwanted_for(|key| targets.contains_key(key), now);
-        let mut protected =
-            ownership::wanted_by_others(&index, &settings.switches, binding, found.group.arn.as_str());
-        protected.extend(foreign.iter().cloned());
+        let mut protected = ownership::wanted_by_others(&index, &settings.switches, binding, &found.group);
+        protected.extend(contact.foreign.iter().cloned());
         let when_none_ready = Options::of(binding).0.when_none_ready;
         let keeps = match when_none_ready {
             Some(choice) => choice == WhenNoneReady::Keep,
@@ -736,7 +816,7 @@ impl Worker {
             observed: observed.targets(),
             assumed: &observed.assumed(),
             alive: &alive,
-            tracked: tracking.as_ref().map(|tracking| &tracking.targets),
+            tracked: tracking.as_ref().filter(|_| is_shared).map(|tracking| &tracking.targets),
             protected: &protected,
             rejected: &observed.not_now(now).0,
             unwanted_for: &unwanted_for,
@@ -750,7 +830,7 @@ impl Worker {
 
     /// Whether the pass has to be done again, and when.
     fn outcome(&mut self, found: &Found) -> Outcome {
-        let Found { plan, applied, foreign, contact, backend, .. } = found;
+        let Found { mode, plan, applied, contact, backend, .. } = found;
         if let Some(error) = &applied.failed {
             if error.is_target_group_not_found() && self.doubts() {
                 return Outcome::Again;
@@ -766,9 +846,13 @@ impl Worker {
         }
         let left = (applied.left > 0).then_some(BACKOFF_FIRST);
         let at_once = (applied.waits || applied.reregisters).then_some(Duration::ZERO);
-        let contact = contact.filter(|_| !foreign.is_empty());
+        // Nothing comes of a plan that is only shown.
+        let again_in = plan.again_in.filter(|_| *mode == Mode::Writes);
+        let until = contact.until.filter(|_| !contact.foreign.is_empty());
+        let contact = until.map(|until| Duration::try_from(until.duration_since(Timestamp::now())));
+        let contact = contact.map(Result::unwrap_or_default);
         let retry = self.memory.observed.not_now(Instant::now()).1;
-        let all = [plan.again_in, left, at_once, contact, retry, backend.again_in];
+        let all = [again_in, left, at_once, contact, retry, backend.again_in];
         Outcome::Done(all.into_iter().flatten().min())
     }
 

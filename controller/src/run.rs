@@ -355,7 +355,7 @@ fn watch<K>(
                 Ok(Some(event)) => event,
                 Ok(None) => return,
                 Err(error) => {
-                    warn!(cache, %error, "watch failed; trying again");
+                    warn!(cache, error = %tgb_process::told(&error), "watch failed; trying again");
                     ctx.watches().fail(&watched, Instant::now());
                     continue;
                 }

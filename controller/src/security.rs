@@ -721,7 +721,8 @@ async fn bindings_elsewhere(ctx: &Ctx) -> Result<Vec<Claim>, AwsError> {
             operation: "list targetgroupbindings",
             code: UNLISTED.to_owned(),
             message: format!(
-                "nothing is taken away before the bindings of all namespaces are known: {error}"
+                "nothing is taken away before the bindings of all namespaces are known: {}",
+                tgb_process::told(&error)
             ),
         })?;
         {

@@ -1,10 +1,10 @@
 //! The status of a binding: conditions with reasons for machines and sentences for people.
 
-use crate::reason::{Kind, Reason};
+use crate::reason::{EventReason, Kind, Reason};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use std::sync::Arc;
 use std::time::Duration;
-use tgb_api::v1::{Condition, Said, Status, TargetCounts, TargetGroupBinding};
+use tgb_api::v1::{Condition, FirstContact, Said, Status, TargetCounts, TargetGroupBinding};
 
 /// The types in the order in which `Ready` takes over the first that is false.
 const ORDER: [Kind; 4] =
@@ -87,6 +87,10 @@ pub(crate) struct Report {
     pub(crate) findings: Vec<Finding>,
     pub(crate) target_group_arn: Option<String>,
     pub(crate) targets: Option<TargetCounts>,
+    /// The first contact with the target group, if this pass knows of it.
+    pub(crate) first_contact: Option<Box<FirstContact>>,
+    /// Causes of events beside what the conditions say.
+    pub(crate) notes: Vec<(EventReason, Reason, String)>,
     /// The binding is being deleted: what was said of it before stays.
     pub(crate) ends: bool,
     /// A clean-up that failed, and why.
@@ -211,6 +215,10 @@ pub(crate) fn status(report: &Report, old: Option<&Status>, generation: Option<i
             .or_else(|| old.and_then(|status| status.target_group_arn.clone())),
         conditions,
         targets: report.targets.clone().or_else(|| old.and_then(|status| status.targets.clone())),
+        first_contact: report
+            .first_contact
+            .clone()
+            .or_else(|| old.and_then(|status| status.first_contact.clone())),
     }
 }
 
@@ -234,6 +242,7 @@ pub(crate) fn difference(old: Option<&Status>, new: &Status) -> Difference {
     let counts =
         |status: &Status| status.targets.clone().map(|counts| TargetCounts { observed_at: None, ..counts });
     if (old.observed_generation, &old.target_group_arn) != (new.observed_generation, &new.target_group_arn)
+        || old.first_contact != new.first_contact
         || !substance(&old.conditions).eq(substance(&new.conditions))
     {
         Difference::Substance

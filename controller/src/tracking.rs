@@ -1,7 +1,9 @@
-//! What a Shared binding once registered, kept in a ConfigMap so that a restart does not forget it.
+//! What a Shared binding once registered, kept in a ConfigMap so that a restart does not forget it. The list is in LBC's
+//! format; annotations beside it name the binding and the cluster.
 
 use crate::desired::TargetKey;
 use crate::index::Key;
+use crate::ownership::{Mark, Owner, Tracked};
 use k8s_openapi::api::core::v1::ConfigMap;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, PostParams};
@@ -13,29 +15,44 @@ use tgb_api::names;
 pub(crate) struct Tracking {
     api: Api<ConfigMap>,
     name: String,
+    mark: Mark,
     /// `None`: there is no ConfigMap.
     map: Option<ConfigMap>,
+    /// What the binding registered, as far as it is known.
     pub(crate) targets: BTreeSet<TargetKey>,
+    /// What the ConfigMap lists.
+    written: BTreeSet<TargetKey>,
     /// The QUIC server ids that are part of the entries of some.
     quic: BTreeMap<TargetKey, String>,
 }
 
 impl Tracking {
-    /// Reads it.
-    pub(crate) async fn read(client: Client, binding: &Key) -> Result<Self, kube::Error> {
+    /// Reads it. `mark` names the binding that it is read for.
+    ///
+    /// # Errors
+    /// What the API server answered.
+    pub(crate) async fn read(client: Client, binding: &Key, mark: Mark) -> Result<Self, kube::Error> {
         let api: Api<ConfigMap> = Api::namespaced(client, &binding.namespace);
         let name = names::tracking_config_map(&binding.name);
         let map = api.get_opt(&name).await?;
         let text = map.as_ref().and_then(|map| map.data.as_ref()?.get(names::TRACKING_CONFIG_MAP_KEY));
         let quic = text.map(|text| parse(text)).unwrap_or_default();
-        let targets = quic.keys().cloned().collect();
+        let targets: BTreeSet<TargetKey> = quic.keys().cloned().collect();
         let quic = quic.into_iter().filter_map(|(key, id)| Some((key, id?))).collect();
-        Ok(Self { api, name, map, targets, quic })
+        Ok(Self { api, name, mark, map, written: targets.clone(), targets, quic })
     }
 
     /// Whether there is one.
     pub(crate) fn exists(&self) -> bool {
         self.map.is_some()
+    }
+
+    /// The content of the ConfigMap and its owner, if there is one.
+    pub(crate) fn tracked(&self) -> Option<Tracked> {
+        let annotations = self.map.as_ref()?.metadata.annotations.as_ref();
+        let mark = |key: &str| annotations.and_then(|all| all.get(key)).map(String::as_str);
+        let owner = self.mark.owner(mark(names::TRACKING_CLUSTER), mark(names::TRACKING_BINDING_UID));
+        Some(Tracked { owner, targets: self.written.clone() })
     }
 
     /// Writes it with the resourceVersion that was read; a conflict means that somebody else wrote.
@@ -50,7 +67,8 @@ impl Tracking {
             Some((key.clone(), id))
         });
         let quic: BTreeMap<TargetKey, String> = ids.collect();
-        if self.exists() && self.targets == targets && self.quic == quic {
+        let is_ours = self.tracked().is_some_and(|tracked| tracked.owner == Owner::Us);
+        if is_ours && self.written == targets && self.quic == quic {
             return Ok(());
         }
         let mut map = self.map.clone().unwrap_or_else(|| ConfigMap {
@@ -59,11 +77,17 @@ impl Tracking {
         });
         let text = print(&targets, &quic);
         map.data.get_or_insert_default().insert(names::TRACKING_CONFIG_MAP_KEY.to_owned(), text);
+        let marks = [
+            (names::TRACKING_CLUSTER.to_owned(), self.mark.cluster.clone()),
+            (names::TRACKING_BINDING_UID.to_owned(), self.mark.uid.clone()),
+        ];
+        map.metadata.annotations.get_or_insert_default().extend(marks);
         let written = match self.exists() {
             true => self.api.replace(&self.name, &PostParams::default(), &map).await?,
             false => self.api.create(&PostParams::default(), &map).await?,
         };
         self.map = Some(written);
+        self.written.clone_from(&targets);
         (self.targets, self.quic) = (targets, quic);
         Ok(())
     }
@@ -79,6 +103,16 @@ impl Tracking {
     }
 }
 
+impl TargetKey {
+    /// Reads what it prints; an IPv6 address may lack its brackets.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (id, port) = text.rsplit_once(':')?;
+        let id = id.strip_prefix('[').and_then(|id| id.strip_suffix(']')).unwrap_or(id);
+        let key = Self { id: id.to_owned(), port: port.parse().ok()? };
+        Some(key).filter(|key| !key.id.is_empty())
+    }
+}
+
 /// `id:port` or `id:port:quicId`, separated by commas; what is neither is left out.
 fn parse(text: &str) -> BTreeMap<TargetKey, Option<String>> {
     let one = |entry: &str| {
@@ -86,9 +120,7 @@ fn parse(text: &str) -> BTreeMap<TargetKey, Option<String>> {
             Some((rest, quic)) if quic.starts_with("0x") => (rest, Some(quic.to_owned())),
             _ => (entry, None),
         };
-        let (id, port) = entry.rsplit_once(':')?;
-        let key = TargetKey { id: id.to_owned(), port: port.parse().ok()? };
-        Some((key, quic)).filter(|(key, _)| !key.id.is_empty())
+        Some((TargetKey::parse(entry)?, quic))
     };
     text.split(',').map(str::trim).filter_map(one).collect()
 }
@@ -122,6 +154,14 @@ mod tests {
         }
         assert_eq!(again("b:1, a:2,a:2"), "a:2,b:1");
         assert!(parse("x,:80,10.0.0.1:http").is_empty());
+    }
+
+    #[test]
+    fn a_target_is_read_as_it_is_printed() {
+        for text in ["10.0.0.1:80", "[fd00::1]:80", "i-0123:30080"] {
+            assert_eq!(TargetKey::parse(text).map(|key| key.to_string()).as_deref(), Some(text));
+        }
+        assert_eq!(["*", ":80", "10.0.0.1", "10.0.0.1:http"].map(TargetKey::parse), [None, None, None, None]);
     }
 
     #[test]

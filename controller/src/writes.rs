@@ -184,7 +184,7 @@ impl Writes {
             Ok(()) => None,
             Err(error) if is_conflict(&error) => Some(CONFLICT),
             Err(error) => {
-                warn!(binding = %format!("{}/{}", binding.namespace(), binding.name()), %error, "could not write the status");
+                warn!(binding = %format!("{}/{}", binding.namespace(), binding.name()), error = %tgb_process::told(&error), "could not write the status");
                 Some(self.refusals.add(Instant::now(), fastrand::f64()))
             }
         }

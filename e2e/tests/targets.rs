@@ -818,36 +818,315 @@ fn somebody_elses_write_in_the_middle_of_a_pass_is_no_failure() {
     assert!(all.iter().all(|(reason, _)| !reason.ends_with("Failed")), "{all:?}");
 }
 
-#[test]
-fn foreign_targets_are_left_alone_for_one_resync() {
-    let space = prepare("foreign").controller("--health-poll=1s").start().unwrap();
-    let arn = space.target_group("HTTP", 80, "ip").unwrap();
+/// An address that is not this cluster's, as if another one had registered it.
+const FOREIGN: &str = "10.9.9.9:80";
+
+fn register_foreign(space: &Space<'_>, arn: &str) {
+    let (id, port) = FOREIGN.split_once(':').unwrap();
     let parameters = [
-        ("TargetGroupArn", arn.as_str()),
-        ("Targets.member.1.Id", "10.9.9.9"),
-        ("Targets.member.1.Port", "80"),
+        ("TargetGroupArn", arn),
+        ("Targets.member.1.Id", id),
+        ("Targets.member.1.Port", port),
         ("Targets.member.1.AvailabilityZone", "all"),
     ];
     space.call("RegisterTargets", &parameters).unwrap();
-    space.deploy("web", 1).unwrap();
-    space.bind("web", &arn, &json!({})).unwrap();
-    let message = until(&space, "TargetsRegistered", "False", "ForeignTargets");
-    assert!(message.contains("10.9.9.9:80"), "{message}");
-    assert!(until_event(&space, "ForeignTargets").contains("10.9.9.9:80"));
+}
+
+/// The pods of `web` and the foreign target.
+fn with_foreign(space: &Space<'_>) -> BTreeSet<String> {
     let mut all = space.pods("web", 8080).unwrap();
-    all.insert("10.9.9.9:80".to_owned());
-    assert_eq!(space.targets(&arn).unwrap(), all);
-    // a restart does not make it forget
+    all.insert(FOREIGN.to_owned());
+    all
+}
+
+#[test]
+fn foreign_targets_stay_until_somebody_agrees_that_they_go() {
+    let space = prepare("foreign").controller("--health-poll=1s").start().unwrap();
+    let arn = space.target_group("HTTP", 80, "ip").unwrap();
+    register_foreign(&space, &arn);
+    space.deploy("web", 1).unwrap();
+    // a preview names them, and is no first contact
+    let mut paused = space.binding("web", &arn, &json!({}));
+    paused["metadata"]["annotations"] = json!({"elbv2.k8s.aws/paused": "true"});
+    space.apply(&paused).ok().unwrap();
+    let message = until(&space, "TargetsRegistered", "False", "ForeignTargets");
+    assert!(message.starts_with("paused: ") && message.contains(FOREIGN), "{message}");
+    assert!(until_event(&space, "ForeignTargets").contains(FOREIGN));
+    let contact = || space.kubectl("get tgb web -o json").json().unwrap()["status"]["firstContact"].clone();
+    assert_eq!(contact(), Value::Null);
+    space.kubectl("annotate tgb web elbv2.k8s.aws/paused-").ok().unwrap();
+    until_message(&space, "TargetsRegistered", "left alone");
+    space.until_targets(&arn, &with_foreign(&space)).unwrap();
+    until_message(&space, "TargetsRegistered", "elbv2.k8s.aws/adopt-targets");
+    assert_eq!(contact()["foreignTargets"], json!([FOREIGN]));
+    // neither a restart nor a resync makes it forget
     space.controller().stop().unwrap();
     let looks = space.count("DescribeTargetHealth");
-    space.controller().restart().unwrap();
+    space.controller().restart_with(&["--resync=1s"]).unwrap();
     until_calls(&space, "DescribeTargetHealth", looks + 3);
-    assert_eq!(space.targets(&arn).unwrap(), all);
-    // nor does it begin anew: the time of a shorter one is over by now, or soon
-    space.controller().stop().unwrap();
-    space.controller().restart_with(&["--resync=3s"]).unwrap();
+    assert_eq!(space.targets(&arn).unwrap(), with_foreign(&space));
+    annotate(&space, "tgb web", "elbv2.k8s.aws/adopt-targets=true");
     space.until_pods_are_targets(&arn, "web", 1).unwrap();
     until(&space, "TargetsRegistered", "True", "Registered");
+    assert_eq!(contact()["foreignTargets"], json!([]));
+}
+
+#[test]
+fn foreign_targets_go_after_the_grace_where_the_operator_sets_one() {
+    let space = prepare("grace")
+        .controller("--health-poll=1s")
+        .controller("--foreign-targets-grace=3s")
+        .start()
+        .unwrap();
+    let arn = space.target_group("HTTP", 80, "ip").unwrap();
+    register_foreign(&space, &arn);
+    space.deploy("web", 1).unwrap();
+    space.bind("web", &arn, &json!({})).unwrap();
+    assert!(until_event(&space, "ForeignTargets").contains("left alone until "));
+    space.until_pods_are_targets(&arn, "web", 1).unwrap();
+    until(&space, "TargetsRegistered", "True", "Registered");
+}
+
+/// A namespace of a backup comes into a cluster that it is not of, with finalizer, status and ConfigMap.
+#[test]
+fn records_of_another_cluster_give_no_right_to_what_it_serves() {
+    let space = prepare("restored").value("sharedTargets.namespaces={restored}").start().unwrap();
+    space.deploy("web", 1).unwrap();
+    let served = || {
+        let arn = space.target_group("HTTP", 80, "ip").unwrap();
+        register_foreign(&space, &arn);
+        arn
+    };
+    let there = BTreeSet::from([FOREIGN.to_owned()]);
+    let restore = |name: &str, arn: &str, sharing: &str, contact: Value| {
+        let spec = json!({"targetGroup": {"arn": arn, "sharing": sharing}, "serviceRef": {"name": "web"}});
+        let mut object = space.binding(name, arn, &spec);
+        object["metadata"]["finalizers"] = json!(["elbv2.k8s.aws/resources"]);
+        space.apply(&object).ok().unwrap();
+        let mut status = json!({"observedGeneration": 1, "targetGroupARN": arn});
+        if !contact.is_null() {
+            status["firstContact"] = contact;
+        }
+        let patch = json!({"status": status}).to_string();
+        let args = ["patch", "tgb", name, "--subresource=status", "--type=merge", "-p", &patch];
+        space.kubectl_with(&args, "").ok().unwrap();
+    };
+    let map = |name: &str, annotations: Value| {
+        let metadata = json!({"name": format!("aws-lbc-targets-{name}"), "annotations": annotations});
+        let object = json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"targets": FOREIGN},
+        });
+        space.apply(&object).ok().unwrap();
+    };
+    let contact = |arn: &str| json!({"cluster": "other", "bindingUID": "u", "targetGroupARN": arn});
+    let marks = json!({"elbv2.k8s.aws/cluster": "other", "elbv2.k8s.aws/binding-uid": "u"});
+    space.controller().stop().unwrap();
+    // deleted before anybody looked
+    let (first, second, third) = (served(), served(), served());
+    restore("status", &first, "Exclusive", contact(&first));
+    restore("unmarked", &second, "Exclusive", Value::Null);
+    restore("map", &third, "Shared", contact(&third));
+    map("map", marks.clone());
+    for name in ["status", "unmarked", "map"] {
+        space.kubectl(&format!("delete tgb {name} --wait=false")).ok().unwrap();
+    }
+    // looked at, and deleted later; the second map is LBC's, without marks
+    let (fourth, fifth, sixth) = (served(), served(), served());
+    restore("lives", &fourth, "Exclusive", contact(&fourth));
+    restore("shares", &fifth, "Shared", contact(&fifth));
+    map("shares", marks);
+    restore("of-lbc", &sixth, "Shared", Value::Null);
+    map("of-lbc", json!({}));
+    space.controller().restart().unwrap();
+    for name in ["status", "unmarked", "map"] {
+        space.kubectl(&format!("wait --for=delete tgb/{name} --timeout=60s")).ok().unwrap();
+    }
+    for arn in [&first, &second, &third] {
+        assert_eq!(space.targets(arn).unwrap(), there);
+    }
+    assert!(
+        events(&space, "status")
+            .iter()
+            .any(|(reason, note)| { reason == "CleanupIncomplete" && note.contains("of cluster other") })
+    );
+    assert!(until_reason(&space, "lives", "ForeignTargets").contains(FOREIGN));
+    for name in ["shares", "of-lbc"] {
+        until_reason(&space, name, "Reconciled");
+        let map = space.kubectl(&format!("get configmap aws-lbc-targets-{name} -o json")).json().unwrap();
+        assert_eq!(map["metadata"]["annotations"]["elbv2.k8s.aws/cluster"], "demo", "{map}");
+        assert!(!map["data"]["targets"].as_str().unwrap().contains(FOREIGN), "{map}");
+    }
+    for arn in [&fourth, &fifth, &sixth] {
+        space.until_targets(arn, &with_foreign(&space)).unwrap();
+    }
+    for (name, arn) in [("lives", &fourth), ("shares", &fifth), ("of-lbc", &sixth)] {
+        space.kubectl(&format!("delete tgb {name} --timeout=60s")).ok().unwrap();
+        assert_eq!(space.targets(arn).unwrap(), there, "{name}");
+    }
+}
+
+#[test]
+fn a_binding_by_name_follows_a_target_group_that_is_made_anew_under_it() {
+    let space = space("byname");
+    let made = || {
+        let vpc = space.aws().lab().vpc.clone();
+        let parameters = [
+            ("Name", "byname-made"),
+            ("Protocol", "HTTP"),
+            ("Port", "80"),
+            ("TargetType", "ip"),
+            ("VpcId", vpc.as_str()),
+        ];
+        let answer = space.call("CreateTargetGroup", &parameters).unwrap();
+        let (_, rest) = answer.split_once("<TargetGroupArn>").unwrap();
+        rest.split_once('<').unwrap().0.to_owned()
+    };
+    let old = made();
+    space.deploy("web", 1).unwrap();
+    space.bind("web", "", &json!({"targetGroup": {"name": "byname-made"}})).unwrap();
+    space.until_pods_are_targets(&old, "web", 1).unwrap();
+    space.call("DeleteTargetGroup", &[("TargetGroupArn", &old)]).unwrap();
+    let new = made();
+    assert_ne!(old, new);
+    space.kubectl("scale deployment web --replicas=2").ok().unwrap();
+    space.until_pods_are_targets(&new, "web", 2).unwrap();
+    until(&space, "Ready", "True", "Reconciled");
+    until_message(&space, "TargetGroupResolved", &new);
+    let object = space.kubectl("get tgb web -o json").json().unwrap();
+    assert_eq!(
+        (&object["spec"]["targetGroup"]["arn"], &object["status"]["targetGroupARN"]),
+        (&json!(old), &json!(new))
+    );
+    space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
+    assert!(space.targets(&new).unwrap().is_empty());
+}
+
+#[test]
+fn a_shared_binding_without_leave_to_keep_its_config_map_says_what_is_missing_and_goes() {
+    let space = space("leaveless");
+    bypass_webhook(&space);
+    let arn = space.target_group("HTTP", 80, "ip").unwrap();
+    register_foreign(&space, &arn);
+    space.deploy("web", 1).unwrap();
+    space.bind("web", &arn, &json!({"targetGroup": {"arn": arn, "sharing": "Shared"}})).unwrap();
+    let message = until(&space, "TargetsRegistered", "False", "RegistrationFailed");
+    assert!(message.contains("sharedTargets.namespaces") && message.contains("is forbidden"), "{message}");
+    assert!(!message.contains("Some(") && !message.contains("ApiError"), "{message}");
+    space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
+    assert_eq!(space.targets(&arn).unwrap(), BTreeSet::from([FOREIGN.to_owned()]));
+}
+
+/// What an editor of a namespace can do to bindings, in every version, against every flag about tenants.
+#[test]
+fn an_editor_of_a_namespace_reaches_no_target_group_of_another_team() {
+    let flags = [
+        "--require-target-group-tag=team=web",
+        "--namespace-binding-tag=namespaces",
+        "--assume-role-allow=arn:aws:iam::*:role/tenant-*",
+    ];
+    let prepared = flags.iter().fold(prepare("tenant"), |all, flag| all.controller(flag).webhook(flag));
+    let space = prepared.start().unwrap();
+    let tagged = |namespaces: &str| {
+        let arn = space.target_group("HTTP", 80, "ip").unwrap();
+        let tags = [
+            ("ResourceArns.member.1", arn.as_str()),
+            ("Tags.member.1.Key", "team"),
+            ("Tags.member.1.Value", "web"),
+            ("Tags.member.2.Key", "namespaces"),
+            ("Tags.member.2.Value", namespaces),
+        ];
+        space.call("AddTags", &tags).unwrap();
+        arn
+    };
+    let victim = tagged("others");
+    register_foreign(&space, &victim);
+    space.deploy("web", 1).unwrap();
+    // As the chart's ClusterRole allows it.
+    let role = space.kubectl("get clusterrole tgb-tenant-editor -o json").json().unwrap();
+    let bind = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding", "metadata": {"name": "editor"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": role["metadata"]["name"]},
+        "subjects": [{"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": "editor"}],
+    });
+    space.apply(&bind).ok().unwrap();
+    let editor = |args: &[&str], stdin: &str| space.kubectl_with(&[&["--as=editor"], args].concat(), stdin);
+    let forged = json!({
+        "observedGeneration": 1, "targetGroupARN": victim,
+        "targets": {"desired": 1, "registered": 1, "healthy": 1, "unhealthy": 0, "draining": 0, "summary": "1/1"},
+        "firstContact": {"cluster": "demo", "bindingUID": "u", "targetGroupARN": victim},
+    });
+    for version in ["v1", "v1beta1", "v1alpha1"] {
+        let own = tagged("tenant");
+        let kind = format!("targetgroupbindings.{version}.elbv2.k8s.aws");
+        let object = |arn: &str, role: Option<&str>| {
+            let spec = match (version, role) {
+                ("v1", None) => json!({"targetGroup": {"arn": arn}, "serviceRef": {"name": "web"}}),
+                ("v1", Some(role)) => json!({
+                    "targetGroup": {"arn": arn, "assumeRole": {"roleARN": role}}, "serviceRef": {"name": "web"},
+                }),
+                (_, None) => json!({"targetGroupARN": arn, "serviceRef": {"name": "web", "port": 80}}),
+                (_, Some(role)) => json!({
+                    "targetGroupARN": arn, "iamRoleArnToAssume": role, "serviceRef": {"name": "web", "port": 80},
+                }),
+            };
+            let data = json!({"status": forged, "for": "u"}).to_string();
+            json!({
+                "apiVersion": format!("elbv2.k8s.aws/{version}"), "kind": "TargetGroupBinding",
+                "metadata": {
+                    "name": "web", "finalizers": ["elbv2.k8s.aws/resources"],
+                    "annotations": {
+                        "elbv2.k8s.aws/conversion-data": data, "elbv2.k8s.aws/adopt-targets": "true",
+                    },
+                },
+                "spec": spec, "status": forged,
+            })
+        };
+        // create: neither the group of others nor a role that is not allowed
+        editor(&["create", "-f", "-"], &object(&victim, None).to_string()).refused().unwrap();
+        let role = object(&own, Some("arn:aws:iam::999999999999:role/admin")).to_string();
+        editor(&["create", "-f", "-"], &role).refused().unwrap();
+        editor(&["create", "-f", "-"], &object(&own, None).to_string()).ok().unwrap();
+        space.until_pods_are_targets(&own, "web", 1).unwrap();
+        // update and patch, with status and annotations in the body; the status itself is not theirs
+        let live = editor(&["get", &kind, "web", "-o", "json"], "").json().unwrap();
+        let mut replaced = live.clone();
+        replaced["status"] = forged.clone();
+        replaced["metadata"]["annotations"] = object(&own, None)["metadata"]["annotations"].clone();
+        editor(&["replace", "-f", "-"], &replaced.to_string()).ok().unwrap();
+        let patch = json!({"status": forged, "metadata": {"annotations": {"a": "b"}}}).to_string();
+        editor(&["patch", &kind, "web", "--type=merge", "-p", &patch], "").ok().unwrap();
+        let patch = json!({"status": forged}).to_string();
+        let of_status = ["patch", &kind, "web", "--subresource=status", "--type=merge", "-p", &patch];
+        editor(&of_status, "").refused().unwrap();
+        let arn = if version == "v1" {
+            json!({"targetGroup": {"arn": victim}})
+        } else {
+            json!({"targetGroupARN": victim})
+        };
+        let patch = json!({"spec": arn}).to_string();
+        editor(&["patch", &kind, "web", "--type=merge", "-p", &patch], "").refused().unwrap();
+        let status = space.kubectl("get tgb web -o json").json().unwrap()["status"].clone();
+        assert_eq!(status["targetGroupARN"], json!(own), "{version}");
+        editor(&["delete", &kind, "web", "--timeout=60s"], "").ok().unwrap();
+        assert!(space.targets(&own).unwrap().is_empty(), "{version}");
+        assert_eq!(space.targets(&victim).unwrap(), BTreeSet::from([FOREIGN.to_owned()]), "{version}");
+    }
+    // Even a status that somebody with more rights forged reaches no group that is closed to the namespace.
+    let own = tagged("tenant");
+    space.bind("web", &own, &json!({})).unwrap();
+    space.until_pods_are_targets(&own, "web", 1).unwrap();
+    space.controller().stop().unwrap();
+    let uid = space.kubectl("get tgb web -o json").json().unwrap()["metadata"]["uid"].clone();
+    let contact = json!({"cluster": "demo", "bindingUID": uid, "targetGroupARN": victim});
+    let patch = json!({"status": {"targetGroupARN": victim, "firstContact": contact}}).to_string();
+    let args = ["patch", "tgb", "web", "--subresource=status", "--type=merge", "-p", &patch];
+    space.kubectl_with(&args, "").ok().unwrap();
+    space.kubectl("delete tgb web --wait=false").ok().unwrap();
+    space.controller().restart().unwrap();
+    space.kubectl("wait --for=delete tgb/web --timeout=60s").ok().unwrap();
+    assert_eq!(space.targets(&victim).unwrap(), BTreeSet::from([FOREIGN.to_owned()]));
+    assert!(until_event(&space, "CleanupIncomplete").contains("TGB404"));
+    assert_eq!(space.count("AssumeRole"), 0);
 }
 
 #[test]
@@ -1013,11 +1292,6 @@ fn frozen_rules_hold_without_the_webhook() {
     let closed = space.target_group("HTTP", 80, "ip").unwrap();
     tags(&closed, "others");
     says(reason("closed", &closed, json!({}), group), "NotAllowed", "TGB404");
-    says(
-        reason("listener", &untagged.replace(":targetgroup/", ":listener/"), json!({}), group),
-        "InvalidSpec",
-        "TGB102",
-    );
     let elsewhere = "arn:aws:elasticloadbalancing:eu-west-1:999999999999:targetgroup/web/1234567890abcdef";
     says(reason("region", elsewhere, json!({}), group), "NotAllowed", "TGB103");
     let account = elsewhere.replace("eu-west-1", "us-west-2");
@@ -1062,6 +1336,9 @@ fn frozen_rules_hold_without_the_webhook() {
     };
     stored("nameless", &|group| *group = json!({"targetType": "ip"}));
     assert!(until_reason(&space, "nameless", "InvalidSpec").contains("TGB101"));
+    let listener = untagged.replace(":targetgroup/", ":listener/");
+    stored("listener", &|group| group["arn"] = json!(listener));
+    assert!(until_reason(&space, "listener", "InvalidSpec").contains("TGB102"));
     let role = json!({"roleARN": format!("arn:aws:iam::{}:role/any", space.aws().account())});
     stored("role", &|group| {
         group["targetType"] = json!("instance");
@@ -1682,11 +1959,19 @@ fn an_observing_controller_writes_nothing_to_aws_and_no_finalizer() {
 
 #[test]
 fn a_binding_with_on_delete_retain_leaves_its_targets() {
-    let space = space("retain");
+    let space = prepare("retain").value("sharedTargets.namespaces={retain}").start().unwrap();
     let arn = bound(&space, 2);
     annotate(&space, "tgb web", "elbv2.k8s.aws/on-delete=retain");
     space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
     assert_eq!(space.targets(&arn).unwrap(), space.pods("web", 8080).unwrap());
+    // The ConfigMap of a Shared one tells nobody anything any more.
+    space.bind("web", &arn, &json!({"targetGroup": {"arn": arn, "sharing": "Shared"}})).unwrap();
+    until(&space, "Ready", "True", "Reconciled");
+    space.kubectl("get configmap aws-lbc-targets-web").ok().unwrap();
+    annotate(&space, "tgb web", "elbv2.k8s.aws/on-delete=retain");
+    space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
+    assert_eq!(space.targets(&arn).unwrap(), space.pods("web", 8080).unwrap());
+    space.kubectl("get configmap aws-lbc-targets-web").refused().unwrap();
 }
 
 #[test]

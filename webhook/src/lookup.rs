@@ -294,7 +294,7 @@ async fn follow<S: Store>(api: Api<DeserializeGuard<S::Source>>, scope: Option<S
                 cache.write().store.remove(&namespace, &name);
             }
             Ok(None) => return,
-            Err(error) => tracing::warn!(%error, "a watch was interrupted"),
+            Err(error) => tracing::warn!(error = %tgb_process::told(&error), "a watch was interrupted"),
         }
     }
 }

@@ -35,7 +35,8 @@ pub(crate) async fn cluster(kubeconfig: Option<&Path>) -> Result<Stored, String>
     let namespace = client.default_namespace().to_owned();
     let services: Api<objects::Service> = Api::all(client.clone());
     let services = services.list(&ListParams::default()).await;
-    let services = services.map_err(|error| format!("Services can't be listed: {error}"))?;
+    let services =
+        services.map_err(|error| format!("Services can't be listed: {}", tgb_process::told(&error)))?;
     let label = format!("{}={}", names::INJECT_LABEL, names::INJECT_ENABLED);
     let namespaces: Api<objects::Namespace> = Api::all(client.clone());
     let labelled = namespaces.list_metadata(&ListParams::default().labels(&label)).await;
@@ -72,7 +73,9 @@ async fn bindings(client: &Client) -> Result<Vec<Value>, String> {
                 return list.items.into_iter().map(whole).collect();
             }
             Err(kube::Error::Api(status)) if status.code == 404 => {}
-            Err(error) => return Err(format!("TargetGroupBindings can't be listed: {error}")),
+            Err(error) => {
+                return Err(format!("TargetGroupBindings can't be listed: {}", tgb_process::told(&error)));
+            }
         }
     }
     Err("the cluster knows no TargetGroupBindings".to_owned())

@@ -565,7 +565,7 @@ impl<'a> Look<'a> {
             let foreign = self.context.registered.unwrap_or_default().saturating_sub(own);
             if foreign > 0 {
                 let message = format!(
-                    "the target group has {} of others, which would be deregistered; remove them first, or stay Shared",
+                    "the target group has {} of others, which an Exclusive binding must not have; remove them first, or stay Shared",
                     targets(foreign)
                 );
                 self.find("TGB119", SHARING, message);

@@ -213,6 +213,30 @@ pub async fn client(kubeconfig: Option<&Path>) -> Result<kube::Client, String> {
         .map_err(|error| error.to_string())
 }
 
+/// An error of the cluster in one sentence: what the API server says, or why it could not be asked. `kube` writes the whole
+/// answer behind it, in the words of the program.
+pub fn told(error: &(dyn std::error::Error + 'static)) -> String {
+    let chain = std::iter::successors(Some(error), |error| error.source());
+    let mut sentence = String::new();
+    for error in chain {
+        if let Some(kube::Error::Api(status)) = error.downcast_ref() {
+            return match status.message.as_str() {
+                "" => {
+                    format!("the API server answered {} {}", status.code, status.reason).trim_end().to_owned()
+                }
+                message => message.to_owned(),
+            };
+        }
+        let text = error.to_string();
+        // Some print their cause themselves.
+        if !sentence.contains(&text) {
+            sentence.push_str(if sentence.is_empty() { "" } else { ": " });
+            sentence.push_str(&text);
+        }
+    }
+    sentence
+}
+
 /// The same client, which says by whom it is used, and whose answers begin in time or never.
 fn limited(client: kube::Client, write: Duration, read: Duration) -> kube::Client {
     let namespace = client.default_namespace().to_owned();
@@ -313,6 +337,20 @@ mod tests {
         let request = http::Request::get("/version").body(Vec::new()).unwrap();
         let agent = client.request_text(request).await.unwrap();
         assert_eq!(agent, format!("tgb-tested/{}", env!("CARGO_PKG_VERSION")));
+    }
+
+    #[test]
+    fn an_error_of_the_cluster_is_told_in_one_sentence() {
+        let answer = |message: &str| {
+            let status = kube::core::Status::failure(message, "Forbidden").with_code(403);
+            kube::Error::Api(status.boxed())
+        };
+        assert_eq!(told(&answer("configmaps \"x\" is forbidden")), "configmaps \"x\" is forbidden");
+        assert_eq!(told(&answer("")), "the API server answered 403 Forbidden");
+        let listing = kube::runtime::watcher::Error::InitialListFailed(answer("pods is forbidden"));
+        assert_eq!(told(&listing), "pods is forbidden");
+        let refused = std::io::Error::new(std::io::ErrorKind::ConnectionRefused, "connection refused");
+        assert_eq!(told(&kube::Error::Service(refused.into())), "ServiceError: connection refused");
     }
 
     #[test]

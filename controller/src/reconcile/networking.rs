@@ -52,7 +52,7 @@ impl Worker {
         let is_unwanted = |key: &&TargetKey| !found.wanted.targets.contains_key(*key);
         if binding.spec.target_group.sharing() == Sharing::Exclusive {
             served.clear();
-            return there.keys().filter(is_unwanted).any(|key| !found.foreign.contains(key));
+            return there.keys().filter(is_unwanted).any(|key| !found.contact.foreign.contains(key));
         }
         // One that drains is not tracked any more, so what was ours is remembered while AWS shows it.
         let tracked =

@@ -9,6 +9,7 @@ use crate::index::Key;
 use crate::reason::{EventReason, Kind, Reason};
 use crate::status::Report;
 use std::collections::BTreeMap;
+use tgb_api::names;
 use tgb_api::target_group::{TargetGroup, TargetType};
 use tgb_api::v1::{TargetCounts, TargetGroupBinding};
 use tgb_aws::values::{Target, TargetState};
@@ -55,6 +56,12 @@ impl Worker {
             };
             more.push_str(&format!("; {held} not wanted any more, but left alone since {why}"));
         }
+        let foreign = foreign_words(found);
+        if let Some(foreign) = &foreign {
+            more.push_str("; ");
+            more.push_str(foreign);
+            report.notes.push((EventReason::ForeignTargets, Reason::ForeignTargets, foreign.clone()));
+        }
         let ids = |targets: &[Target]| {
             let keys: Vec<TargetKey> = targets.iter().map(TargetKey::of).collect();
             listed("target", &keys)
@@ -70,7 +77,11 @@ impl Worker {
                     format!("{why}: would register {register}; would deregister {deregister}{more}")
                 }
             };
-            report.bad(kind, Reason::Paused, message);
+            report.notes.push((EventReason::Paused, Reason::Paused, message.clone()));
+            match foreign.is_some() && !found.contact.is_shared() {
+                true => report.bad(kind, Reason::ForeignTargets, message),
+                false => report.bad(kind, Reason::Paused, message),
+            }
         }
         if observed.is_fought_over(Instant::now()) {
             let message = "registered targets vanished three times in ten minutes: another controller owns this target \
@@ -101,7 +112,7 @@ impl Worker {
                 format!("{} more than --max-targets-per-target-group{more}", counted(plan.no_room, "target"));
             report.bad(kind, Reason::TargetLimitReached, message);
         }
-        Self::report_foreign(found, report);
+        report_foreign(found, report);
         if plan.last > 0 {
             let last = counted(plan.last, "target");
             report.bad(
@@ -123,22 +134,9 @@ impl Worker {
 
     /// What is said before the first target is registered: what was there.
     pub(super) fn report_contact(&self, found: &Found, report: &mut Report) {
-        Self::report_foreign(found, report);
+        report_foreign(found, report);
         report.targets = Some(self.counts(&found.targets));
-    }
-
-    /// Names the targets that are somebody else's, if there are any.
-    fn report_foreign(found: &Found, report: &mut Report) {
-        if found.foreign.is_empty() {
-            return;
-        }
-        let all: Vec<String> = found.foreign.iter().map(ToString::to_string).collect();
-        let message = format!(
-            "not this cluster's, registered before this binding, and left alone until the next resync: {}; if that \
-             belongs there, set sharing: Shared",
-            listed("target", &all)
-        );
-        report.bad(Kind::TargetsRegistered, Reason::ForeignTargets, message);
+        report.first_contact = Some(found.contact.record.clone());
     }
 
     fn counts(&self, targets: &BTreeMap<TargetKey, Target>) -> TargetCounts {
@@ -184,4 +182,34 @@ impl Worker {
         let reason = standing.reason;
         *standing = Standing { reason, targets: states, planned, pods_without_gate: *without_gate, waits };
     }
+}
+
+/// Says that there are targets that are somebody else's, and stay. In a Shared group there may be.
+fn report_foreign(found: &Found, report: &mut Report) {
+    let Some(message) = foreign_words(found).filter(|_| !found.contact.is_shared()) else { return };
+    match found.contact.until {
+        Some(_) => report.bad(Kind::TargetsRegistered, Reason::ForeignTargets, message),
+        None => report.stalled(Kind::TargetsRegistered, Reason::ForeignTargets, message),
+    }
+}
+
+/// Names the targets that are somebody else's, if there are any, and says what to do.
+fn foreign_words(found: &Found) -> Option<String> {
+    let all: Vec<&TargetKey> = found.contact.foreign.iter().collect();
+    if all.is_empty() {
+        return None;
+    }
+    let (what, annotation) = (listed("target", &all), names::ADOPT_TARGETS);
+    if found.contact.is_shared() {
+        return Some(format!(
+            "left alone, since it is not this cluster's, though this binding's ConfigMap listed it: {what}; to have it \
+             deregistered, annotate the binding with {annotation}: \"true\""
+        ));
+    }
+    let until = found.contact.until.map(|until| until.strftime(" until %Y-%m-%dT%H:%M:%SZ").to_string());
+    Some(format!(
+        "left alone{}, since it is not this cluster's and was registered before this binding: {what}; if it belongs \
+         there, set sharing: Shared; to have it deregistered, annotate the binding with {annotation}: \"true\"",
+        until.unwrap_or_default()
+    ))
 }

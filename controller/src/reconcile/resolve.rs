@@ -13,7 +13,7 @@ use std::sync::Arc;
 use tgb_api::target_group::{TargetGroup, TargetType};
 use tgb_api::v1::TargetGroupBinding;
 use tgb_aws::values::Target;
-use tgb_aws::{AwsError, Class, TargetGroupQuery};
+use tgb_aws::{Aws, AwsError, Class, TargetGroupQuery};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
@@ -75,21 +75,16 @@ impl Worker {
         let is_fresh = self.memory.group_read.is_some_and(|at| at.elapsed() < ctx.settings.resync);
         if self.memory.group.is_none() || !is_fresh {
             let aws = self.aws(binding);
-            let known = binding.status.as_ref().and_then(|status| status.target_group_arn.as_deref());
-            let answer = match (reference.arn(), reference.name()) {
-                // Together with others: one that is not there fails them all, so that it is known to have been.
-                (Some(arn), _) if known == Some(arn) && !self.memory.group_is_gone => {
-                    aws.known_target_group(reference.role(), arn).await.map(|group| vec![group])
-                }
-                (Some(arn), _) => aws.target_groups(reference.role(), TargetGroupQuery::Arn(arn)).await,
-                (None, name) => {
-                    let query = TargetGroupQuery::Name(name.unwrap_or_default());
-                    aws.target_groups(reference.role(), query).await
-                }
-            };
+            let answer = self.describe(&aws, binding).await;
             match answer {
                 Ok(groups) => {
-                    self.memory.group = groups.into_iter().next();
+                    let group = groups.into_iter().next();
+                    let arn = group.as_ref().map(|group| group.arn.as_str().to_owned());
+                    if arn.is_some() && self.memory.arn.is_some() && arn != self.memory.arn {
+                        self.forget_group();
+                    }
+                    self.memory.arn = arn.or_else(|| self.memory.arn.take());
+                    self.memory.group = group;
                     self.memory.group_read = Some(Instant::now());
                     self.memory.group_is_gone = self.memory.group.is_none();
                     (self.memory.tags, self.memory.zones) = (None, Zones::default());
@@ -105,8 +100,15 @@ impl Worker {
             }
         }
         let Some(group) = self.memory.group.clone() else {
-            let named = reference.arn().or(reference.name()).unwrap_or_default();
-            let message = format!("TGB110 there is no target group {named} in this account and region");
+            let message = match (reference.arn(), reference.name()) {
+                (Some(arn), Some(name)) => format!(
+                    "TGB110 there is no target group {arn} in this account and region, nor another of the name {name}"
+                ),
+                (arn, name) => {
+                    let named = arn.or(name).unwrap_or_default();
+                    format!("TGB110 there is no target group {named} in this account and region")
+                }
+            };
             let refusal = Refusal { rule: "TGB110", reason: Reason::TargetGroupNotFound, message };
             return Err(Unresolved::Refused(refusal));
         };
@@ -116,6 +118,42 @@ impl Worker {
         }
         refused(Some(&group), self.memory.tags.as_ref())?;
         Ok(group)
+    }
+
+    /// Asks AWS for the target group that a binding names. Where its ARN is gone and the binding has a name too, which the
+    /// webhook has filled the ARN in from, a target group that was made anew under this name takes its place.
+    async fn describe(&self, aws: &Aws, binding: &TargetGroupBinding) -> Result<Vec<TargetGroup>, AwsError> {
+        let reference = &binding.spec.target_group;
+        let role = reference.role();
+        let status = self.memory.writes.status(binding);
+        let resolved = status.and_then(|status| status.target_group_arn.as_deref());
+        let replacement = resolved.filter(|resolved| reference.is_replaced_by(resolved));
+        let by_name = TargetGroupQuery::Name(reference.name().unwrap_or_default());
+        let Some(arn) = replacement.or(reference.arn()) else {
+            return aws.target_groups(role, by_name).await;
+        };
+        let found = if resolved == Some(arn) && !self.memory.group_is_gone {
+            // Together with others: one that is not there fails them all, so that it is known to have been.
+            aws.known_target_group(role, arn).await.map(|group| vec![group])
+        } else {
+            aws.target_groups(role, TargetGroupQuery::Arn(arn)).await
+        };
+        let is_gone = match &found {
+            Ok(groups) => groups.is_empty(),
+            Err(error) => error.is_target_group_not_found(),
+        };
+        if !is_gone || reference.name().is_none() || reference.arn().is_none() {
+            return found;
+        }
+        let mut groups = aws.target_groups(role, by_name).await?;
+        groups.retain(|group| reference.is_replaced_by(group.arn.as_str()));
+        Ok(groups)
+    }
+
+    /// Forgets what is known of the targets of a group that another one replaces.
+    fn forget_group(&mut self) {
+        let Memory { resolved_from, writes, failures, told, named, .. } = std::mem::take(&mut self.memory);
+        self.memory = Memory { resolved_from, writes, failures, told, named, ..Memory::default() };
     }
 
     /// The wanted targets with their zones, and the subnets that these follow from.
