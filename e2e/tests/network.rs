@@ -714,6 +714,10 @@ fn rules_of_a_shared_binding_stay_where_its_old_targets_drain() {
     space.until_condition("tgb/web", "Ready", "True").unwrap();
     space.kubectl("scale deployment web --replicas=0").ok().unwrap();
     space.until_targets(&arn, &BTreeSet::new()).unwrap();
+    // The address of the pod that is gone stays free, so that its target goes on draining.
+    let elsewhere =
+        json!({"spec": {"template": {"metadata": {"annotations": {"tgb.e2e/stands-at": "10.244.0.250"}}}}});
+    space.kubectl_with(&["patch", "deployment", "web", "-p", &elsewhere.to_string()], "").ok().unwrap();
     deploy_at(&space, "web", &eni);
     until_ours(&space, &own, &[&rule]);
     // Both groups are compared again, and the old rule is still there.
