@@ -28,7 +28,7 @@ pub struct Options {
 }
 
 words! {
-    /// What deletion does in AWS.
+    /// The effect of deletion in AWS.
     OnDelete {
         /// Deregisters the binding's targets and revokes its rules.
         Deregister = "deregister",
@@ -38,7 +38,7 @@ words! {
 }
 
 words! {
-    /// What becomes of rule TGB206.
+    /// The weight of rule TGB206.
     NodePortMismatch {
         /// A warning.
         Warn = "warn",
@@ -48,7 +48,7 @@ words! {
 }
 
 words! {
-    /// What happens to the last targets when no endpoint is ready although pods run.
+    /// The fate of the last targets when no endpoint is ready although pods run.
     WhenNoneReady {
         /// They stay.
         Keep = "keep",

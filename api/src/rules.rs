@@ -148,9 +148,9 @@ pub struct Context<'a> {
     pub named: Lookup<&'a TargetGroup>,
     /// The target group's tags (TGB403, TGB404).
     pub tags: Option<&'a BTreeMap<String, String>>,
-    /// How many targets are registered and not draining (TGB119).
+    /// Number of targets that are registered and not draining (TGB119).
     pub registered: Option<usize>,
-    /// How many of these the binding does not register itself (TGB118).
+    /// Number of these that the binding does not register itself (TGB118).
     pub foreign: Option<usize>,
     /// Bindings of the same target group (TGB115); `None` when they are not known.
     pub others: Option<&'a [Other]>,
@@ -252,7 +252,7 @@ impl Settings {
         self.required_tags.push(tag);
     }
 
-    /// Whether the targets of a Shared binding may be kept in this namespace (TGB121).
+    /// True if the targets of a Shared binding may be kept in this namespace (TGB121).
     pub fn may_share(&self, namespace: &str) -> bool {
         let listed = |all: &Vec<String>| all.iter().any(|one| one == "*" || one == namespace);
         self.shared_namespaces.as_ref().is_none_or(listed)

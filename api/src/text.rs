@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 /// The most characters of a user's text that a message repeats.
 const MOST: usize = 64;
-/// Of these, the ones before the gap. The end of an ARN says more than its start.
+/// Those of them before the gap. The end of an ARN says more than its start.
 const BEFORE: usize = 20;
 
 /// A user's text for a message: at most 64 characters, with a gap in the middle of a longer one.
@@ -37,7 +37,7 @@ pub fn listed<T: AsRef<str>>(all: impl IntoIterator<Item = T>, most: usize) -> S
     }
 }
 
-/// Whether it is a DNS label (RFC 1123), as names of namespaces and Services are. Services could not start with a digit
+/// True for a DNS label (RFC 1123), as names of namespaces and Services are. Services could not start with a digit
 /// before Kubernetes 1.36; the API server of the cluster knows.
 pub fn is_dns_label(text: &str) -> bool {
     (1..=63).contains(&text.len())
@@ -46,7 +46,7 @@ pub fn is_dns_label(text: &str) -> bool {
         && !text.ends_with('-')
 }
 
-/// Whether it is the name of a target group: 1 to 32 letters, digits and hyphens, none of these at an end.
+/// True for the name of a target group: 1 to 32 letters, digits and hyphens, none of these at an end.
 pub fn is_target_group_name(text: &str) -> bool {
     (1..=32).contains(&text.len())
         && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')

@@ -414,7 +414,7 @@ pub struct FirstContact {
     /// The target group that it is about.
     #[serde(default, rename = "targetGroupARN")]
     pub target_group_arn: Arc<str>,
-    /// How the binding shared the target group then.
+    /// The sharing of the target group at that time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sharing: Option<Sharing>,
     /// The time of the first pass that could write.

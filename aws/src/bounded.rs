@@ -66,7 +66,7 @@ impl<K: Eq + Hash, V: Clone> Bounded<K, V> {
         self.lock().remove(key);
     }
 
-    /// How many bytes there are.
+    /// The bytes that there are.
     pub fn bytes(&self) -> usize {
         self.lock().bytes
     }

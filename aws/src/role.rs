@@ -40,7 +40,7 @@ struct AssumedRole {
     external_id: Option<String>,
     session: String,
     metrics: Metrics,
-    /// Of our own account, whose calls these are.
+    /// Our own account's, whose calls these are.
     budget: Arc<Budget>,
 }
 

@@ -166,7 +166,7 @@ impl Place<'_> {
     /// pass are limited.
     ///
     /// # Errors
-    /// What AWS answered; the other targets are gone where it was about targets, and the batches before otherwise.
+    /// AWS's answer; the other targets are gone where it was about targets, and the batches before otherwise.
     pub(crate) async fn deregister(
         &self,
         targets: &[Target],

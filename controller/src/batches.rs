@@ -30,7 +30,7 @@ impl Batches {
         Self { waiting, ..Self::default() }
     }
 
-    /// As [`Self::new`], the first target alone: it tells with one call whether there is any room.
+    /// Batches like those of [`Self::new`], with the first target alone: it tells with one call whether there is any room.
     pub(crate) fn probing(targets: &[Target]) -> Self {
         let (first, others) = targets.split_at(1.min(targets.len()));
         let mut batches = Self::new(others);

@@ -318,7 +318,7 @@ impl Ctx {
         self.watches().blind(namespace, Instant::now())
     }
 
-    /// How often a worker polls. A poll compares, too.
+    /// The period of a worker's polls. A poll compares, too.
     pub(crate) fn poll_period(&self) -> Duration {
         let Settings { health_poll, resync, poll_rate, .. } = &self.settings;
         polling::period(*health_poll, *resync, self.index().bindings().len(), *poll_rate)

@@ -440,7 +440,7 @@ fn ip_targets(
     found
 }
 
-/// What was left out explains more than that nothing is there.
+/// The reasons for what was left out explain more than that nothing is there.
 fn or_left_out(why: (Reason, String), found: &Desired) -> Nothing {
     let (reason, message) = match found.left_out.as_slice() {
         [] => why,

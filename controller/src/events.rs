@@ -111,7 +111,7 @@ pub(crate) fn listed<T: std::fmt::Display>(what: &str, all: &[T]) -> String {
     format!("{}: {}", counted(all.len(), what), first_few(all))
 }
 
-/// How many of a list are shown.
+/// Entries of a list that are shown.
 pub(crate) const LISTED: usize = 5;
 
 /// The first five of a list.

@@ -229,7 +229,7 @@ struct Flags {
     /// elb-describe=30/8, elb-targets=20/4, ec2-describe=50/10, ec2-change=40/5, sts=50/10.
     #[arg(long, env = "TGB_AWS_LIMIT", value_delimiter = ',')]
     aws_limit: Vec<String>,
-    /// How often everything is compared again, as far as --poll-rate allows.
+    /// The period after which everything is compared again, as far as --poll-rate allows.
     #[arg(long, env = "TGB_RESYNC", default_value = "10m", value_parser = duration)]
     resync: Duration,
     /// After how long a pod's readiness gate opens whose binding does not exist.

@@ -52,7 +52,7 @@ pub(crate) struct Plan {
     pub(crate) no_room: usize,
     /// Some of `deregister` are wanted with another QUIC server id, and are to be registered once they are gone.
     pub(crate) reregisters: bool,
-    /// How many unwanted targets stay because the cluster is not known well enough.
+    /// Number of unwanted targets that stay because the cluster is not known well enough.
     pub(crate) held: usize,
     /// When to look again even if nothing changes.
     pub(crate) again_in: Option<Duration>,

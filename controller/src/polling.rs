@@ -13,7 +13,7 @@ pub(crate) enum Hurry {
     Idle,
 }
 
-/// How often the targets of each of so many bindings are read and compared: at every `--health-poll` and at least at every
+/// The period at which the targets of each of so many bindings are read and compared: at every `--health-poll` and at least at every
 /// `--resync`, or less often if together they would exceed `rate` calls per second.
 pub(crate) fn period(health_poll: Duration, resync: Duration, bindings: usize, rate: f64) -> Duration {
     let bindings = f64::from(u32::try_from(bindings).unwrap_or(u32::MAX));

@@ -47,7 +47,7 @@ const TELL_AGAIN: Duration = Duration::from_secs(60);
 const ANNOUNCE: Duration = Duration::from_secs(1);
 /// Endpoints whose pods are not known are told of after so long: the watches of both are not in step.
 const UNKNOWN_FOR: Duration = Duration::from_secs(10);
-/// What is known of the cluster is too old to take away what seems to run, if a watch has been broken for so long.
+/// The age of a broken watch from which on the cluster is not known well enough to take away what seems to run.
 const BLIND_FOR: Duration = Duration::from_secs(30);
 /// Nothing is to be done until something changes.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -134,14 +134,14 @@ struct Memory {
     tracking: Option<Box<Tracking>>,
     /// Registered targets of a Shared binding that are or were its own, draining ones included.
     served: BTreeSet<TargetKey>,
-    /// What it listed without being this binding's.
+    /// Entries that it listed without being this binding's.
     strange: BTreeSet<TargetKey>,
     /// There is no ConfigMap of a binding that is not Shared.
     untracked: bool,
     /// Since when there are endpoints whose pods are not known.
     unknown_since: Option<Instant>,
     failures: u32,
-    /// How often in a row the security groups of its targets could not be found.
+    /// Number of times in a row that the security groups of its targets could not be found.
     networking_failures: u32,
     writes: Writes,
     /// Events that stand for what is wrong now, when they were sent, and their words.
@@ -915,10 +915,10 @@ impl Worker {
     }
 }
 
-/// How the backend stands.
+/// The state of the backend.
 #[derive(Debug, Clone, Copy, Default)]
 struct Backend {
-    /// How long targets that run stay while it is missing, if it is.
+    /// The time for which targets that run stay while it is missing, if it is.
     grace: Option<Duration>,
     /// When that is over by itself.
     again_in: Option<Duration>,

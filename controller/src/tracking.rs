@@ -1,4 +1,4 @@
-//! What a Shared binding once registered, kept in a ConfigMap so that a restart does not forget it. The list is in LBC's
+//! Targets that a Shared binding once registered, kept in a ConfigMap so that a restart does not forget them. The list is in LBC's
 //! format; annotations beside it name the binding and the cluster.
 
 use crate::desired::TargetKey;
@@ -18,9 +18,9 @@ pub(crate) struct Tracking {
     mark: Mark,
     /// `None`: there is no ConfigMap.
     map: Option<ConfigMap>,
-    /// What the binding registered, as far as it is known.
+    /// Targets that the binding registered, as far as they are known.
     pub(crate) targets: BTreeSet<TargetKey>,
-    /// What the ConfigMap lists.
+    /// The list of the ConfigMap.
     written: BTreeSet<TargetKey>,
     /// The QUIC server ids that are part of the entries of some.
     quic: BTreeMap<TargetKey, String>,
@@ -30,7 +30,7 @@ impl Tracking {
     /// Reads it. `mark` names the binding that it is read for.
     ///
     /// # Errors
-    /// What the API server answered.
+    /// The API server's answer.
     pub(crate) async fn read(client: Client, binding: &Key, mark: Mark) -> Result<Self, kube::Error> {
         let api: Api<ConfigMap> = Api::namespaced(client, &binding.namespace);
         let name = names::tracking_config_map(&binding.name);

@@ -51,7 +51,7 @@ impl Refusals {
     }
 }
 
-/// What people wait for after targets were changed.
+/// The change that people wait for after targets were changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Awaited {
     /// That the number of healthy targets changes.

@@ -10,7 +10,7 @@ use tgb_e2e::{Aws, Cluster, Options, Output, Product, Settings, eventually, run_
 const SOON: Duration = Duration::from_secs(120);
 const AT_ONCE: usize = 10;
 
-/// How many bindings there are: `TGB_PROVE_OBJECTS`, as `make prove` sets it; a multiple of [`AT_ONCE`].
+/// Number of bindings: `TGB_PROVE_OBJECTS`, as `make prove` sets it; a multiple of [`AT_ONCE`].
 fn count() -> usize {
     std::env::var("TGB_PROVE_OBJECTS").ok().and_then(|text| text.parse().ok()).unwrap_or(200)
 }

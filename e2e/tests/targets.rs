@@ -1016,7 +1016,7 @@ fn a_shared_binding_without_leave_to_keep_its_config_map_says_what_is_missing_an
     assert_eq!(space.targets(&arn).unwrap(), BTreeSet::from([FOREIGN.to_owned()]));
 }
 
-/// What an editor of a namespace can do to bindings, in every version, against every flag about tenants.
+/// Everything that an editor of a namespace can do to bindings, in every version, against every flag about tenants.
 #[test]
 fn an_editor_of_a_namespace_reaches_no_target_group_of_another_team() {
     let flags = [

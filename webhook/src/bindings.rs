@@ -73,7 +73,7 @@ struct Facts {
     unread: Option<String>,
     others: Option<Vec<Other>>,
     injects: Option<bool>,
-    /// How many registered targets are not the binding's own.
+    /// Number of registered targets that are not the binding's own.
     foreign: Option<usize>,
 }
 
@@ -358,7 +358,7 @@ impl Bindings {
         Err(error)
     }
 
-    /// How many of the registered targets a new binding does not register itself: those that are no endpoints of its Service,
+    /// Number of the registered targets that a new binding does not register itself: those that are no endpoints of its Service,
     /// or of nodes at another port than its nodePort. Whose nodes they are is not asked.
     async fn foreign(&self, review: &Review<'_>, new: &TargetGroupBinding, facts: &Facts) -> Option<usize> {
         let targets = facts.aws.targets.as_ref().filter(|_| review.creates())?;

@@ -92,7 +92,7 @@ pub(crate) fn check(options: &Options) -> Result<(), String> {
 /// Keeps `serving` in step until the process ends.
 ///
 /// # Errors
-/// As [`check`].
+/// The same as [`check`].
 pub(crate) async fn keep(
     options: Arc<Options>,
     client: Client,

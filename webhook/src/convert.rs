@@ -81,7 +81,7 @@ impl Answered {
 
 /// An answer that is made as it is taken.
 pub(crate) struct Pieces {
-    /// What comes before the objects, until it is written.
+    /// The text before the objects, until it is written.
     head: Vec<u8>,
     /// The rest of them, in the version that they have.
     objects: std::vec::IntoIter<Bytes>,

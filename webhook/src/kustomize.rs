@@ -54,7 +54,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Whether a patch is for bindings.
+/// True if a patch is for bindings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Ours {
     No,
@@ -68,7 +68,7 @@ pub(crate) enum Ours {
 pub(crate) struct PatchFile {
     /// The path as written, from the document's directory.
     pub(crate) path: String,
-    /// Whether its patches are for bindings; what they say of themselves counts as well.
+    /// True if its patches are for bindings; what they say of themselves counts as well.
     pub(crate) ours: Ours,
 }
 
@@ -116,7 +116,7 @@ pub(crate) fn patches(document: &Value) -> Vec<String> {
     all
 }
 
-/// Whether the text of a patch is for bindings, where its target is `ours`.
+/// True if the text of a patch is for bindings, where its target is `ours`.
 fn in_text(text: &str, ours: Ours, place: &Place) -> Ours {
     let read = parse(text, place).unwrap_or_default();
     read.iter().map(|patch| in_patch(patch, ours)).max().unwrap_or(ours)
@@ -144,14 +144,14 @@ fn lists(object: &Value) -> impl Iterator<Item = (&'static str, &Vec<Value>)> {
     LISTS.into_iter().filter_map(|list| Some((list, object.get(list)?.as_array()?)))
 }
 
-/// Whether a replacement reads or writes bindings.
+/// True if a replacement reads or writes bindings.
 fn replaced(replacement: &Value) -> Ours {
     let targets = replacement.get("targets").and_then(Value::as_array).into_iter().flatten();
     let selected = targets.map(|each| target(each.get("select")));
     selected.chain(replacement.get("source").map(|source| target(Some(source)))).max().unwrap_or(Ours::No)
 }
 
-/// Whether a selector of Kustomize's selects bindings.
+/// True if a selector of Kustomize's selects bindings.
 fn target(selector: Option<&Value>) -> Ours {
     let part = |key: &str, ours: &str| match selector.and_then(|it| it.get(key)).and_then(Value::as_str) {
         None | Some("") => Ours::Perhaps,
@@ -166,7 +166,7 @@ fn target(selector: Option<&Value>) -> Ours {
     }
 }
 
-/// Whether a patch names a field that another version has elsewhere.
+/// True if a patch names a field that another version has elsewhere.
 fn touches(patch: &Value) -> bool {
     match patch {
         Value::Array(operations) => operations.iter().any(|operation| {
@@ -409,7 +409,7 @@ pub(crate) fn in_file(path: &str) -> Place {
     Place(path.to_owned())
 }
 
-/// Whether a value is a list of JSON 6902 operations of which some are on fields that move.
+/// True if a value is a list of JSON 6902 operations of which some are on fields that move.
 pub(crate) fn is_operations(value: &Value) -> bool {
     let is_operation = |each: &Value| each.get("op").is_some() && each.get("path").is_some();
     value.as_array().is_some_and(|all| all.iter().all(is_operation)) && touches(value)

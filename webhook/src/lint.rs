@@ -87,7 +87,7 @@ const SCHEMA: &str = "schema";
 /// The message about a missing field.
 const REQUIRED: &str = "is required";
 
-/// What `refuses` of a text's bindings the schema and the rules about shape say: all but what may be missing, since a
+/// The refusals of a text's bindings by the schema and the rules about shape: all but what may be missing, since a
 /// manifest may be the base that something else completes.
 pub(crate) fn refusals(text: &str) -> Vec<String> {
     let mut input = Input::default();

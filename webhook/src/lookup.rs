@@ -203,7 +203,7 @@ struct Cache<S> {
 const DOUBTFUL: Duration = Duration::from_secs(60);
 
 impl<S> Cache<S> {
-    /// Whether something may have changed unseen.
+    /// True if something may have changed unseen.
     fn is_doubtful(&self) -> bool {
         self.interrupted.is_some_and(|at| at.elapsed() < DOUBTFUL)
     }
@@ -352,7 +352,7 @@ impl Cluster {
         Some(addresses.filter_map(|address| address.parse().ok()).collect())
     }
 
-    /// Whether a binding has this target group now; `None` where it can't be read.
+    /// True if a binding has this target group now; `None` where it can't be read.
     pub(crate) async fn has_target_group(&self, namespace: &str, name: &str, arn: &str) -> Option<bool> {
         let api: Api<DeserializeGuard<TargetGroupBinding>> = Api::namespaced(self.client.clone(), namespace);
         let found = Box::pin(api.get_opt(name)).await.ok()?;
@@ -519,7 +519,7 @@ impl<T: Clone> Memory<T> {
         self.answers.insert(question, Answered { value, at: Instant::now(), size });
     }
 
-    /// What is remembered, if it is young enough.
+    /// The remembered answer, if it is young enough.
     fn known(&self, question: &Question, most: Duration) -> Option<T> {
         self.answers.get(question).filter(|answer| answer.at.elapsed() < most).map(|answer| answer.value)
     }
@@ -554,7 +554,7 @@ pub(crate) struct TargetGroups {
     lines: Bounded<String, Arc<Semaphore>>,
 }
 
-/// Who asks: the binding's namespace, and its role.
+/// The asker: the binding's namespace, and its role.
 #[derive(Clone, Copy)]
 pub(crate) struct Asker<'a> {
     /// The namespace, whose calls wait for each other.

@@ -13,7 +13,7 @@ use tgb_api::names;
 use tgb_api::target_group::TargetType;
 use tgb_api::text::{is_dns_label, listed};
 
-/// How many Services are read at a time, and for how long: those that are not there cost a call each.
+/// Services that are read at a time, and the time for all of them: those that are not there cost a call each.
 const AT_A_TIME: usize = 8;
 const FOR_SERVICES: Duration = Duration::from_secs(1);
 /// The most containers or bindings that a warning names.

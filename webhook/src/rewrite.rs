@@ -130,7 +130,7 @@ pub(crate) fn main(options: &Options) -> ExitCode {
 struct Used {
     /// Canonical, if it is there.
     path: PathBuf,
-    /// As the document names it.
+    /// The name in the document.
     file: PatchFile,
     /// The document's file.
     by: String,
@@ -377,7 +377,7 @@ struct Rewritten {
     remarks: Vec<String>,
 }
 
-/// Whether a document may hold a binding, or a patch of one. What does not is not even parsed: it may be a template.
+/// True if a document may hold a binding, or a patch of one. What does not is not even parsed: it may be a template.
 fn mentions(text: &str) -> bool {
     let other = [names::GROUP, names::KIND, "patches", "replacements"];
     other.into_iter().chain(MOVED.iter().map(|(old, _)| *old)).any(|word| text.contains(word))

@@ -55,7 +55,7 @@ pub(super) struct Look<'a> {
     /// False if `networking` holds lists that are too long to go through.
     is_bounded: bool,
     pub(super) found: Vec<Finding>,
-    /// How many findings of a severity are not among `found`, since that has enough.
+    /// Number of findings of a severity that are not among `found`, since that has enough.
     pub(super) dropped: BTreeMap<Severity, usize>,
 }
 
@@ -891,7 +891,7 @@ impl<'a> Look<'a> {
         self.is_bounded && self.opened(transport).any(|opened| opened.port.as_ref() == Some(wanted))
     }
 
-    /// Whether `networking` opens a port; `None` where it can't be known: it is absent or too long, or one side has a
+    /// True if `networking` opens a port; `None` where it can't be known: it is absent or too long, or one side has a
     /// name and the other a number.
     fn opens(&self, transport: Transport, wanted: &IntOrString) -> Option<bool> {
         let networking = self.new.spec.networking.as_ref().filter(|_| self.is_bounded)?;

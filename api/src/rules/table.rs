@@ -58,7 +58,7 @@ pub struct Rule {
     pub kind: Kind,
     /// The fact that its findings rest on.
     pub rests_on: RestsOn,
-    /// Whether the controller holds stored bindings against it as well, since a webhook can be bypassed. No setting softens such a rule.
+    /// True if the controller holds stored bindings against it as well, since a webhook can be bypassed. No setting softens such a rule.
     pub enforced: bool,
     /// One line.
     pub summary: &'static str,

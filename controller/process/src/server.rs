@@ -64,12 +64,12 @@ const STREAMS: u32 = 100;
 const WINDOW: u32 = 64 << 10;
 /// Handshakes that are computed in turn: with hundreds at once, requests would wait for all of them.
 const HANDSHAKES: usize = 4;
-/// How long something may lack before its connection is late, and goes first where room is needed.
+/// The time for which something may lack before its connection is late, and goes first where room is needed.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long a body may take, and a millisecond more for each so many bytes that came.
+/// The time that a body may take, and a millisecond more for each so many bytes that came.
 const BODY: Duration = Duration::from_secs(3);
 const BYTES_PER_MS: usize = 4 << 10;
-/// How long a client may leave an answer untaken.
+/// The time for which a client may leave an answer untaken.
 const ANSWER: Duration = Duration::from_secs(30);
 /// Bodies that are larger than [`SMALL_BODY`] at the same time, of one address.
 const LARGE_OF_PEER: usize = 2;

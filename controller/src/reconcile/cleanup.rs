@@ -285,7 +285,7 @@ impl Worker {
         Right::exclusive(records.owner, contact, foreign, records.tracked.as_ref())
     }
 
-    /// What of a right is left where the target group's tags close it to this namespace by now, or the ConfigMap can't be
+    /// The part of a right that is left where the target group's tags close it to this namespace by now, or the ConfigMap can't be
     /// read: targets that this process registered, and the addresses of the namespace's own pods. No record is trusted for
     /// the rest, so that the targets of others are safe whatever it says; and nobody has to wait for a right.
     fn narrow_right(&self, arn: &str, right: &Right) -> Right {
