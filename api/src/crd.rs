@@ -295,9 +295,10 @@ fn rules_of_spec(kind: &str, family: &str) -> Vec<Value> {
             "!has(self.networking) || !has(self.networking.ingress) || self.networking.ingress.all(i, {holds})"
         );
         let old = "oldSelf.value()";
-        let same = |part: &str| format!("has({old}{part}) && self{part} == {old}{part}");
-        let had_group = group.map_or(String::new(), |group| format!("has({old}{group}) && "));
-        let kept = format!("oldSelf.hasValue() && {} && {had_group}{}", same(".networking"), same(part));
+        // A part that an old release left out, and that is filled in now, is no change.
+        let same = format!("{}!has({old}{part}) || self{part} == {old}{part}", unknown(old));
+        let networking = format!("has({old}.networking) && self.networking == {old}.networking");
+        let kept = format!("oldSelf.hasValue() && {networking} && ({same})");
         let expression = format!("({}!has(self{part}) || {ingress}) || ({kept})", unknown("self"));
         json!({"rule": expression, "message": message, "optionalOldSelf": true})
     };

@@ -897,9 +897,9 @@ fn an_object_that_nobody_completed_stays_editable_when_an_edit_completes_it() {
     let both = json!([{"name": "http", "port": 80}, {"name": "admin", "port": 90}]);
     services(&space, &[("web", json!({"selector": {"app": "web"}, "ports": both}))]);
     let (arn, vpc) = (space.served_target_group("HTTP", 80, "ip").unwrap(), space.aws().lab().vpc.clone());
-    // As an old release of LBC stored it: without address type, VPC and protocol, and with a port that is none.
+    // As an old release of LBC stored it: without address type, VPC and protocol, and with a network of the other family.
     let ingress =
-        json!([{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}], "ports": [{"protocol": "TCP", "port": 0}]}]);
+        json!([{"from": [{"ipBlock": {"cidr": "fd00::/8"}}], "ports": [{"protocol": "TCP", "port": 80}]}]);
     let old = json!({"apiVersion": "elbv2.k8s.aws/v1beta1", "kind": "TargetGroupBinding", "metadata": {"name": "web"},
         "spec": {"targetGroupARN": arn, "targetType": "ip", "serviceRef": {"name": "web", "port": 80},
             "networking": {"ingress": ingress}}});

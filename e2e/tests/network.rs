@@ -712,12 +712,14 @@ fn rules_of_a_shared_binding_stay_where_its_old_targets_drain() {
     until_ours(&space, &nodes, &[&rule]);
     space.until_pods_are_targets(&arn, "web", 1).unwrap();
     space.until_condition("tgb/web", "Ready", "True").unwrap();
+    let node = space.kubectl("get pods -l app=web -o jsonpath={.items[0].spec.nodeName}").ok().unwrap();
     space.kubectl("scale deployment web --replicas=0").ok().unwrap();
     space.until_targets(&arn, &BTreeSet::new()).unwrap();
-    // The address of the pod that is gone stays free, so that its target goes on draining.
-    let elsewhere =
-        json!({"spec": {"template": {"metadata": {"annotations": {"tgb.e2e/stands-at": "10.244.0.250"}}}}});
-    space.kubectl_with(&["patch", "deployment", "web", "-p", &elsewhere.to_string()], "").ok().unwrap();
+    // On the other node, since the address of the pod that is gone may be given again on its own, and its target has to go on
+    // draining.
+    let elsewhere = if node == "node-1" { "node-2" } else { "node-1" };
+    let patch = json!({"spec": {"template": {"spec": {"nodeName": elsewhere}}}}).to_string();
+    space.kubectl_with(&["patch", "deployment", "web", "-p", &patch], "").ok().unwrap();
     deploy_at(&space, "web", &eni);
     until_ours(&space, &own, &[&rule]);
     // Both groups are compared again, and the old rule is still there.
