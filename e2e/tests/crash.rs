@@ -410,10 +410,16 @@ fn a_binding_that_is_made_anew_while_its_predecessor_ends_begins_anew() {
     };
     bind();
     stage.until(&end(), "the first");
+    // The status has nothing more to say then.
+    eventually(SOON, || match space.kubectl("get tgb web -o jsonpath={.status.targets.summary}").ok()? {
+        text if text == "1/1" => Ok(()),
+        other => Err(other),
+    })
+    .unwrap();
     // The first write takes the ConfigMap away.
     stage.gate.stop_after(1);
     space.kubectl("delete tgb web --timeout=60s").ok().unwrap();
-    let unanswered = stage.gate.reached().unwrap();
+    let unanswered = eventually(SOON, || stage.gate.reached().ok_or("no write yet")).unwrap();
     assert!(unanswered.contains("/targetgroupbindings/web"), "{unanswered}");
     bind();
     stage.until(&end(), "the second");
